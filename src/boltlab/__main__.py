@@ -1,0 +1,132 @@
+"""`boltlab <verb> [overrides]`: finds the verb, and turns every mistake into a message and an exit code."""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": (
+        "fit a model, then test its best checkpoint",
+        "boltlab train model=resnet18 data=cifar10 optimizer.lr=0.1",
+    ),
+    "eval": ("all metrics of a run on a split", "boltlab eval run=latest split=val"),
+    "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
+    "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
+    "runs": ("a table of the runs, newest first", "boltlab runs limit=20"),
+    "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
+}
+_HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--hydra-help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, 1 (failed), 2 (a mistake on the command line or in a config) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        _help()
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb == "--version":
+        from boltlab import __version__
+
+        print(f"boltlab {__version__}")
+        return 0
+    if verb in ("-sc", "--shell-completion"):
+        return _complete(rest)
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f": did you mean {near[0]!r}?" if near else ";"
+        print(f"boltlab: there is no verb {verb!r}{hint} verbs: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    if "--help" in rest or "-h" in rest:
+        _verb_help(verb)
+        return 0
+    if verb == "train" and any(flag in rest for flag in ("-sc", "--shell-completion")):
+        return _complete(rest[1:])
+    return _run(verb, rest)
+
+
+def _run(verb: str, rest: list[str]) -> int:
+    import importlib
+
+    from boltlab.check import ConfigError
+    from boltlab.config import report
+    from boltlab.errors import UserError
+
+    sweep = [a for a in rest if a in ("-m", "--multirun")]
+    flags = [a for a in rest if a.startswith("-") and a not in sweep]
+    try:
+        if flags and flags[0] in _HYDRA_FLAGS:
+            _hydra(verb, rest)
+            return 0
+        if flags:
+            print(f"boltlab {verb}: there is no option {flags[0]!r}; overrides are key=value", file=sys.stderr)
+            return 2
+        if sweep and verb != "train":
+            print(f"boltlab {verb}: {sweep[0]} runs several trainings; only boltlab train takes it", file=sys.stderr)
+            return 2
+        command = importlib.import_module(f"boltlab.commands.{verb}")
+        overrides = [a for a in rest if a not in sweep]
+        return int(command.sweep(overrides) if sweep else command.main(overrides))
+    except ConfigError as e:
+        report(verb, e)
+        return 2
+    except UserError as e:
+        if os.environ.get("BOLTLAB_TRACEBACK"):
+            raise
+        print(f"boltlab {verb}: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"boltlab {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _help() -> None:
+    print("boltlab <verb> [key=value …]\n")
+    for verb, (line, example) in VERBS.items():
+        print(f"  {verb:<9}{line}\n{'':11}{example}")
+    print("\nboltlab <verb> --help lists the keys, the groups and their choices.")
+    print("boltlab train --cfg job prints the composed config; boltlab train -m a=1,2 b=3,4 runs a grid.")
+    print('Completion in bash: eval "$(boltlab -sc install=bash)"; also zsh (as bash) and fish.')
+
+
+def _verb_help(verb: str) -> None:
+    from boltlab.config import help_text
+
+    print(f"boltlab {verb}: {VERBS[verb][0]}\n\n  {VERBS[verb][1]}\n\n{help_text(verb)}")
+
+
+def _hydra(verb: str, arguments: list[str]) -> None:
+    """Hands what prints a config or completes a word to Hydra's own command line."""
+    import hydra
+
+    from boltlab.config import CONFIG_DIR
+
+    sys.argv = ["boltlab", *arguments]
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(_nothing)()
+
+
+def _nothing(config: object) -> None:
+    """The task of Hydra calls that only print."""
+
+
+def _complete(rest: list[str]) -> int:
+    """Shell completion: the verbs here, the overrides by Hydra with the verb taken out of the line."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    if rest and rest[0].startswith("query="):
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            print(" ".join(verb for verb in VERBS if verb.startswith(words[1] if len(words) == 2 else "")))
+            return 0
+        if words[1] not in VERBS:
+            return 0
+        start = line.index(words[1], len(words[0]))
+        os.environ["COMP_LINE"] = line[:start] + line[start + len(words[1]) :].lstrip()
+        point = int(os.environ.get("COMP_POINT", len(line)))
+        os.environ["COMP_POINT"] = str(point - (len(line) - len(os.environ["COMP_LINE"])))
+    _hydra(words[1] if len(words) > 1 and words[1] in VERBS else "train", ["-sc", *rest])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

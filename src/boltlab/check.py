@@ -1,0 +1,355 @@
+"""The check of a config before anything is built: every `_target_` node against the signature that it names.
+
+The `__init__` signature is the schema: unknown, missing and mistyped arguments are found here, all at once. A class may
+add three things of its own, each a static or class method that builds nothing:
+
+    discover(arguments) -> dict                        values for what stands at "auto" and only the data can tell
+    check_arguments(arguments) -> [(argument, message)]  mistakes that several arguments make together
+    logged_metrics(arguments) -> set                   the metric names that can be monitored
+"""
+
+import difflib
+import importlib
+import inspect
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from boltlab.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake: the key path (with the value that was given), what is wrong and how to mend it."""
+
+    where: str
+    message: str
+
+
+class ConfigError(UserError):
+    """All mistakes of a config at once; the command exits with 2."""
+
+    def __init__(self, mistakes: list[Mistake]):
+        self.mistakes = list(dict.fromkeys(mistakes))
+        super().__init__("\n".join(f"  {m.where}\n      {m.message}" for m in self.mistakes))
+
+
+def suggest(problem: str, word: str, names: list[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"{problem}: did you mean {near[0]!r}? {otherwise}" if near else f"{problem}; {otherwise}"
+
+
+class _Built:
+    """Stands for an object that a `_target_` node will become: its class, or None where that cannot be told."""
+
+    def __init__(self, target: Any):
+        self.kind = target if inspect.isclass(target) else None
+
+
+_UNKNOWN = object()  # a value whose mistake is listed already
+
+
+class Checker:
+    """Walks a config, collects its mistakes and every call (path, target, plain arguments) that it will make."""
+
+    def __init__(self, config: DictConfig):
+        self.config = config
+        self.found: list[Mistake] = []
+        self.unknown_roots = {"run_dir"}  # filled in when the run starts; and those whose mistake is listed already
+        self.calls: list[tuple[str, Any, dict[str, Any]]] = []
+
+    def add(self, where: str, message: str) -> None:
+        self.found.append(Mistake(where, message))
+
+    def roots(self, fields: Mapping[str, Any]) -> None:
+        """Checks the root keys against the fields of the verb's dataclass."""
+        for key in map(str, self.config):
+            if key not in fields:
+                allowed = f"keys: {', '.join(fields)}"
+                self.add(
+                    f"{key}={_show(self.config[key])}", suggest(f"there is no key {key!r}", key, list(fields), allowed)
+                )
+        for key, spec in fields.items():
+            if OmegaConf.is_missing(self.config, key):
+                self.add(key, f"is missing: give {key}=…")
+            elif not OmegaConf.is_interpolation(self.config, key):
+                value = self.config.get(key)
+                value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+                if message := type_problem(value, spec.type):
+                    self.unknown_roots.add(key)
+                    self.add(f"{key}={_show(value)}", message)
+
+    def groups(self) -> None:
+        for key in ("data", "model", "optimizer", "trainer"):
+            node = self.config.get(key)
+            if isinstance(node, DictConfig) and not node.get("_target_"):
+                self.add(key, "names no class: its `_target_` is missing")
+        for group in ("callbacks", "logger"):
+            for name, node in (self.config.get(group) or {}).items():
+                if not (isinstance(node, DictConfig) and node.get("_target_")):
+                    self.add(
+                        f"{group}.{name}",
+                        f"names no class: its `_target_` is missing; to leave it out: '~{group}.{name}'",
+                    )
+
+    def discover(self) -> None:
+        data = self.config.data
+        wanted = [key for key in ("num_classes", "class_names", "input_shape") if data.get(key) == "auto"]
+        try:
+            target = locate(data._target_) if wanted else None
+            if hasattr(target, "discover"):
+                values = target.discover(self._plain(data))
+                data.update({key: values[key] for key in wanted if key in values})
+        except ConfigError:
+            pass  # the walk names it with its key path
+        except UserError as e:
+            self.add("data", str(e))
+
+    def _plain(self, node: DictConfig) -> dict[str, Any]:
+        """A node's own arguments as plain values; what does not resolve is left out: the walk names it."""
+        plain: dict[str, Any] = {}
+        for key in map(str, node):
+            try:
+                plain[key] = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+            except OmegaConfBaseException:
+                continue
+        return plain
+
+    def walk(self, node: Any, path: str) -> Any:
+        """Checks a node and all below it; returns its plain value, or `_Built` for what will be an object."""
+        if isinstance(node, ListConfig):
+            return [self._child(node, i, f"{path}.{i}") for i in range(len(node))]
+        values = {str(key): self._child(node, key, f"{path}.{key}" if path else str(key)) for key in node}
+        name = values.pop("_target_", None)
+        if name is None:
+            return values
+        if name is _UNKNOWN:
+            return _Built(None)
+        try:
+            target = locate(name)
+        except ConfigError as e:
+            self.found += [Mistake(f"{path}._target_={name}", m.message) for m in e.mistakes]
+            return _Built(None)
+        partial = values.get("_partial_") is True
+        arguments = {key: value for key, value in values.items() if not key.startswith("_")}
+        before = len(self.found)
+        self._call(name.rsplit(".", 1)[-1], target, arguments, path, partial)
+        if len(self.found) == before:
+            self.calls.append((path, target, arguments))
+        return _Built(None if partial else target)
+
+    def _child(self, parent: Any, key: Any, path: str) -> Any:
+        if OmegaConf.is_missing(parent, key):
+            if "." in path:  # the root keys are named by `roots`
+                self.add(path, f"is missing: give {path}=…")
+            return _UNKNOWN
+        reference = OmegaConf.is_interpolation(parent, key)
+        if reference and str(parent._get_node(key)._value()).strip("${}") in self.unknown_roots:
+            return _UNKNOWN
+        try:
+            child = parent[key]
+        except OmegaConfBaseException as e:
+            self.add(path, str(e).splitlines()[0])
+            return _UNKNOWN
+        if not OmegaConf.is_config(child):
+            return child
+        if not reference:
+            return self.walk(child, path)
+        # `optimizer: ${optimizer}` is checked where it stands, once, and not again where it is used.
+        return Checker(self.config).walk(child, path)
+
+    def _call(self, short: str, target: Any, arguments: dict[str, Any], path: str, partial: bool) -> None:
+        try:
+            signature = inspect.signature(target, eval_str=True)
+        except NameError:  # an annotation that names what is imported for type checkers only
+            signature = inspect.signature(target)
+        except ValueError:  # some builtins have none
+            return
+        every = signature.parameters.values()
+        parameters = {p.name: p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        is_open = any(p.kind is p.VAR_KEYWORD for p in every)
+        for key, value in arguments.items():
+            where = (
+                f"{path}.{key}" if _holds_built(value) or isinstance(value, dict) else f"{path}.{key}={_show(value)}"
+            )
+            if key not in parameters:
+                if not is_open:
+                    allowed = f"it takes: {', '.join(parameters)}"
+                    self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(parameters), allowed))
+            elif message := type_problem(value, parameters[key].annotation):
+                self.add(where, f"{short} {message}")
+        if partial:
+            return
+        for key, parameter in parameters.items():
+            if (
+                parameter.default is parameter.empty
+                and key not in arguments
+                and parameter.kind is not parameter.POSITIONAL_ONLY
+            ):
+                self.add(f"{path}.{key}", f"{short} needs it: give +{path}.{key}=…")
+
+    def together(self) -> None:
+        """Mistakes that only several values together make."""
+        for path, target, arguments in self.calls:
+            for argument, message in getattr(target, "check_arguments", lambda _: [])(arguments):
+                self.add(f"{path}.{argument}={_show(arguments.get(argument))}", message)
+            if callable(getattr(target, "logged_metrics", None)) and self.config.get("monitor"):
+                logged = sorted(target.logged_metrics(arguments))
+                if self.config.monitor not in logged:
+                    message = suggest(
+                        "nothing logs this metric", self.config.monitor, logged, f"logged: {', '.join(logged)}"
+                    )
+                    self.add(f"monitor={self.config.monitor}", message)
+        batch_size = (self.config.get("data") or {}).get("batch_size")
+        if self.config.get("trainer") is not None and isinstance(batch_size, int):
+            processes = process_count(self.config)
+            if batch_size % processes:
+                near = batch_size + processes - batch_size % processes
+                message = (
+                    f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
+                )
+                self.add(f"data.batch_size={batch_size}", message)
+
+
+def locate(name: Any) -> Callable[..., Any]:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        ConfigError: nothing has that name, or a package is not installed.
+    """
+    if not isinstance(name, str) or "." not in name:
+        raise ConfigError([Mistake("_target_", f"is no dotted path of a class or function: {name!r}")])
+    parts = name.split(".")
+    thing: Any = None
+    for depth in range(len(parts)):
+        part, path = parts[depth], ".".join(parts[: depth + 1])
+        if depth and hasattr(thing, part):
+            thing = getattr(thing, part)
+            continue
+        try:
+            thing = importlib.import_module(path) if depth == 0 or inspect.ismodule(thing) else None
+        except ModuleNotFoundError as e:
+            if e.name and not path.startswith(e.name):
+                message = f"needs the package {e.name!r}, which is not installed"
+            elif depth == 0:
+                message = f"there is no package {part!r}; is it installed?"
+            else:
+                message = suggest(
+                    f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
+                )
+            raise ConfigError([Mistake("_target_", message)]) from e
+        if thing is None:
+            raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
+    if not callable(thing):
+        raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
+    return thing  # type: ignore[no-any-return]
+
+
+def _names(module: Any) -> list[str]:
+    return [*dir(module), *(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", [])))]
+
+
+def type_problem(value: Any, annotation: Any) -> str | None:
+    """Says why a plain value does not fit an annotation; None where it fits or where nothing can be told."""
+    if annotation is inspect.Parameter.empty or annotation is Any or value is _UNKNOWN:
+        return None
+    if isinstance(value, _Built):
+        if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
+            return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
+        return None
+    if _holds_built(value):
+        return None
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticUserError, TypeError, ValueError, NameError):
+        return None
+    try:
+        # JSON's rules are YAML's: a list may fill a tuple, text a path, but "0.1" is no number and 32.5 no integer.
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as e:
+        if any(
+            error["type"].startswith(("is_instance", "callable", "is_subclass")) for error in e.errors()
+        ) and isinstance(value, dict):
+            return "takes an object: its `_target_` is missing"
+        return _expected(value, annotation)
+    except (TypeError, PydanticUserError):
+        return None
+    return None
+
+
+def _holds_built(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_built(v) for v in value.values())
+    if isinstance(value, list):
+        return any(_holds_built(v) for v in value)
+    return isinstance(value, _Built) or value is _UNKNOWN
+
+
+def _expected(value: Any, annotation: Any) -> str:
+    literals, others = _alternatives(annotation)
+    names = [*(str(x) for x in dict.fromkeys(literals)), *dict.fromkeys(others)]
+    message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
+    near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
+    if near:
+        message += f": did you mean {near[0]!r}?"
+    elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
+        message += "; a number in quotes is text: drop the quotes"
+    return message
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
+    """The literal values and the names of the types that an annotation allows."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return list(typing.get_args(annotation)), []
+    if origin in (typing.Union, types.UnionType):
+        literals: list[Any] = []
+        others: list[str] = []
+        for part in typing.get_args(annotation):
+            more_literals, more_others = _alternatives(part)
+            literals += more_literals
+            others += more_others
+        return literals, others
+    if annotation is type(None):
+        return [], ["null"]
+    return [], [
+        getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation).replace("typing.", "")
+    ]
+
+
+def _show(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda v: "…")
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def process_count(config: DictConfig) -> int:
+    """How many processes the config asks for: devices of one node times nodes."""
+    devices, accelerator = config.trainer.get("devices", "auto"), config.trainer.get("accelerator", "auto")
+    if isinstance(devices, (list, ListConfig)):
+        devices = len(devices)
+    elif isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    elif not isinstance(devices, int) or devices == -1:
+        import torch
+
+        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return max(1, int(devices)) * int(config.trainer.get("num_nodes", 1))

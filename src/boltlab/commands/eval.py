@@ -1,0 +1,78 @@
+"""`boltlab eval`: all metrics of a run's checkpoint on a split, also of another data set."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab import runs
+from boltlab.config import build, compose, edit, split_overrides
+from boltlab.errors import UserError
+
+
+def main(overrides: list[str]) -> int:
+    """Evaluates in a folder of its own under `<log_dir>/eval` and prints the metrics."""
+    own, for_run = split_overrides("eval", overrides)
+    composed = compose("eval", own)
+    options = composed.config
+    source = runs.find(options.run, options.log_dir)
+    trained = runs.load_config(source)
+    trained.update({"callbacks": {}, "logger": {}, "precision": trained.trainer.precision})
+    config = edit(trained, for_run)
+    # The callbacks and loggers of an evaluation are its own; the rest is the run's.
+    config = OmegaConf.merge(config, options)
+    folder = runs.new_folder(options.log_dir, "eval", f"{runs.read_summary(source).get('name', 'run')}_{options.split}")
+    runs.prepare(folder, config, overrides)
+    metrics = evaluate(config, source, str(options.split))
+    runs.write_summary(folder, status="finished", evaluated=str(source), split=options.split, test=metrics)
+    _print(metrics, source, str(options.split), folder)
+    return 0
+
+
+def evaluate(config: DictConfig, source: Path, split: str) -> dict[str, float]:
+    """The metrics of the run in `source` on a split of the config's data, named `<split>_<metric>`."""
+    from boltlab import checkpoint
+    from boltlab.commands.train import make_trainer, numbers
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    content = checkpoint.read(checkpoint.find(source, config.checkpoint))
+    model = checkpoint.restore(content)
+    data = build(config.data)
+    same_kind(content["config"]["data"], OmegaConf.to_container(config.data))
+    data.test_split = split  # Lightning tests on it and names the metrics after its stage
+    trainer = make_trainer(config)
+    trainer.test(model, datamodule=data, verbose=False)
+    return {key.replace("test_", f"{split}_", 1): value for key, value in numbers(trainer.callback_metrics).items()}
+
+
+def same_kind(trained: Any, evaluated: Any) -> None:
+    """Refuses data that the model cannot be held against.
+
+    Raises:
+        UserError: other shape, other classes, or the same classes in another order: labels would be shifted.
+    """
+    for key, what in (("input_shape", "inputs of shape"), ("num_classes", "a number of classes of")):
+        ours, theirs = trained.get(key), evaluated.get(key)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise UserError(
+                f"the run was trained on {what} {ours}, this data has {theirs}; set data.{key} or take other data"
+            )
+    ours, theirs = trained.get("class_names"), evaluated.get("class_names")
+    if ours and theirs and list(ours) != list(theirs):
+        pairs = [f"{i}: {a!r} and {b!r}" for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
+        raise UserError(
+            f"the classes of the run and of this data differ ({'; '.join(pairs[:4])}), so labels would be shifted. "
+            f"If they mean the same: 'data.class_names=[{','.join(map(str, ours[:3]))},…]'"
+        )
+
+
+def _print(metrics: dict[str, float], source: Path, split: str, folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(f"{split} metric", "value", title=source.name, title_justify="left")
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.4f}")
+    Console().print(table)
+    print(f"evaluation folder  {folder}")

@@ -1,0 +1,127 @@
+"""`boltlab predict`: class and probabilities of image files, as CSV or JSON."""
+
+import csv
+import glob
+import io
+import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from boltlab import runs
+from boltlab.config import build, compose, edit, split_overrides
+from boltlab.errors import UserError
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def main(overrides: list[str]) -> int:
+    """Writes one row a file; unreadable files are listed with their reason. Fails only where no file could be read."""
+    own, for_run = split_overrides("predict", overrides)
+    options = compose("predict", own).config
+    folder = runs.find(options.run, options.log_dir)
+    files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
+    config = edit(runs.load_config(folder), for_run)
+    rows = list(predict(config, folder, files, options.checkpoint, options.batch_size, options.device, options.top_k))
+    kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
+    if kind not in ("csv", "json"):
+        raise UserError(f"output={options.output}: the name of the file must end in .csv or .json")
+    text = to_json(rows) if kind == "json" else to_csv(rows, options.top_k)
+    if options.output:
+        path = Path(options.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+        print(f"{len(rows)} files  {path}")
+    else:
+        sys.stdout.write(text)
+    bad = [row for row in rows if row["error"]]
+    for row in bad:
+        print(f"not read  {row['error']}", file=sys.stderr)
+    return 1 if len(bad) == len(rows) else 0
+
+
+def find_files(inputs: list[str]) -> list[Path]:
+    """The image files that files, folders (searched to the bottom) and globs name, sorted, each once.
+
+    Raises:
+        UserError: an input names nothing.
+    """
+    found: list[Path] = []
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            here = [p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file()]
+        elif path.exists():
+            here = [path]
+        else:
+            here = [Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()]
+        if not here:
+            raise UserError(f"input={text} names no image: give a file, a folder or a glob in quotes")
+        found += here
+    return sorted(set(found))
+
+
+def predict(
+    config: Any, folder: Path, files: list[Path], which: str, batch_size: int, device: str, top_k: int
+) -> Iterator[dict[str, Any]]:
+    """One row a file, in the order of `files`: file, class, probability, top_k and error."""
+    import torch
+
+    from boltlab import checkpoint
+    from boltlab.data.decode import read_image
+    from boltlab.errors import DataError
+
+    if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
+        raise UserError("boltlab predict takes images, this run was trained on tables")
+    place = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
+    where = place or torch.device("cpu" if device == "auto" else device)
+    model = checkpoint.restore(checkpoint.read(checkpoint.find(folder, which))).to(where)
+    data = build(config.data)
+    names = list(config.data.class_names)
+
+    def load(path: Path) -> Any:
+        try:
+            return data.eval_transform(read_image(path, data.input_shape[0]))
+        except DataError as e:
+            return e
+
+    with ThreadPoolExecutor(4) as pool, torch.inference_mode():
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            images = list(pool.map(load, part))
+            good = [image for image in images if not isinstance(image, DataError)]
+            probabilities = iter(())
+            if good:
+                batch = data.normalize(torch.stack(good).to(where))
+                probabilities = iter(model.predict_step((batch,), 0).float().cpu())
+            for path, image in zip(part, images, strict=True):
+                if isinstance(image, DataError):
+                    yield {"file": str(path), "class": None, "probability": None, "top_k": [], "error": str(image)}
+                    continue
+                values, indices = next(probabilities).topk(min(top_k, len(names)))
+                best = [
+                    {"class": names[i], "probability": round(v, 6)}
+                    for v, i in zip(values.tolist(), indices.tolist(), strict=True)
+                ]
+                yield {"file": str(path), **best[0], "top_k": best, "error": None}
+
+
+def to_csv(rows: list[dict[str, Any]], top_k: int) -> str:
+    """CSV with a header; the second to k-th class stand in columns of their own."""
+    width = max([len(row["top_k"]) for row in rows], default=0)
+    more = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("class", "probability")]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file", "class", "probability", *more, "error"])
+    for row in rows:
+        others = [value for one in row["top_k"][1:] for value in (one["class"], one["probability"])]
+        others += [None] * (len(more) - len(others))
+        writer.writerow([row["file"], row["class"], row["probability"], *others, row["error"]])
+    return text.getvalue()
+
+
+def to_json(rows: list[dict[str, Any]]) -> str:
+    """A JSON list of the rows."""
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"

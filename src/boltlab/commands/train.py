@@ -1,0 +1,186 @@
+"""`boltlab train`: fit, then test with the best checkpoint; `-m` runs a grid."""
+
+import logging
+import math
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab import runs
+from boltlab.check import ConfigError
+from boltlab.config import Composed, build, compose, finish
+from boltlab.errors import UserError
+
+
+def main(overrides: list[str]) -> int:
+    """Trains once."""
+    composed = compose("train", overrides)
+    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)))
+    return 0
+
+
+def name_of(composed: Composed) -> str:
+    """The short name of a run: `name=…`, else the experiment, else data and model."""
+    chosen = composed.choices
+    return str(composed.config.name or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}")
+
+
+def run(composed: Composed, folder: Path) -> float | None:
+    """Makes the run in `folder`; returns the best value of the monitored metric."""
+    from boltlab.launch import launch
+
+    config = composed.config
+    runs.prepare(folder, config, composed.overrides)
+    runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
+    try:
+        launch(fit, folder, config)
+    except (KeyboardInterrupt, SystemExit):
+        _end(folder, status="interrupted")
+        raise KeyboardInterrupt from None
+    except BaseException as e:
+        _end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
+        raise
+    summary = runs.read_summary(folder)
+    if summary.get("status") == "interrupted":
+        raise KeyboardInterrupt
+    _print_end(folder, summary)
+    return summary.get("best", {}).get(config.monitor)  # type: ignore[no-any-return]
+
+
+def fit(folder_name: str) -> None:
+    """What every process of a run does."""
+    import lightning.pytorch as pl
+
+    from boltlab import checkpoint
+
+    folder = Path(folder_name)
+    config = runs.load_config(folder)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    pl.seed_everything(config.seed, verbose=False)
+    started = time.perf_counter()
+    data, model = build(config.data), build(config.model)
+    trainer = make_trainer(config)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    if trainer.is_global_zero:
+        print(f"{folder}\n", flush=True)
+    trainer.fit(model, datamodule=data)
+    fitted = time.perf_counter() - started
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    final = numbers(trainer.callback_metrics)
+    test = {}
+    if config.test and not trainer.fast_dev_run:
+        best = checkpoint.find(folder, "best")
+        trainer.test(model, datamodule=data, ckpt_path=str(best), verbose=False)
+        test = numbers(trainer.callback_metrics)
+    if trainer.is_global_zero:
+        kept = trainer.checkpoint_callbacks
+        best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
+        throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
+        _end(
+            folder,
+            status="finished",
+            best={} if best_score is None else {config.monitor: float(best_score)},
+            final=final,
+            test=test,
+            epochs=trainer.current_epoch,
+            steps=trainer.global_step,
+            fit_seconds=round(fitted, 2),
+            samples_per_second=getattr(throughput, "samples_per_second", None),
+            data_wait_share=getattr(throughput, "data_wait_share", None),
+        )
+    for logger in trainer.loggers:
+        logger.finalize("success")
+
+
+def make_trainer(config: DictConfig, **arguments: Any) -> Any:
+    """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
+    from boltlab.checkpoint import SafeCheckpointIO
+
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    loggers = dict(config.get("logger") or {})
+    callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
+    return build(
+        config.trainer,
+        callbacks=callbacks,
+        logger=[build(node) for node in loggers.values()],
+        plugins=[SafeCheckpointIO(plain)],
+        **arguments,
+    )
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metric tensors as plain numbers, per-class and other long ones left out."""
+    return {key: float(value) for key, value in sorted(metrics.items()) if value.numel() == 1}
+
+
+def _end(folder: Path, **values: Any) -> None:
+    summary = runs.read_summary(folder)
+    ended = time.time()
+    runs.write_summary(folder, ended=ended, seconds=round(ended - summary.get("started", ended), 2), **values)
+
+
+def _print_end(folder: Path, summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if summary.get("test"):
+        table = Table("test metric", "value", title="best checkpoint on the test split", title_justify="left")
+        for key, value in summary["test"].items():
+            table.add_row(key, f"{value:.4f}")
+        Console().print(table)
+    minutes, seconds = divmod(summary.get("seconds", 0.0), 60)
+    print(f"run folder  {folder}   ({minutes:.0f} min {seconds:.0f} s)", flush=True)
+
+
+# ---------------------------------------------------------------- grids
+
+
+def sweep(overrides: list[str]) -> int:
+    """Trains once for each combination of the values; a job that fails leaves the others running.
+
+    Each job gets a folder of its own under one sweep folder; Hydra's launcher and sweeper are used as they are.
+    """
+    import hydra
+
+    from boltlab.config import CONFIG_DIR
+
+    composed = compose("train", overrides, sweep=True)
+    top = runs.new_folder(composed.config.log_dir, "train", f"sweep_{name_of(composed)}")
+    _failures.clear()
+    where = [] if any(o.startswith("hydra.sweep.dir=") for o in overrides) else [f"hydra.sweep.dir='{top}'"]
+    sys.argv = ["boltlab", "--multirun", *overrides, *where]
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
+    print(f"\nsweep folder  {top}")
+    for name, reason in _failures:
+        print(f"  failed  {name}: {reason}", file=sys.stderr)
+    return 1 if _failures else 0
+
+
+_failures: list[tuple[str, str]] = []
+
+
+def _job(config: DictConfig) -> float | None:
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    OmegaConf.set_struct(config, False)
+    overrides = list(job.overrides.task)
+    choices = {key: value for key, value in job.runtime.choices.items() if not key.startswith("hydra/")}
+    try:
+        return run(Composed("train", finish("train", config), overrides, choices), folder)
+    except (UserError, ConfigError) as e:
+        reason = str(e).strip()
+    except Exception as e:
+        traceback.print_exc()
+        reason = f"{type(e).__name__}: {e}"
+    print(f"{folder}: {reason}", file=sys.stderr)
+    _failures.append((f"{job.job.num} {job.job.override_dirname}", reason.splitlines()[0]))
+    return math.nan

@@ -1,0 +1,454 @@
+"""From the command line to checked configs and built objects: the one place that knows Hydra's rules.
+
+`compose` finds every mistake that can be seen without importing torch (unknown keys, groups and choices, values that
+cannot be read). `check` then holds each `_target_` node against the signature that it names. Both raise one ConfigError
+that lists all mistakes, before anything is built. `build` is the only caller of `hydra.utils.instantiate`.
+"""
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from boltlab.check import Checker, ConfigError, Mistake, suggest
+from boltlab.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parent
+# An installed wheel carries the configs inside the package; a clone has them at its top.
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"
+
+Precision = Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64"]
+
+
+@dataclass
+class Train:
+    """Root keys of `boltlab train`; the groups (data, model, …) are checked against the classes that they name."""
+
+    seed: int
+    monitor: str  # the metric that chooses the best checkpoint, stops early and is returned to a sweep
+    mode: Literal["min", "max"]
+    test: bool
+    precision: Precision | Literal[16, 32, 64]
+    compile: bool
+    channels_last: bool
+    name: str | None
+    tags: list[str]
+    log_dir: str
+    data_dir: str
+    run_dir: str | None
+    augment: dict | None
+    data: dict
+    optimizer: dict
+    scheduler: dict | None
+    model: dict
+    trainer: dict
+    callbacks: dict | None
+    logger: dict | None
+
+
+@dataclass
+class Eval:
+    """Root keys of `boltlab eval`; any other key changes the config of the run that is evaluated."""
+
+    run: str
+    split: Literal["train", "val", "test"]
+    checkpoint: Literal["best", "last"]
+    log_dir: str
+    run_dir: str | None
+    callbacks: dict | None
+    logger: dict | None
+
+
+@dataclass
+class Predict:
+    """Root keys of `boltlab predict`; any other key changes the config of the run that predicts."""
+
+    run: str
+    input: str | list[str]
+    checkpoint: Literal["best", "last"]
+    output: str | None
+    format: Literal["csv", "json"]
+    top_k: int
+    batch_size: int
+    device: str
+    log_dir: str
+
+
+@dataclass
+class Show:
+    """Root keys of `boltlab show`."""
+
+    augment: dict | None
+    data: dict
+    split: Literal["train", "val", "test"]
+    count: int
+    output: str
+    seed: int
+    data_dir: str
+
+
+@dataclass
+class Runs:
+    """Root keys of `boltlab runs`."""
+
+    log_dir: str
+    verb: Literal["train", "eval"]
+    limit: int
+
+
+@dataclass
+class Doctor:
+    """Root keys of `boltlab doctor`."""
+
+    augment: dict | None
+    data: dict | None
+    log_dir: str
+    data_dir: str
+    seed: int
+
+
+ROOTS = {"train": Train, "eval": Eval, "predict": Predict, "show": Show, "runs": Runs, "doctor": Doctor}
+
+
+@dataclass
+class Composed:
+    """A config as composed for one verb, with the overrides that made it and the choice taken in each group."""
+
+    verb: str
+    config: DictConfig
+    overrides: list[str]
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- composing
+
+
+def groups() -> dict[str, list[str]]:
+    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice."""
+    found = {}
+    for folder in sorted(p for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "hydra"):
+        found[folder.name] = sorted(f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_"))
+    return found
+
+
+def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the verb's own root keys, and those that are meant for the config of a run."""
+    own = set(ROOTS[verb].__dataclass_fields__) | {"hydra"}
+    mine = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in own]
+    return mine, [o for o in overrides if o not in mine]
+
+
+def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
+    """Composes `configs/<verb>.yaml` with the overrides; with `sweep`, values may be lists to run through (`-m`).
+
+    Raises:
+        ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
+    """
+    parsed, mistakes = _parse(overrides, sweep)
+    known = groups()
+    root_keys = list(ROOTS[verb].__dataclass_fields__)
+    wrong_groups: set[str] = set()
+    chosen: list[Any] = []
+    for o in parsed:
+        key = o.key_or_group
+        if key not in known or o.is_delete():
+            continue
+        for choice in _choices(o):
+            if choice is not None and choice not in known[key]:
+                wrong_groups.add(key)
+                allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
+                mistakes.append(
+                    Mistake(f"{key}={choice}", suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed))
+                )
+        if key not in root_keys and key not in ("experiment", "debug", "local"):
+            wrong_groups.add(key)
+            mistakes.append(
+                Mistake(f"{key}=…", f"boltlab {verb} has no group {key!r}; it takes {', '.join(root_keys)}")
+            )
+        if key not in wrong_groups:
+            chosen.append(o)
+
+    values = [o for o in parsed if o.key_or_group not in known or o.is_delete()]
+    values = [o for o in values if o.key_or_group.split(".")[0] not in wrong_groups]
+    base, choices = _hydra_compose(verb, [_first(o) for o in chosen], mistakes)
+    if base is None:
+        raise ConfigError(mistakes)
+    kept = []
+    for o in values:
+        problem = None if o.is_hydra_override() else _key_problem(verb, base, o, known)
+        if problem:
+            mistakes.append(problem)
+        else:
+            kept.append(o)
+    # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
+    if mistakes and not kept:
+        raise ConfigError(mistakes)
+    config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
+    if config is None:
+        raise ConfigError(mistakes)
+    mistakes += problems(verb, config)
+    # A sweep tries each of its values once, the others standing at their first.
+    for o in chosen + kept:
+        for text in list(_texts(o))[1:]:
+            others = [_first(p) for p in chosen + kept if p is not o]
+            variant, _ = _hydra_compose(verb, [*others, text], mistakes)
+            if variant is not None:
+                mistakes += problems(verb, variant)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Composed(verb, config, overrides, choices)
+
+
+def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
+    """A run's config with overrides on top: `data=cifar10` swaps a whole group, `data.batch_size=8` one value.
+
+    Raises:
+        ConfigError: with every mistake, those of the whole check included.
+    """
+    parsed, mistakes = _parse(overrides, sweep=False)
+    known = {k: v for k, v in groups().items() if k in Train.__dataclass_fields__}
+    swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
+    edited = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(edited, DictConfig)
+    fresh = None
+    if swapped:
+        inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]
+        inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
+        fresh = compose("train", inside).config
+        for group in swapped | ({"augment"} if "data" in swapped else set()):
+            edited[group] = fresh[group]
+    for o in parsed:
+        if o.key_or_group.split(".")[0] in swapped:
+            continue
+        problem = _key_problem("train", edited, o, known)
+        if problem:
+            mistakes.append(problem)
+        elif o.is_delete():
+            parent, _, last = o.key_or_group.rpartition(".")
+            (OmegaConf.select(edited, parent) if parent else edited).pop(last)
+        else:
+            OmegaConf.update(edited, o.key_or_group, o.value(), merge=True, force_add=True)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return finish("train", edited)
+
+
+def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    parsed, mistakes = [], []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        quoted = f"""quote it for the shell and for Hydra: '{key}="{value}"'"""
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            message = (
+                f"cannot be read; {quoted}" if value else "is no key=value pair; boltlab <verb> --help shows the keys"
+            )
+            mistakes.append(Mistake(text, message))
+            continue
+        if override.value() == "" and "'" not in value and '"' not in value and not override.is_delete():
+            mistakes.append(Mistake(text, f"is empty: give a value, or {key}=null for none"))
+        elif override.is_sweep_override() and not sweep:
+            mistakes.append(Mistake(text, f"names several values: add -m to run them all; if it is one text, {quoted}"))
+        else:
+            parsed.append(override)
+    return parsed, mistakes
+
+
+def _choices(override: Any) -> list[Any]:
+    """Every choice that a group override names: one, a list of several, or one of a sweep."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    return [choice for value in values for choice in (value if isinstance(value, list) else [value])]
+
+
+def _texts(override: Any) -> Iterator[str]:
+    """The override as plain command-line texts, one for each value of a sweep."""
+    prefix = override.input_line.partition("=")[0]
+    if not override.is_sweep_override():
+        yield (
+            override.input_line
+            if not override.is_add()
+            else "+" * (not override.input_line.startswith("++")) + override.input_line
+        )
+    elif override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{prefix}={value}"
+
+
+def _first(override: Any) -> str:
+    return next(_texts(override), override.input_line)
+
+
+def _hydra_compose(
+    verb: str, overrides: list[str], mistakes: list[Mistake]
+) -> tuple[DictConfig | None, dict[str, Any]]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    outer = GlobalHydra.instance().hydra  # a job of -m already stands inside one
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), job_name=verb, version_base="1.3"):
+            config = hydra_compose(verb, overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        mistakes.append(Mistake(f"configs/{verb}.yaml and its groups", "; ".join(lines[:4])))
+        return None, {}
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+    choices = dict(config.hydra.runtime.choices)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+
+
+def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:
+    """Says why an override's key names nothing in the config, with the nearest name that does."""
+    where = override.input_line
+    parts = override.key_or_group.split(".")
+    if override.is_add() and len(parts) > 1:  # a `+` adds an argument: `check` knows whether it exists
+        return None
+    node: Any = config
+    for depth, part in enumerate(parts):
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+            continue
+        names = [str(k) for k in node] if isinstance(node, DictConfig) else []
+        if part not in names:
+            path = ".".join(parts[:depth])
+            if not path:
+                roots = list(ROOTS[verb].__dataclass_fields__)
+                return Mistake(
+                    where, suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
+                )
+            if not names:
+                return Mistake(where, f"{path} is a single value, it has no {part!r}")
+            target = node.get("_target_")
+            more = (
+                f"; another argument of {target}: +{override.key_or_group}=…"
+                if target and not override.is_delete()
+                else ""
+            )
+            return Mistake(where, suggest(f"{path} has no {part!r}", part, names, f"keys: {', '.join(names)}{more}"))
+        node = node._get_node(part)
+        if isinstance(node, (DictConfig, ListConfig)) is False and depth < len(parts) - 1:
+            node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
+    return None
+
+
+def help_text(verb: str) -> str:
+    """The groups of a verb with their choices, and its root keys with their defaults; reads YAML files only."""
+    fields = ROOTS[verb].__dataclass_fields__
+    defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
+    assert isinstance(defaults, DictConfig)
+    listed = {
+        str(k).split()[-1] for entry in defaults.pop("defaults", []) if isinstance(entry, DictConfig) for k in entry
+    }
+    lines = []
+    for group, choices in groups().items():
+        if group in listed and choices:
+            text = textwrap.fill(" ".join(choices), 84, subsequent_indent=" " * 13)
+            lines.append(f"  {group:<11}{text}")
+    keys = [f"  {key}={_yaml_value(defaults, key)}" for key in fields if key in defaults and key not in listed]
+    parts = ["Groups: take a choice with group=choice, change one of its keys with group.key=value", *lines, ""]
+    return "\n".join([*(parts if lines else []), "Keys", *keys])
+
+
+def _yaml_value(node: DictConfig, key: str) -> str:
+    return (
+        "???"
+        if OmegaConf.is_missing(node, key)
+        else json.dumps(node[key] if not OmegaConf.is_config(node[key]) else [])
+    )
+
+
+# ---------------------------------------------------------------- checking
+
+
+def finish(verb: str, config: DictConfig) -> DictConfig:
+    """Fills in what only the data or the machine can tell, in place, and checks everything.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    mistakes = problems(verb, config)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return config
+
+
+def problems(verb: str, config: DictConfig) -> list[Mistake]:
+    """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
+    checker = Checker(config)
+    checker.roots(ROOTS[verb].__dataclass_fields__)
+    if "precision" not in checker.unknown_roots and config.get("precision") == "auto":
+        config.precision = resolve_precision(config)
+    checker.groups()
+    if config.get("data") is not None and not checker.found:
+        checker.discover()
+    checker.walk(config, "")
+    if not checker.found:
+        checker.together()
+    return checker.found
+
+
+# ---------------------------------------------------------------- building
+
+
+def resolve_precision(config: DictConfig) -> str:
+    """`precision=auto` as this machine does it best: bf16-mixed where the accelerator has it, else 32-bit."""
+    if config.precision != "auto":
+        return str(config.precision)
+    import torch
+
+    wants_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    if wants_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "32"
+
+
+def build(node: Any, **objects: Any) -> Any:
+    """Builds the object that a node describes; `objects` are passed as they are.
+
+    Raises:
+        ConfigError: the class refused its arguments.
+        UserError: raised by the class itself, passed on as it is.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
+    assert isinstance(plain, dict)
+    try:
+        return instantiate({"_convert_": "all", **plain}, **objects)
+    except InstantiationException as e:
+        cause = e.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if isinstance(cause, (TypeError, ValueError)) or type(cause).__name__ == "MisconfigurationException":
+            raise ConfigError([Mistake(str(plain["_target_"]), str(cause).splitlines()[0])]) from cause
+        raise
+
+
+def report(verb: str, error: ConfigError) -> None:
+    """Prints all mistakes to stderr, in at most a screenful."""
+    count = len(error.mistakes)
+    lines = str(error).splitlines()
+    print(f"boltlab {verb}: {count} mistake{'s' * (count > 1)} in the config, nothing was started\n", file=sys.stderr)
+    print("\n".join(line if len(line) <= 400 else line[:399] + "…" for line in lines[:40]), file=sys.stderr)
+    if len(lines) > 40:
+        print(f"  … and {(len(lines) - 40) // 2} more", file=sys.stderr)

@@ -1,0 +1,403 @@
+"""The one data module base: splits, sample order, loaders.
+
+A data set is a subclass with one method, `load(split)`, which returns a map-style dataset: `len(d)`, `d[i] -> (x, y)`,
+`d.labels` (int64 [N], or float32 [N] for regression) and, where it can fetch many at once, `d.__getitems__(indices)`.
+The arguments are dataclass fields, so a subclass inherits them and its signature lists them all.
+
+Randomness: the order of samples is a permutation of (seed, epoch), strided by rank; augmentation draws from
+(seed, epoch, index). So the number of workers changes nothing, ranks differ and two runs are equal, and the global
+random state is never touched. A random transform must draw from torch's default CPU generator, as
+`torchvision.transforms.v2` does.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, default_collate
+
+from boltlab.errors import DataError
+
+Split = Literal["train", "val", "test"]
+
+MAX_AUTO_WORKERS = 8
+# Below this many samples in memory, starting workers costs more than they save.
+MIN_SAMPLES_FOR_WORKERS = 20_000
+
+
+def random_key(*numbers: int) -> int:
+    """Mix integers such as (seed, epoch, index) into one 64-bit seed (SplitMix64, Steele et al. 2014)."""
+    mask, key = 0xFFFF_FFFF_FFFF_FFFF, 0
+    for number in numbers:
+        key = (key + number + 0x9E37_79B9_7F4A_7C15) & mask
+        key = ((key ^ (key >> 30)) * 0xBF58_476D_1CE4_E5B9) & mask
+        key = ((key ^ (key >> 27)) * 0x94D0_49BB_1331_11EB) & mask
+        key ^= key >> 31
+    return key
+
+
+@contextmanager
+def own_random_state() -> Iterator[Callable[[int], object]]:
+    """Yield the function that seeds torch's CPU generator; put the generator's state back at the end."""
+    state = torch.default_generator.get_state()
+    try:
+        yield torch.default_generator.manual_seed  # not torch.manual_seed, which also seeds every accelerator
+    finally:
+        torch.default_generator.set_state(state)
+
+
+def split_off(labels: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:
+    """Choose `size` samples (a fraction, or a number if it is an int): (indices of the rest, chosen), both sorted.
+
+    Integer labels are stratified: every class gives its share, to within one sample, and keeps at least one. Float
+    labels (regression) are drawn at random.
+    """
+    count = round(len(labels) * size) if isinstance(size, float) else size
+    if not 0 < count < len(labels):
+        raise DataError(f"cannot split {size} off {len(labels)} samples: both parts need at least one")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(random_key(seed)))
+    if labels.is_floating_point():
+        chosen = order[:count]
+    else:
+        counts = torch.bincount(labels)
+        quota = counts.double() * count / len(labels)
+        take = quota.floor().long()
+        by_remainder = (quota - take).argsort(descending=True, stable=True)
+        take[by_remainder[: count - int(take.sum())]] += 1
+        take = take.minimum((counts - 1).clamp(min=0))
+        chosen = torch.cat([order[labels[order] == label][:number] for label, number in enumerate(take.tolist())])
+    mask = torch.zeros(len(labels), dtype=torch.bool)
+    mask[chosen] = True
+    return (~mask).nonzero().flatten(), mask.nonzero().flatten()
+
+
+def three_splits(
+    labels: Tensor, test_fraction: float | int, val_fraction: float | int, split_seed: int
+) -> dict[Split, Tensor]:
+    """Indices of train, val and test for data without splits of its own. No seed moves test."""
+    rest, test = split_off(labels, test_fraction, seed=0)
+    train, val = split_off(labels[rest], val_fraction, split_seed)
+    return {"train": rest[train], "val": rest[val], "test": test}
+
+
+class TrainSampler(SequentialSampler):
+    """Yields (epoch, indices of one batch of this rank). Lightning calls `set_epoch` before each epoch.
+
+    Every rank makes the same number of steps: with several ranks the few samples (fewer than there are ranks) that do
+    not divide are left out, others in each epoch. The last batch is smaller; one that would hold a single sample is
+    left out, for batch normalization cannot train on it.
+
+    `labels` (int64 [N]) balances the classes: each draw takes a class, then one of its samples, with replacement.
+
+    It is a SequentialSampler by name only: Lightning's `overfit_batches` replaces any other.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.per_rank = size // world_size
+        if self.per_rank == 0:
+            raise DataError(f"{size} training samples are too few for {world_size} processes")
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.by_class = None
+        if labels is not None:
+            members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+            self.by_class = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+            self.class_sizes = torch.tensor([len(m) for m in members])
+        if self.per_rank > batch_size > 1 and self.per_rank % batch_size == 1:
+            self.per_rank -= 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Sample indices of the whole epoch, over all ranks, int64 [N]."""
+        generator = torch.Generator().manual_seed(random_key(self.seed, self.epoch))
+        if self.by_class is not None:
+            label = torch.randint(len(self.by_class), (self.size,), generator=generator)
+            draw = torch.rand(self.size, generator=generator, dtype=torch.float64)
+            return self.by_class[label, (draw * self.class_sizes[label]).long()]
+        return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+
+    def __len__(self) -> int:
+        return -(-self.per_rank // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        for indices in self.order()[self.rank :: self.world_size][: self.per_rank].split(self.batch_size):
+            yield epoch, indices
+
+
+class EvalSampler(SequentialSampler):
+    """Yields (0, indices of one batch of this rank): every sample once over all ranks, none twice.
+
+    All ranks yield the same number of batches (FSDP hangs otherwise), so the last batch of a rank may hold one sample
+    more than `batch_size` and the others do not notice.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if size < world_size:
+            raise DataError(f"{size} samples to evaluate are too few for {world_size} processes")
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-(self.size // self.world_size) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = torch.arange(self.rank, self.size, self.world_size)
+        for batch in range(len(self)):
+            last = batch == len(self) - 1
+            yield 0, indices[batch * self.batch_size : None if last else (batch + 1) * self.batch_size]
+
+
+class Batches(Dataset[Any]):
+    """What a worker holds: fetches the batch (epoch, indices) as (x, y, messages of unreadable samples)."""
+
+    def __init__(self, source: Any, transform: Callable[[Any], Any] | None, random: bool, seed: int) -> None:
+        self.source, self.transform, self.random, self.seed = source, transform, random, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Any, Any, list[str]]:
+        if not isinstance(batch, tuple):
+            raise TypeError("boltlab's samplers were replaced: the Trainer needs use_distributed_sampler=False")
+        epoch, indices = batch
+        if not self.random and hasattr(self.source, "__getitems__"):
+            x, y = self.source.__getitems__(indices)
+            return (self.transform(x) if self.transform else x), y, []
+        samples, problems = [], []
+        with own_random_state() as seed_random_state:
+            for index in indices.tolist():
+                try:
+                    x, y = self.source[index]
+                except DataError as error:
+                    problems.append(str(error))  # as a value: raised in a worker it would carry a traceback as text
+                    continue
+                if self.transform is not None:
+                    if self.random:
+                        seed_random_state(random_key(self.seed, epoch, index))
+                    x = self.transform(x)
+                samples.append((x, y))
+        x, y = default_collate(samples) if samples else (None, None)
+        return x, y, problems
+
+
+class Loader(DataLoader[Any]):
+    """Yields (x, y). Up to `max_bad_files` unreadable samples are skipped and listed; one more is a DataError."""
+
+    def __init__(self, dataset: Batches, sampler: TrainSampler | EvalSampler, max_bad_files: int = 0, **options: Any):
+        super().__init__(
+            dataset,
+            sampler=sampler,
+            batch_size=None,  # the sampler makes the batches
+            collate_fn=_as_it_is,
+            generator=torch.Generator().manual_seed(0),  # or each epoch would draw from the global random state
+            **options,
+        )
+        self.max_bad_files = max_bad_files
+        self.bad_files: set[str] = set()
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, y, problems in super().__iter__():
+            for problem in problems:
+                if problem in self.bad_files:
+                    continue
+                self.bad_files.add(problem)
+                if len(self.bad_files) > self.max_bad_files:
+                    raise DataError(self.too_many_bad_files(problem))
+                warnings.warn(
+                    f"skipped ({len(self.bad_files)} of at most {self.max_bad_files}): {problem}", stacklevel=2
+                )
+            if x is not None:
+                yield x, y
+
+    def too_many_bad_files(self, problem: str) -> str:
+        if self.max_bad_files == 0:
+            return f"{problem}\n(data.max_bad_files=N skips up to N such files)"
+        listed = "\n".join(f"  {message}" for message in sorted(self.bad_files)[:20])
+        return f"more than data.max_bad_files={self.max_bad_files} unreadable files:\n{listed}"
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class TensorData(Dataset[Any]):
+    """A split in memory: `x` [N, ...] and `labels` [N], fetched by whole batches."""
+
+    def __init__(self, x: Tensor, labels: Tensor) -> None:
+        self.x, self.labels = x, labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index], self.labels[index]
+
+    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.x[indices], self.labels[indices]
+
+    def subset(self, indices: Tensor) -> "TensorData":
+        return TensorData(self.x[indices], self.labels[indices])
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class DataModule(LightningDataModule):
+    """Base of all data modules. A loader yields (x, y): x [B, ...] and y int64 [B], or float32 [B] for regression.
+
+    batch_size: samples per step over all processes together; the number of processes must divide it.
+    num_workers: "auto" is 0 for data in memory that is not augmented, else the processor's cores, 8 at the most.
+    seed: of the order of samples and of augmentation.
+    split_seed: of the boundary between train and val only: another `seed` keeps it, and it never moves test.
+    val_fraction: share of the training samples set aside for validation, or their number if it is an int.
+    sampler: "balanced" draws every class equally often, with replacement; an epoch keeps its length.
+    """
+
+    batch_size: int = 64
+    num_workers: int | Literal["auto"] = "auto"
+    seed: int = 0
+    split_seed: int = 0
+    val_fraction: float | int = 0.1
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+
+    task: Literal["classification", "regression"] = field(init=False, default="classification")
+    test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._datasets: dict[Split, Any] = {}
+
+    # What a subclass defines
+
+    def load(self, split: Split) -> Any:
+        """The split's dataset, as the file's head says; called once for each split in use."""
+        raise NotImplementedError
+
+    def transform(self, split: Split, augment: bool) -> tuple[Callable[[Any], Any] | None, bool]:
+        """(what is done to x before it enters a batch, whether that draws random numbers)."""
+        return None, False
+
+    # What Lightning and the commands call
+
+    @staticmethod
+    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        problems = []
+        for name in ("val_fraction", "test_fraction"):
+            size = arguments.get(name)
+            if isinstance(size, float) and not 0 < size < 1 or isinstance(size, int) and size < 1:
+                problems.append((name, f"{size} is neither a fraction between 0 and 1 nor a number of samples"))
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0)):
+            number = arguments.get(name)
+            if isinstance(number, int) and number < least:
+                problems.append((name, f"{number} is less than {least}"))
+        return problems
+
+    def setup(self, stage: str | None = None) -> None:
+        for split in {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_split,)}.get(stage or "", ()):
+            self.dataset(split)  # type: ignore[arg-type]
+
+    def dataset(self, split: Split) -> Any:
+        """The split's dataset, loaded at the first call."""
+        if split not in self._datasets:
+            dataset = self.load(split)
+            if len(dataset) == 0:
+                raise DataError(f"the {split} split is empty")
+            self._datasets[split] = dataset
+        return self._datasets[split]
+
+    def train_dataloader(self) -> Loader:
+        rank, world_size = self._rank_and_world_size()
+        dataset = self.dataset("train")
+        sampler = TrainSampler(
+            len(dataset),
+            self._batch_size_per_process(world_size),
+            self.seed,
+            rank,
+            world_size,
+            shuffle=not (self.trainer is not None and self.trainer.overfit_batches > 0),
+            labels=dataset.labels if self.sampler == "balanced" else None,
+        )
+        return self._loader("train", sampler, augment=True)
+
+    def val_dataloader(self) -> Loader:
+        return self.dataloader("val")
+
+    def test_dataloader(self) -> Loader:
+        return self.dataloader(self.test_split)
+
+    def dataloader(self, split: Split, augment: bool = False) -> Loader:
+        """Every sample of the split once, in its stored order; over several processes each sample on one of them."""
+        rank, world_size = self._rank_and_world_size()
+        sampler = EvalSampler(len(self.dataset(split)), self._batch_size_per_process(world_size), rank, world_size)
+        return self._loader(split, sampler, augment)
+
+    def samples(self, split: Split, indices: list[int], augment: bool = False, epoch: int = 0) -> tuple[Any, Any]:
+        """The samples of the split at `indices` as a batch, exactly as epoch number `epoch` would hold them."""
+        x, y, problems = self._batches(split, augment)[epoch, torch.tensor(indices)]
+        if problems:
+            raise DataError("\n".join(problems))
+        return x, y
+
+    def class_counts(self, split: Split = "train") -> Tensor:
+        """Samples of each class, int64 [num_classes]."""
+        return torch.bincount(self.dataset(split).labels, minlength=self.num_classes)
+
+    # Parts
+
+    def _loader(self, split: Split, sampler: TrainSampler | EvalSampler, augment: bool) -> Loader:
+        batches = self._batches(split, augment)
+        num_workers = self._num_workers(batches)
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # Lightning advises more workers for every loader that has fewer than two; "auto" chose on purpose.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*", PossibleUserWarning)
+        return Loader(
+            batches,
+            sampler,
+            max_bad_files=getattr(self, "max_bad_files", 0),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=on_cuda,
+        )
+
+    def _batches(self, split: Split, augment: bool) -> Batches:
+        transform, random = self.transform(split, augment)
+        return Batches(self.dataset(split), transform, random, self.seed)
+
+    def _num_workers(self, batches: Batches) -> int:
+        if self.num_workers != "auto":
+            return self.num_workers
+        in_memory = isinstance(batches.source, TensorData)
+        if in_memory and (not batches.random or len(batches) < MIN_SAMPLES_FOR_WORKERS):
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
+        return min(max(1, cores // processes), MAX_AUTO_WORKERS)
+
+    def _batch_size_per_process(self, world_size: int) -> int:
+        if self.batch_size % world_size:
+            raise DataError(f"data.batch_size={self.batch_size} cannot be divided over {world_size} processes")
+        return self.batch_size // world_size
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        return 0, 1

@@ -1,0 +1,39 @@
+"""scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels: real data without a download.
+
+Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (doi:10.24432/C50P49), whose
+test part this is. It has no official split: `test_fraction` is set aside, stratified, and never moves.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from sklearn.datasets import load_digits
+from torch.nn.functional import interpolate
+
+from boltlab.data.base import Split, TensorData, three_splits
+from boltlab.data.images import ImageDataModule
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Digits(ImageDataModule):
+    """Images uint8 [B,1,28,28], enlarged from 8x8 (bicubic) so that nets made for MNIST fit; ten classes.
+
+    test_fraction: share of the images set aside for testing.
+    """
+
+    input_shape: tuple[int, int, int] = (1, 28, 28)
+    allow_flip: bool = False
+    test_fraction: float = 0.2
+
+    @cached_property
+    def _splits(self) -> dict[Split, TensorData]:
+        bunch = load_digits()
+        pixels = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)
+        images = interpolate(pixels, size=(28, 28), mode="bicubic").round().clamp(0, 255).to(torch.uint8)
+        data = TensorData(images, torch.from_numpy(bunch.target).long())
+        splits = three_splits(data.labels, self.test_fraction, self.val_fraction, self.split_seed)
+        return {split: data.subset(indices) for split, indices in splits.items()}
+
+    def load(self, split: Split) -> TensorData:
+        return self._splits[split]

@@ -1,0 +1,235 @@
+"""Folders of images, one folder a class: `root/train/<class>/…` with val and test beside train, or `root/<class>/…`."""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from boltlab.data.base import Split, split_off, three_splits
+from boltlab.data.decode import read_image
+from boltlab.data.images import ImageDataModule
+from boltlab.errors import DataError
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()
+)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class FolderData(Dataset[Any]):
+    """Files decoded as they are asked for: (PIL image, class index)."""
+
+    def __init__(self, files: list[str], labels: Tensor, class_names: list[str], channels: int) -> None:
+        self.files, self.labels, self.class_names, self.channels = files, labels, class_names, channels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        label = int(self.labels[index])
+        try:
+            return read_image(self.files[index], self.channels), label
+        except DataError as error:
+            raise DataError(f"{error} (class {self.class_names[label]!r})") from error
+
+    def subset(self, indices: Tensor) -> "FolderData":
+        files = [self.files[i] for i in indices.tolist()]
+        return FolderData(files, self.labels[indices], self.class_names, self.channels)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ImageFolder(ImageDataModule):
+    """Images from disk, uint8 [B,C,H,W]. Labels are the class folders of `train` in sorted order, in every split.
+
+    root: holds `train` (and `val`, `test`), each with one folder a class; or the class folders themselves.
+    Without `val`, `val_fraction` of train is set aside, stratified. Without `test`, the test split is val (as it is
+    custom for ImageNet) and a warning says so. Class folders straight in root are split by `val_fraction` and
+    `test_fraction`.
+    class_names: "auto" takes the folders' names when the config is resolved; a list must name exactly the folders.
+    max_bad_files: so many unreadable files of a split are skipped and listed instead of ending the run.
+    """
+
+    root: str
+    mean: list[float] | None = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] | None = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    test_fraction: float | int = 0.1
+    max_bad_files: int = 0
+
+    @classmethod
+    def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        names = arguments.get("class_names", "auto")
+        names = class_names(arguments["root"]) if names == "auto" else names
+        return {"num_classes": len(names), "class_names": names}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_names == "auto" or self.num_classes == "auto":
+            found = self.discover({"root": self.root, "class_names": self.class_names})
+            self.class_names, self.num_classes = found["class_names"], found["num_classes"]
+
+    @cached_property
+    def _splits(self) -> dict[Split, FolderData]:
+        root = Path(self.root)
+        parts = split_folders(root)
+        check_classes(parts, list(self.class_names))
+        splits = {split: self._read(folder) for split, folder in parts.items()}
+        train = splits["train"]
+        if parts["train"] == root:
+            chosen = three_splits(train.labels, self.test_fraction, self.val_fraction, self.split_seed)
+            return {split: train.subset(indices) for split, indices in chosen.items()}
+        if "val" not in splits:
+            kept, chosen_for_val = split_off(train.labels, self.val_fraction, self.split_seed)
+            splits |= {"train": train.subset(kept), "val": train.subset(chosen_for_val)}
+        return splits
+
+    def _read(self, folder: Path) -> FolderData:
+        files: list[str] = []
+        labels: list[int] = []
+        folders = class_folders(folder)
+        for label, name in enumerate(self.class_names):
+            found = image_files(folders[name], within=folder)
+            if not found:
+                raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
+            files += found
+            labels += [label] * len(found)
+        return FolderData(files, torch.tensor(labels), list(self.class_names), self.input_shape[0])
+
+    def load(self, split: Split) -> FolderData:
+        if split == "test" and "test" not in self._splits:
+            rank_zero_warn(f"{self.root} has no folder 'test': the test split is the validation split")
+            return self._splits["val"]
+        return self._splits[split]
+
+
+def split_folders(root: Path) -> dict[Split, Path]:
+    """The folder of each split; of train alone, root itself, where the class folders stand straight in root."""
+    if not root.is_dir():
+        what = "is a file, not a folder: unpack it first" if root.is_file() else "does not exist"
+        raise DataError(
+            f"data.root={root} {what} (looked for {root.absolute()}).\n"
+            f"  expected: {root}/train/<class>/<image>, with val and test beside train; or {root}/<class>/<image>\n"
+            f"  without data of your own: data=digits"
+        )
+    parts: dict[Split, Path] = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if parts and "train" not in parts:
+        raise DataError(f"{root} has {', '.join(parts)}, but no folder 'train'")
+    return parts or {"train": root}
+
+
+def class_folders(folder: Path) -> dict[str, Path]:
+    """Class name: folder, sorted by name. Hidden folders (.ipynb_checkpoints) and links to a parent are no class.
+
+    Names are compared as Unicode NFC, for macOS writes "é" as two characters.
+    """
+    parents = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
+    found: dict[str, Path] = {}
+    for path in folder.iterdir():
+        if path.name.startswith((".", "__MACOSX")) or not path.is_dir() or os.path.realpath(path) in parents:
+            continue
+        found[unicodedata.normalize("NFC", path.name)] = path
+    return dict(sorted(found.items()))
+
+
+def image_files(folder: Path, within: Path) -> list[str]:
+    """All images below a class folder, sorted; follows links, but not one that leads back into `within`."""
+    outside, inside = os.path.realpath(within), os.path.realpath(folder)
+    seen: set[str] = set()
+    files: list[str] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        loops = outside.startswith(real + os.sep) or real == outside or inside.startswith(real + os.sep)
+        other_class = real.startswith(outside + os.sep) and not (real + os.sep).startswith(inside + os.sep)
+        if real in seen or loops or other_class:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [
+            os.path.join(parent, name)
+            for name in sorted(names)
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    return files
+
+
+def class_names(root: str | Path) -> list[str]:
+    """Names of the classes below root; DataError if there are none or the splits differ."""
+    parts = split_folders(Path(root))
+    names = list(class_folders(parts["train"]))
+    check_classes(parts, names)
+    return names
+
+
+def check_classes(parts: dict[Split, Path], names: list[str]) -> None:
+    """DataError unless every split has exactly these classes: a shifted label is worse than a stop."""
+    if not names:
+        folder = parts["train"]
+        flat = any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
+        what = "its images stand in no class folder" if flat else "it has no class folder"
+        raise DataError(f"no classes in {folder}: {what}. Expected: {folder}/<class>/<image>")
+    problems = []
+    for split, folder in parts.items():
+        found = class_folders(folder)
+        missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
+        if missing:
+            problems.append(f"{split} lacks {_listed(missing)}")
+        if unknown:
+            problems.append(f"{split} has {_listed(unknown)} besides")
+    if problems:
+        raise DataError(
+            f"the class folders in {parts['train'].parent if len(parts) > 1 else parts['train']} do not match:\n  "
+            + "\n  ".join(problems)
+            + f"\n  the classes: {_listed(names)}"
+        )
+
+
+def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tuple[Path, str]]:
+    """Decode every image below root and yield (path, reason) for each problem, as they are found."""
+    try:
+        parts = split_folders(Path(root))
+        class_names(root)
+    except DataError as error:
+        yield Path(root), str(error)
+        if not Path(root).is_dir():
+            return
+        parts = {split: Path(root, split) for split in SPLITS if Path(root, split).is_dir()} or {"train": Path(root)}
+    for folder in parts.values():
+        for stray in sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()):
+            yield stray, "in no class folder, so it is not used"
+        for name, path in class_folders(folder).items():
+            files = image_files(path, within=folder)
+            if not files:
+                yield path, f"the folder of class {name!r} holds no image"
+            yield from _unreadable(files, channels)
+
+
+def _unreadable(files: Iterable[str], channels: int) -> Iterator[tuple[Path, str]]:
+    def problem(file: str) -> str | None:
+        try:
+            read_image(file, channels)
+        except DataError as error:
+            return str(error).removeprefix(f"{file}: ")
+        return None
+
+    remaining = iter(files)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
+        while some := list(islice(remaining, 256)):
+            for file, reason in zip(some, pool.map(problem, some), strict=True):
+                if reason is not None:
+                    yield Path(file), reason
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")

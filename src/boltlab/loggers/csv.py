@@ -1,0 +1,92 @@
+"""metrics.csv: one row a step, one column a metric, complete on disk after every call."""
+
+import csv
+import io
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class CSVLogger(Logger):
+    """Writes ``<dir>/metrics.csv``. Values logged at the same step share a row, so an epoch's training and validation
+    metrics stand side by side. Rows are flushed at once: a killed process loses none.
+
+    Lightning's own CSVLogger warns about a folder that holds other files, deletes an earlier metrics.csv, and keeps
+    up to 100 steps in memory. This one continues a file that is there: rows of the step it continues at, and of later
+    steps, belong to a part of training that is done again and are dropped.
+
+    Raises:
+        OSError: the folder cannot be written, with the path in the message.
+    """
+
+    def __init__(self, dir: str | Path) -> None:
+        super().__init__()
+        self._dir = Path(dir)
+        self._path = self._dir / "metrics.csv"
+        self._columns: list[str] = []
+        self._row: dict[str, Any] = {}  # the newest row, which later values of the same step are added to
+        self._row_start = 0  # its position in the file, in bytes
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return os.fspath(self._dir)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Writes nothing: config.yaml stands in the same folder."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = self._row.get("step", -1) + 1 if step is None else step
+        if not self._columns:
+            self._open(step)
+        if self._row.get("step") == step:
+            self._row.update(metrics)
+        else:
+            self._row = {"step": step, **metrics}
+            self._row_start = self._path.stat().st_size
+        if new := [name for name in metrics if name not in self._columns]:
+            # A new column changes every line; it happens a few times a run, when validation and test first log.
+            rows = self._read(before_byte=self._row_start)
+            self._columns += new
+            self._rewrite(rows)
+        with self._path.open("r+b") as file:
+            file.seek(self._row_start)
+            file.truncate()
+            file.write(self._lines([self._row]))
+
+    def _open(self, step: int) -> None:
+        """Starts the file, or takes up one that an earlier part of the run has left."""
+        self._dir.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in self._read() if int(row["step"]) < step] if self._path.exists() else []
+        self._columns = list(dict.fromkeys(["step", "epoch", *(rows[0] if rows else [])]))
+        self._rewrite(rows)
+
+    def _read(self, before_byte: int | None = None) -> list[dict[str, Any]]:
+        text = self._path.read_bytes()[:before_byte].decode()
+        # A last line without its end is what a killed process was writing.
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        content = self._lines([dict(zip(self._columns, self._columns, strict=True)), *rows])
+        beside = self._path.with_name("metrics.csv.new")
+        beside.write_bytes(content)
+        beside.replace(self._path)
+        self._row_start = len(content)
+
+    def _lines(self, rows: list[dict[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue().encode()

@@ -1,0 +1,98 @@
+"""Classification: cross entropy, accuracy, top-5, macro F1, precision and recall."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+
+from boltlab.errors import UserError
+from boltlab.models.schedulers import Schedule
+from boltlab.models.task import Task
+
+
+class Classifier(Task):
+    """Trains a net [B, …] → [B, num_classes] with cross entropy on integer classes [B].
+
+    `optimizer` is called with named parameter groups; norms and biases do not decay unless `decay_norms_and_biases`.
+    `class_weights`: one number a class, or "balanced" = samples / (classes · samples of the class), counted on the
+    train split. `l1` times the sum of the absolute weights is added to the loss that is trained, not to the one that is
+    logged. The logged loss is the same criterion on every split: with class weights and label smoothing.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        num_classes: int,
+        scheduler: Schedule | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        l1: float = 0.0,
+        decay_norms_and_biases: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        metrics = {split: self._metrics(split, num_classes) for split in ("train", "val", "test")}
+        super().__init__(net, optimizer, scheduler, metrics, l1, decay_norms_and_biases, compile, channels_last)
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        self.balanced = class_weights == "balanced"
+        # "balanced" waits for the data; a checkpoint brings the numbers along, so that eval weighs as training did.
+        weights = None if class_weights is None else torch.ones(num_classes)
+        if isinstance(class_weights, list):
+            if len(class_weights) != num_classes:
+                raise ValueError(f"class_weights has {len(class_weights)} numbers for {num_classes} classes")
+            weights = torch.tensor(class_weights, dtype=torch.float32)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights)
+
+    @staticmethod
+    def _metrics(split: str, num_classes: int) -> dict[str, Metric]:
+        # validate_args=False: the checks look into the tensors, which waits for the GPU at every step.
+        metrics: dict[str, Metric] = {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
+        if split != "train":
+            for name, kind in (("f1", MulticlassF1Score), ("precision", MulticlassPrecision), ("recall", MulticlassRecall)):
+                metrics[name] = kind(num_classes, average="macro", validate_args=False)
+            if num_classes > 5:
+                metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
+        return metrics
+
+    @staticmethod
+    def logged_metrics(arguments: dict[str, Any]) -> set[str]:
+        """Every metric name that a run with these arguments logs."""
+        num_classes = arguments.get("num_classes")
+        names = ["loss", "acc", "f1", "precision", "recall"]
+        if not isinstance(num_classes, int) or num_classes > 5:
+            names.append("top5")
+        return {"train_loss", "train_acc", "train_loss_step"} | {f"{s}_{name}" for s in ("val", "test") for name in names}
+
+    @staticmethod
+    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        """Mistakes that no single argument shows."""
+        weights, num_classes = arguments.get("class_weights"), arguments.get("num_classes")
+        if isinstance(weights, list) and isinstance(num_classes, int) and len(weights) != num_classes:
+            return [("class_weights", f"has {len(weights)} numbers for {num_classes} classes")]
+        return []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and self.balanced and self.class_weights is not None:
+            counts = self.trainer.datamodule.class_counts("train").to(self.class_weights)  # type: ignore[attr-defined]
+            if (counts == 0).any():
+                empty = (counts == 0).nonzero().flatten().tolist()
+                raise UserError(f"class_weights=balanced: the train split has no sample of the classes {empty}")
+            self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
+
+    def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        weights = None if self.class_weights is None else self.class_weights.to(output.dtype)
+        loss = F.cross_entropy(output, target, weight=weights, label_smoothing=self.label_smoothing)
+        # cross_entropy divides by the sum of the samples' weights, so that sum is what the batch's mean stands for.
+        return loss, len(target) if weights is None else weights[target].sum()
+
+    def predict(self, output: Tensor) -> Tensor:
+        """Probabilities [B, num_classes]."""
+        return output.softmax(dim=-1)

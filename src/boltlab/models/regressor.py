@@ -1,0 +1,58 @@
+"""Regression of one number: mean squared error, mean absolute error, R²."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
+
+from boltlab.models.schedulers import Schedule
+from boltlab.models.task import Task
+
+
+class Regressor(Task):
+    """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].
+
+    The other arguments are the Classifier's.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Schedule | None = None,
+        l1: float = 0.0,
+        decay_norms_and_biases: bool = False,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        metrics = {split: self._metrics(split) for split in ("train", "val", "test")}
+        super().__init__(net, optimizer, scheduler, metrics, l1, decay_norms_and_biases, compile, channels_last)
+
+    @staticmethod
+    def _metrics(split: str) -> dict[str, Metric]:
+        metrics: dict[str, Metric] = {"mse": MeanSquaredError()}
+        if split != "train":
+            metrics |= {"mae": MeanAbsoluteError(), "r2": R2Score()}
+        if not torch.backends.mps.is_available():  # which has no float64
+            # R² takes the difference of two large sums: in float32 it loses digits where targets lie far from 0.
+            for metric in metrics.values():
+                metric.set_dtype(torch.float64)
+        return metrics
+
+    @staticmethod
+    def logged_metrics(arguments: dict[str, Any]) -> set[str]:
+        """Every metric name that a run with these arguments logs."""
+        names = ("loss", "mse", "mae", "r2")
+        return {"train_loss", "train_mse", "train_loss_step"} | {f"{s}_{name}" for s in ("val", "test") for name in names}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values [B]."""
+        return super().forward(x).squeeze(-1)
+
+    def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        if output.shape != target.shape:  # broadcasting would train a wrong model in silence
+            raise ValueError(f"net gives {tuple(output.shape)} for targets {tuple(target.shape)}; both must be [B]")
+        return F.mse_loss(output, target.to(output.dtype)), len(target)

@@ -1,0 +1,240 @@
+"""Learning-rate schedules as functions of the optimizer step, each with an optional linear warm-up.
+
+A schedule is a factor on the optimizer's own `lr`, given by a formula of the step alone. So its state is one number,
+nothing drifts, and a run that is resumed or made longer follows the curve that its config describes.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from boltlab.errors import UserError
+
+
+class Schedule:
+    """Base of the schedules: the warm-up, the lengths, and what Lightning wants to be given.
+
+    The warm-up lasts `warmup_steps` optimizer steps or `warmup_epochs` (fractions allowed) and rises linearly: step s
+    (0, 1, …) of w takes the part (s + 1) / (w + 1).
+    """
+
+    # Pairs of arguments that give the same length, in steps and in epochs.
+    lengths: ClassVar[list[tuple[str, str]]] = [("warmup_steps", "warmup_epochs")]
+
+    def __init__(self, warmup_steps: int | None = None, warmup_epochs: float | None = None) -> None:
+        for name, message in self.check_arguments({"warmup_steps": warmup_steps, "warmup_epochs": warmup_epochs}):
+            raise ValueError(f"{name} {message}")
+        self.warmup_steps = warmup_steps
+        self.warmup_epochs = warmup_epochs
+
+    @classmethod
+    def check_arguments(cls, arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        """A length given twice."""
+        return [
+            (epochs, f"gives the same length as {steps}: set one of the two to null")
+            for steps, epochs in cls.lengths
+            if arguments.get(steps) is not None and arguments.get(epochs) is not None
+        ]
+
+    def build(self, optimizer: Optimizer, total_steps: float, steps_per_epoch: float) -> list[dict[str, Any]]:
+        """Configurations for Lightning.
+
+        `total_steps` optimizer steps of the whole run and `steps_per_epoch` may be infinite where they are not known.
+
+        Raises:
+            UserError: the schedule needs a length that is not known.
+        """
+        warmup = self._steps(self.warmup_steps, self.warmup_epochs, steps_per_epoch)
+        self.factor(0, warmup, total_steps, steps_per_epoch)  # what is wrong shows here, not in the middle of a run
+
+        # A plain function, no object: LambdaLR would put an object's attributes into the checkpoint.
+        def factor(step: int) -> float:
+            return self.factor(step, warmup, total_steps, steps_per_epoch)
+
+        return [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+    def factor(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        """Part of the optimizer's learning rate at optimizer step 0, 1, …"""
+        return min(1.0, (step + 1) / (warmup + 1)) * self.decay(step, warmup, total_steps, steps_per_epoch)
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        """The factor without its warm-up."""
+        raise NotImplementedError
+
+    def _steps(self, steps: int | None, epochs: float | None, steps_per_epoch: float) -> int:
+        if epochs is None:
+            return steps or 0
+        return round(epochs * self._known(steps_per_epoch, "an epoch: give it in steps, not in epochs"))
+
+    def _known(self, length: float, what: str = "the run: set trainer.max_epochs or trainer.max_steps") -> float:
+        if not math.isfinite(length):
+            raise UserError(f"the {type(self).__name__} schedule needs the length of {what}")
+        return length
+
+
+class Constant(Schedule):
+    """The optimizer's learning rate as it is."""
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        return 1.0
+
+
+class Step(Schedule):
+    """Times `gamma` after every `every_steps` steps or `every_epochs` epochs; by default, after each third of the run."""
+
+    lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("every_steps", "every_epochs")]
+
+    def __init__(
+        self,
+        gamma: float = 0.1,
+        every_steps: int | None = None,
+        every_epochs: float | None = None,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        for name, message in self.check_arguments({"every_steps": every_steps, "every_epochs": every_epochs}):
+            raise ValueError(f"{name} {message}")
+        self.gamma = gamma
+        self.every_steps = every_steps
+        self.every_epochs = every_epochs
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        every = self._steps(self.every_steps, self.every_epochs, steps_per_epoch)
+        every = every or math.ceil(self._known(total_steps) / 3)
+        return float(self.gamma ** (step // every))
+
+
+class MultiStep(Schedule):
+    """Times `gamma` at each of the milestones, in steps or epochs; by default, at 1/2 and 3/4 of the run (He et al.)."""
+
+    lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("milestones_steps", "milestones_epochs")]
+
+    def __init__(
+        self,
+        gamma: float = 0.1,
+        milestones_steps: list[int] | None = None,
+        milestones_epochs: list[float] | None = None,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        milestones = {"milestones_steps": milestones_steps, "milestones_epochs": milestones_epochs}
+        for name, message in self.check_arguments(milestones):
+            raise ValueError(f"{name} {message}")
+        self.gamma = gamma
+        self.milestones_steps = milestones_steps
+        self.milestones_epochs = milestones_epochs
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        if self.milestones_epochs is not None:
+            passed = [step >= self._steps(None, epochs, steps_per_epoch) for epochs in self.milestones_epochs]
+        elif self.milestones_steps is not None:
+            passed = [step >= steps for steps in self.milestones_steps]
+        else:
+            passed = [step >= round(part * self._known(total_steps)) for part in (0.5, 0.75)]
+        return float(self.gamma ** sum(passed))
+
+
+class Exponential(Schedule):
+    """Falls by the factor `gamma_per_epoch` in every epoch, a little at every step."""
+
+    def __init__(
+        self,
+        gamma_per_epoch: float = 0.9,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        self.gamma_per_epoch = gamma_per_epoch
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        return float(self.gamma_per_epoch ** (step / self._known(steps_per_epoch, "an epoch")))
+
+
+class Cosine(Schedule):
+    """Half a cosine from the learning rate at the end of the warm-up to `final_factor` of it (Loshchilov and Hutter)."""
+
+    def __init__(
+        self,
+        final_factor: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        self.final_factor = final_factor
+
+    def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        return _cosine(1.0, self.final_factor, (step - warmup) / max(1.0, self._known(total_steps) - warmup))
+
+
+class OneCycle(Schedule):
+    """Up along half a cosine during the warm-up, down along another to almost 0 at the last step (Smith and Topin).
+
+    The optimizer's `lr` is the peak; the run begins at `lr / div_factor` and ends at `lr / div_factor /
+    final_div_factor`. Without a length, the warm-up takes 30% of the run. Momentum stays as it is.
+    """
+
+    def __init__(
+        self,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        self.div_factor = div_factor
+        self.final_div_factor = final_div_factor
+
+    def factor(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
+        last = self._known(total_steps) - 1
+        rise = warmup or round(0.3 * total_steps)
+        if step < rise:
+            return _cosine(1 / self.div_factor, 1.0, step / rise)
+        return _cosine(1.0, 1 / self.div_factor / self.final_div_factor, (step - rise) / max(1.0, last - rise))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    """From `start` at progress 0 to `end` at 1, constant outside."""
+    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
+
+
+class Plateau(Schedule):
+    """Times `gamma` after more than `patience_epochs` epochs in which the monitored metric got no better.
+
+    Looks at the metric once an epoch; the warm-up goes by steps. The rate does not fall below `minimum_lr`.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"],
+        gamma: float = 0.1,
+        patience_epochs: int = 5,
+        minimum_lr: float = 0.0,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+    ) -> None:
+        super().__init__(warmup_steps, warmup_epochs)
+        self.monitor = monitor
+        self.mode: Literal["min", "max"] = mode
+        self.gamma = gamma
+        self.patience_epochs = patience_epochs
+        self.minimum_lr = minimum_lr
+
+    def build(self, optimizer: Optimizer, total_steps: float, steps_per_epoch: float) -> list[dict[str, Any]]:
+        plateau = ReduceLROnPlateau(
+            optimizer, self.mode, factor=self.gamma, patience=self.patience_epochs, min_lr=self.minimum_lr
+        )
+        # strict=False: with trainer.check_val_every_n_epoch > 1 there is nothing to look at after the first epochs.
+        found: list[dict[str, Any]] = [
+            {"scheduler": plateau, "interval": "epoch", "monitor": self.monitor, "strict": False}
+        ]
+        warmup = self._steps(self.warmup_steps, self.warmup_epochs, steps_per_epoch)
+        if warmup:
+            # LinearLR multiplies the current rate and leaves it alone afterwards, so the two do not undo each other.
+            linear = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+            found.append({"scheduler": linear, "interval": "step"})
+        return found

@@ -1,0 +1,167 @@
+"""What every task shares: metrics by split, the optimizer's parameter groups, the schedule, compilation."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from boltlab.models.schedulers import Schedule
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def decayed_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Name, parameter and whether weight decay applies to it, for every parameter that is trained.
+
+    Weights of two and more dimensions decay; biases, the parameters of norm layers and those that the net names in a
+    method `no_weight_decay()` (timm's convention, for embeddings and tokens) do not.
+    """
+    excluded = set(net.no_weight_decay()) if hasattr(net, "no_weight_decay") else set()  # type: ignore[operator]
+    norms = {id(p) for module in net.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and not name.endswith("bias") and id(parameter) not in norms
+            yield name, parameter, decays and name not in excluded
+
+
+class Task(L.LightningModule):
+    """Base of the Lightning modules: a subclass brings its metrics, `criterion` and `predict`.
+
+    Epoch values come from the metric objects alone, which sum over samples and over processes, so that uneven batches
+    weigh what they should. They are part of the state dict: a run that goes on in the middle of an epoch loses nothing.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Schedule | None,
+        metrics: dict[str, dict[str, Metric]],
+        l1: float,
+        decay_norms_and_biases: bool,
+        compile: bool,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.make_optimizer = optimizer
+        self.scheduler = scheduler
+        self.l1 = l1
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self.compile_net = compile
+        self.channels_last = channels_last
+        self.train_metrics = self._collection("train", metrics["train"])
+        self.val_metrics = self._collection("val", metrics["val"])
+        self.test_metrics = self._collection("test", metrics["test"])
+
+    @staticmethod
+    def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
+        # nan_strategy="disable": the other strategies look into the tensor, which waits for the GPU at every step.
+        loss = {"loss": MeanMetric(nan_strategy="disable")}
+        # Macro F1, precision and recall count the same four numbers: one of them counts, the others share.
+        shared = [name for name in ("f1", "precision", "recall") if name in metrics]
+        groups = [[name] for name in (*loss, *metrics) if name not in shared] + ([shared] if shared else [])
+        collection = MetricCollection(dict(loss | metrics), prefix=f"{split}_", compute_groups=groups)
+        collection.persistent(True)
+        return collection
+
+    # -- what a subclass says
+
+    def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        """Mean loss of the batch (0-d) and the weight it has in the epoch's mean."""
+        raise NotImplementedError
+
+    def predict(self, output: Tensor) -> Tensor:
+        """From the net's output to what a user reads: probabilities or values."""
+        return output
+
+    # -- steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The net's output in float32 (float64 if the net is): losses and metrics lose too much in half precision."""
+        x = x.to(self.dtype)  # batches are normalized after Lightning's own conversion for bf16-true and 64
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        output: Tensor = self.net(x)
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> tuple[Tensor, Tensor, Tensor]:
+        x, target = batch
+        output = self(x)
+        loss, weight = self.criterion(output, target)
+        metrics.update(preds=output.detach(), target=target, value=loss.detach(), weight=weight)
+        return loss, output, target
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss, _, _ = self._step(batch, self.train_metrics)
+        # self.log costs more than a small net's whole forward pass, so it is called only when Lightning will write.
+        every = self.trainer.log_every_n_steps
+        if every and (self.global_step + 1) % every == 0:
+            self.log("train_loss_step", loss.detach(), prog_bar=True)
+        if self.l1:
+            loss = loss + self.l1 * sum(p.abs().sum() for _, p, decays in decayed_parameters(self.net) if decays)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        _, output, target = self._step(batch, self.val_metrics)
+        return {"output": output, "target": target}
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        _, output, target = self._step(batch, self.test_metrics)
+        return {"output": output, "target": target}
+
+    def predict_step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], batch_idx: int = 0) -> Tensor:
+        x = batch if isinstance(batch, Tensor) else batch[0]
+        return self.predict(self(x))
+
+    def _log_epoch(self, metrics: MetricCollection) -> None:
+        # compute() has already joined the processes, uneven shards included; the mean over processes that sync_dist
+        # takes is then a mean of equal numbers, and only keeps Lightning from warning.
+        self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
+        metrics.reset()
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch(self.train_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_epoch(self.test_metrics)
+
+    def on_train_epoch_start(self) -> None:
+        # Lightning leaves this hook out where a run goes on in the middle of an epoch: what was counted stays.
+        self.train_metrics.reset()
+
+    # -- building
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        # Weights of the internet are fetched for a new training only: loading a trained run must not need them.
+        if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
+            self.net.load_pretrained()  # type: ignore[operator]
+        if self.compile_net:
+            self.net.compile()  # in place: torch.compile(net) would put "_orig_mod." into every checkpoint key
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        named = list(decayed_parameters(self.net))
+        everywhere = self.decay_norms_and_biases
+        # The names travel along: Muon needs them, and they make the optimizer's state readable.
+        groups: list[dict[str, Any]] = [
+            {"params": [(name, p) for name, p, decays in named if decays or everywhere]},
+            {"params": [(name, p) for name, p, decays in named if not (decays or everywhere)], "weight_decay": 0.0},
+        ]
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        if self.scheduler is None:
+            return optimizer
+        total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if math.isfinite(steps_per_epoch):
+            steps_per_epoch = math.ceil(steps_per_epoch)
+        return [optimizer], self.scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]

@@ -1,0 +1,191 @@
+"""The run folder: making it, finding it, reading it.
+
+logs/<verb>/<date>_<time>_<name>-<id>/
+    config.yaml        the resolved config        environment.json   commit, hardware, packages
+    overrides.yaml     what the command line said git.patch          uncommitted changes
+    metrics.csv        every logged value         summary.json       status, final and best metrics, times
+    classes.json       the class names            checkpoints/       best.ckpt, last.ckpt
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab.errors import UserError
+
+# Stands for the run folder in the saved config, so that a folder that was moved still reads right.
+_HERE = "@RUN_DIR@"
+
+
+def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
+    """Makes `<log_dir>/<verb>/<date>_<time>_<name>-<id>`, which no other start can get, not even in the same second."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or verb
+    parent = Path(log_dir) / verb
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{safe}-{secrets.token_hex(3)}"
+            try:
+                folder.mkdir()
+                return folder.resolve()
+            except FileExistsError:
+                continue
+    except OSError as e:
+        raise UserError(f"cannot make a run folder in {parent}: {e.strerror}; choose another with log_dir=…") from e
+
+
+def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
+    """Writes into a new folder all that is known before the run starts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} holds a run already; each run gets a folder of its own")
+    config.run_dir = _HERE
+    text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    config.run_dir = str(folder)
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    (folder / "git.patch").write_bytes(_git("diff", "HEAD", "--binary") or b"")
+    class_names = config.get("data", {}).get("class_names")
+    if class_names:
+        (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
+    write_summary(folder, status="running", started=time.time(), pid=os.getpid())
+
+
+def load_config(folder: Path) -> DictConfig:
+    """The resolved config of a run, with `run_dir` where the folder stands now."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    config = OmegaConf.create(path.read_text(encoding="utf-8").replace("run_dir: ${run_dir}", "run_dir: null", 1))
+    assert isinstance(config, DictConfig)
+    config.run_dir = str(folder.resolve())
+    return config
+
+
+def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
+    """Adds values to `summary.json`, whole or not at all."""
+    summary = {**read_summary(folder), **values}
+    beside = folder / f".summary-{secrets.token_hex(3)}"
+    beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+    beside.replace(folder / "summary.json")
+    return summary
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json`, or nothing where there is none or it is broken."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
+    """All run folders of a verb, newest first; the jobs of a sweep stand one folder deeper."""
+    top = Path(log_dir) / verb
+    found = [config.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for config in top.glob(pattern)]
+    yield from sorted(found, key=lambda folder: (read_summary(folder).get("started", 0.0), folder.name), reverse=True)
+
+
+def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:
+    """The folder that `run=` means: `latest`, a path, or (part of) the name of a folder under the log folder.
+
+    Raises:
+        UserError: nothing fits, or several do.
+    """
+    if run != "latest":
+        path = Path(run)
+        if (path / "config.yaml").is_file():
+            return path.resolve()
+        if path.is_dir():
+            raise UserError(f"run={run} is a folder, but no run folder: it has no config.yaml")
+    known = list(folders(log_dir, verb))
+    if not known:
+        raise UserError(
+            f"there is no run yet under {Path(log_dir) / verb}: train one with `boltlab train`, or give log_dir=…"
+        )
+    if run == "latest":
+        return known[0].resolve()
+    fitting = [folder for folder in known if run in folder.name]
+    if len(fitting) == 1:
+        return fitting[0].resolve()
+    if fitting:
+        names = ", ".join(folder.name for folder in fitting[:5])
+        raise UserError(f"run={run} fits {len(fitting)} runs ({names}): give more of the name")
+    raise UserError(f"run={run} is neither a run folder nor part of the name of one under {Path(log_dir) / verb}")
+
+
+def status(summary: dict[str, Any]) -> str:
+    """The status of a run; one that says `running` while its process is gone was killed."""
+    state = str(summary.get("status", "unknown"))
+    if state == "running" and summary.get("host") in (None, platform.node()) and not _alive(summary.get("pid")):
+        return "killed"
+    return state
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int):
+        return False
+    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
+        listing = subprocess.run(["tasklist", "/FI", f"PID eq {pid}"], capture_output=True, text=True, check=False)
+        return str(pid) in listing.stdout
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def environment() -> dict[str, Any]:
+    """Git commit, machine and package versions: what it takes to repeat a run. Holds no environment variables."""
+    import torch
+
+    commit = (_git("rev-parse", "HEAD") or b"").decode().strip()
+    return {
+        "git_commit": commit or None,
+        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "packages": {d.metadata["Name"]: d.version for d in sorted(importlib.metadata.distributions(), key=str)},
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor()
+
+
+def _git(*arguments: str) -> bytes | None:
+    """What git says of the clone that this code runs from; None where there is no git or no clone."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

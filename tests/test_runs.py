@@ -1,0 +1,97 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from omegaconf import OmegaConf
+
+from boltlab import runs
+from boltlab.errors import UserError
+
+
+def make(log_dir, name="mlp", **summary):
+    folder = runs.new_folder(log_dir, "train", name)
+    runs.prepare(folder, OmegaConf.create({"run_dir": None, "seed": 1, "out": "${run_dir}/x", "data": {}}), ["seed=1"])
+    runs.write_summary(folder, **summary)
+    return folder
+
+
+def test_many_starts_in_one_second_never_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: runs.new_folder(tmp_path, "train", "same"), range(200)))
+    assert len(set(made)) == 200
+
+
+def test_a_name_is_made_safe_for_every_file_system(tmp_path):
+    folder = runs.new_folder(tmp_path, "train", "a/b c=d, é数:*?")
+    assert folder.parent == (tmp_path / "train").resolve()
+    assert not set(" /=,:*?") & set(folder.name)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="log_dir="):
+        runs.new_folder(tmp_path / "file", "train", "x")
+
+
+def test_a_run_folder_is_complete_and_survives_being_moved(tmp_path):
+    folder = make(tmp_path)
+    for name in ("config.yaml", "overrides.yaml", "environment.json", "git.patch", "summary.json"):
+        assert (folder / name).is_file(), name
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["packages"]["torch"] and environment["python"]
+    moved = folder.rename(tmp_path / "elsewhere")
+    config = runs.load_config(moved)
+    assert config.run_dir == str(moved) and config.out == f"{moved}/x" and config.seed == 1
+    assert str(folder) not in (moved / "config.yaml").read_text()
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    folder = make(tmp_path)
+    with pytest.raises(UserError, match="holds a run already"):
+        runs.prepare(folder, OmegaConf.create({"run_dir": None, "data": {}}), [])
+
+
+def test_finds_the_newest_and_by_part_of_a_name(tmp_path):
+    first = make(tmp_path, "alpha", started=1.0)
+    second = make(tmp_path, "beta", started=2.0)
+    job = tmp_path / "train" / "sweep" / "0"
+    runs.prepare(job, OmegaConf.create({"run_dir": None, "data": {}}), [])
+    runs.write_summary(job, started=1.5)
+    assert [f.name for f in runs.folders(tmp_path)] == [second.name, "0", first.name]
+    assert runs.find("latest", tmp_path) == second
+    assert runs.find("alpha", tmp_path) == first
+    assert runs.find(str(first), tmp_path / "other") == first
+    with pytest.raises(UserError, match="neither a run folder nor part"):
+        runs.find("gamma", tmp_path)
+    with pytest.raises(UserError, match="fits 2 runs"):
+        runs.find("a-", tmp_path)
+    with pytest.raises(UserError, match="no config.yaml"):
+        runs.find(str(tmp_path), tmp_path)
+    with pytest.raises(UserError, match="no run yet"):
+        runs.find("latest", tmp_path / "empty")
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    folder = make(tmp_path)
+    assert runs.status(runs.read_summary(folder)) == "running"
+    assert runs.status({"status": "running", "pid": os.getpid()}) == "running"
+    pid = _ended_pid()
+    assert runs.status({"status": "running", "pid": pid}) == "killed"
+    assert runs.status({"status": "finished", "pid": pid}) == "finished"
+
+
+def _ended_pid():
+    import subprocess
+    import sys
+
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_broken_summary_is_no_crash(tmp_path):
+    folder = make(tmp_path)
+    (folder / "summary.json").write_text('{"status": "run')
+    assert runs.read_summary(folder) == {}
+    assert runs.status({}) == "unknown"
