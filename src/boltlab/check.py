@@ -42,7 +42,9 @@ class ConfigError(UserError):
 
 
 def suggest(problem: str, word: str, names: list[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    """The problem, the nearest of the names where one is near, and what else helps."""
+    swapped = [name for name in names if sorted(name) == sorted(word)]  # two letters changed places
+    near = swapped or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"{problem}: did you mean {near[0]!r}? {otherwise}" if near else f"{problem}; {otherwise}"
 
 
@@ -297,7 +299,9 @@ def _holds_built(value: Any) -> bool:
 
 def _expected(value: Any, annotation: Any) -> str:
     literals, others = _alternatives(annotation)
-    names = [*(str(x) for x in dict.fromkeys(literals)), *dict.fromkeys(others)]
+    # What YAML can write comes first; classes are named only where there is nothing else.
+    writable = [name for name in others if name in _WRITABLE or "[" in name]
+    names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
     message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
     near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
     if near:
@@ -305,6 +309,9 @@ def _expected(value: Any, annotation: Any) -> str:
     elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
         message += "; a number in quotes is text: drop the quotes"
     return message
+
+
+_WRITABLE = ("bool", "int", "float", "str", "Path", "list", "dict", "null")
 
 
 def _is_number(text: str) -> bool:

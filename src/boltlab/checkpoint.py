@@ -194,6 +194,6 @@ def restore(content: dict[str, Any]) -> LightningModule:
     """Builds the model that a checkpoint's own config describes and gives it the checkpoint's weights."""
     if "config" not in content:
         raise CheckpointError("the checkpoint carries no config: it was not written by boltlab")
-    model = configs.build({**content["config"]["model"], "compile": False})
+    model = configs.build({"model": {**content["config"]["model"], "compile": False}}, "model")
     model.load_state_dict(content["state_dict"])
     return model.eval()  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ that lists all mistakes, before anything is built. `build` is the only caller of
 """
 
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -159,6 +160,11 @@ def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
         key = o.key_or_group
         if key not in known or o.is_delete():
             continue
+        if o.value() is None:
+            if key not in ("experiment", "debug", "local"):
+                wrong_groups.add(key)
+                mistakes.append(Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known[key])}"))
+            continue
         for choice in _choices(o):
             if choice is not None and choice not in known[key]:
                 wrong_groups.add(key)
@@ -189,9 +195,14 @@ def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
     # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
     if mistakes and not kept:
         raise ConfigError(mistakes)
-    config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
+    config = base
+    if kept:
+        config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
     if config is None:
         raise ConfigError(mistakes)
+    if "augment" not in (config.get("data") or {"augment": None}):
+        used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
+        mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
     mistakes += problems(verb, config)
     # A sweep tries each of its values once, the others standing at their first.
     for o in chosen + kept:
@@ -393,8 +404,12 @@ def finish(verb: str, config: DictConfig) -> DictConfig:
 
 def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
+    if OmegaConf.is_config(config.get("data")) and "augment" not in config.data:
+        config.augment = None  # a table has none; its preset would ask the data for an image's shape
     checker = Checker(config)
     checker.roots(ROOTS[verb].__dataclass_fields__)
+    if verb == "eval":  # its callbacks refer to the config of the run: they are checked when they are laid over it
+        return checker.found
     if "precision" not in checker.unknown_roots and config.get("precision") == "auto":
         config.precision = resolve_precision(config)
     checker.groups()
@@ -421,26 +436,28 @@ def resolve_precision(config: DictConfig) -> str:
     return "32"
 
 
-def build(node: Any, **objects: Any) -> Any:
-    """Builds the object that a node describes; `objects` are passed as they are.
+def build(config: Any, key: str, **objects: Any) -> Any:
+    """Builds the object that the node at `key` describes; `objects` are passed as they are.
 
     Raises:
-        ConfigError: the class refused its arguments.
+        ConfigError: a class refused its arguments; the message names the node.
         UserError: raised by the class itself, passed on as it is.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
-    assert isinstance(plain, dict)
+    node = OmegaConf.select(config, key) if OmegaConf.is_config(config) else config[key]
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     try:
         return instantiate({"_convert_": "all", **plain}, **objects)
     except InstantiationException as e:
         cause = e.__cause__
         if isinstance(cause, UserError):
             raise cause from None
-        if isinstance(cause, (TypeError, ValueError)) or type(cause).__name__ == "MisconfigurationException":
-            raise ConfigError([Mistake(str(plain["_target_"]), str(cause).splitlines()[0])]) from cause
+        if isinstance(cause, TypeError | ValueError) or type(cause).__name__ == "MisconfigurationException":
+            inner = re.search(r"full_key: (\S+)", str(e))
+            where = f"{key}.{inner[1]}" if inner else key
+            raise ConfigError([Mistake(where, " ".join(str(cause).split()))]) from cause
         raise
 
 

@@ -18,27 +18,34 @@ def main(overrides: list[str]) -> int:
     options = composed.config
     source = runs.find(options.run, options.log_dir)
     trained = runs.load_config(source)
-    trained.update({"callbacks": {}, "logger": {}, "precision": trained.trainer.precision})
-    config = edit(trained, for_run)
+    trained.precision = trained.trainer.precision
     # The callbacks and loggers of an evaluation are its own; the rest is the run's.
-    config = OmegaConf.merge(config, options)
+    trained.update({"callbacks": options.callbacks, "logger": options.logger, "log_dir": options.log_dir})
+    config = edit(trained, for_run)
     folder = runs.new_folder(options.log_dir, "eval", f"{runs.read_summary(source).get('name', 'run')}_{options.split}")
     runs.prepare(folder, config, overrides)
-    metrics = evaluate(config, source, str(options.split))
-    runs.write_summary(folder, status="finished", evaluated=str(source), split=options.split, test=metrics)
+    metrics = evaluate(config, source, options.split, options.checkpoint)
+    runs.write_summary(
+        folder,
+        status="finished",
+        evaluated=str(source),
+        split=options.split,
+        data=runs.read_summary(source).get("data"),
+        test=metrics,
+    )
     _print(metrics, source, str(options.split), folder)
     return 0
 
 
-def evaluate(config: DictConfig, source: Path, split: str) -> dict[str, float]:
+def evaluate(config: DictConfig, source: Path, split: str, which: str) -> dict[str, float]:
     """The metrics of the run in `source` on a split of the config's data, named `<split>_<metric>`."""
     from boltlab import checkpoint
     from boltlab.commands.train import make_trainer, numbers
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    content = checkpoint.read(checkpoint.find(source, config.checkpoint))
+    content = checkpoint.read(checkpoint.find(source, which))
     model = checkpoint.restore(content)
-    data = build(config.data)
+    data = build(config, "data")
     same_kind(content["config"]["data"], OmegaConf.to_container(config.data))
     data.test_split = split  # Lightning tests on it and names the metrics after its stage
     trainer = make_trainer(config)

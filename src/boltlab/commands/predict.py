@@ -78,7 +78,7 @@ def predict(
     place = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
     where = place or torch.device("cpu" if device == "auto" else device)
     model = checkpoint.restore(checkpoint.read(checkpoint.find(folder, which))).to(where)
-    data = build(config.data)
+    data = build(config, "data")
     names = list(config.data.class_names)
 
     def load(path: Path) -> Any:

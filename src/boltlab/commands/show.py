@@ -14,7 +14,7 @@ def main(overrides: list[str]) -> int:
 
     from boltlab.data.grid import count_classes, draw_grid
 
-    data = build(config.data)
+    data = build(config, "data")
     if len(data.input_shape) != 3:
         raise UserError(f"boltlab show draws images; samples of this data have the shape {list(data.input_shape)}")
     data.prepare_data()

@@ -62,7 +62,7 @@ def fit(folder_name: str) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
-    data, model = build(config.data), build(config.model)
+    data, model = build(config, "data"), build(config, "model")
     trainer = make_trainer(config)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
@@ -104,12 +104,11 @@ def make_trainer(config: DictConfig, **arguments: Any) -> Any:
 
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    loggers = dict(config.get("logger") or {})
-    callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
     return build(
-        config.trainer,
-        callbacks=callbacks,
-        logger=[build(node) for node in loggers.values()],
+        config,
+        "trainer",
+        callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
+        logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
         plugins=[SafeCheckpointIO(plain)],
         **arguments,
     )

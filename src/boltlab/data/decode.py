@@ -63,7 +63,7 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
 
 def _reason(path: str | Path, error: Exception) -> str:
     try:
-        with open(path, "rb") as file:
+        with Path(path).open("rb") as file:
             head = file.read(512)
     except OSError as cannot_open:
         return cannot_open.strerror or str(cannot_open)

@@ -4,8 +4,9 @@ Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI
 test part this is. It has no official split: `test_fraction` is set aside, stratified, and never moves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from sklearn.datasets import load_digits
@@ -23,6 +24,10 @@ class Digits(ImageDataModule):
     """
 
     input_shape: tuple[int, int, int] = (1, 28, 28)
+    num_classes: int | Literal["auto"] | None = 10
+    class_names: list[str] | Literal["auto"] | None = field(default_factory=lambda: list("0123456789"))
+    mean: list[float] | None = field(default_factory=lambda: [0.3133])
+    std: list[float] | None = field(default_factory=lambda: [0.3569])
     allow_flip: bool = False
     test_fraction: float = 0.2
 

@@ -21,10 +21,13 @@ from boltlab.data.decode import read_image
 from boltlab.data.images import ImageDataModule
 from boltlab.errors import DataError
 
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .jp2 .avif .tga".split()
-)
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+              ".pbm", ".pnm", ".jp2", ".avif", ".tga")  # fmt: skip
+FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation"),
+    "test": ("test",),
+}
 
 
 class FolderData(Dataset[Any]):
@@ -68,21 +71,28 @@ class ImageFolder(ImageDataModule):
 
     @classmethod
     def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(arguments.get("root"), str):
+            return {}  # the check of the arguments says so
         names = arguments.get("class_names", "auto")
         names = class_names(arguments["root"]) if names == "auto" else names
         return {"num_classes": len(names), "class_names": names}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.class_names == "auto" or self.num_classes == "auto":
-            found = self.discover({"root": self.root, "class_names": self.class_names})
+        if not isinstance(self.class_names, list) or not isinstance(self.num_classes, int):
+            found = self.discover({"root": self.root, "class_names": self.class_names or "auto"})
             self.class_names, self.num_classes = found["class_names"], found["num_classes"]
+
+    @property
+    def _names(self) -> list[str]:
+        assert isinstance(self.class_names, list)
+        return self.class_names
 
     @cached_property
     def _splits(self) -> dict[Split, FolderData]:
         root = Path(self.root)
         parts = split_folders(root)
-        check_classes(parts, list(self.class_names))
+        check_classes(parts, self._names)
         splits = {split: self._read(folder) for split, folder in parts.items()}
         train = splits["train"]
         if parts["train"] == root:
@@ -97,13 +107,13 @@ class ImageFolder(ImageDataModule):
         files: list[str] = []
         labels: list[int] = []
         folders = class_folders(folder)
-        for label, name in enumerate(self.class_names):
+        for label, name in enumerate(self._names):
             found = image_files(folders[name], within=folder)
             if not found:
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        return FolderData(files, torch.tensor(labels), list(self.class_names), self.input_shape[0])
+        return FolderData(files, torch.tensor(labels), self._names, self.input_shape[0])
 
     def load(self, split: Split) -> FolderData:
         if split == "test" and "test" not in self._splits:
@@ -121,10 +131,19 @@ def split_folders(root: Path) -> dict[Split, Path]:
             f"  expected: {root}/train/<class>/<image>, with val and test beside train; or {root}/<class>/<image>\n"
             f"  without data of your own: data=digits"
         )
-    parts: dict[Split, Path] = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    parts = _present_splits(root)
     if parts and "train" not in parts:
         raise DataError(f"{root} has {', '.join(parts)}, but no folder 'train'")
     return parts or {"train": root}
+
+
+def _present_splits(root: Path) -> dict[Split, Path]:
+    return {
+        split: root / name
+        for split, names in FOLDER_NAMES.items()
+        for name in reversed(names)
+        if (root / name).is_dir()
+    }
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
@@ -156,9 +175,9 @@ def image_files(folder: Path, within: Path) -> list[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [
-            os.path.join(parent, name)
+            parent + os.sep + name
             for name in sorted(names)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+            if not name.startswith(".") and name.lower().endswith(EXTENSIONS)
         ]
     return files
 
@@ -203,7 +222,7 @@ def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tupl
         yield Path(root), str(error)
         if not Path(root).is_dir():
             return
-        parts = {split: Path(root, split) for split in SPLITS if Path(root, split).is_dir()} or {"train": Path(root)}
+        parts = _present_splits(Path(root)) or {"train": Path(root)}
     for folder in parts.values():
         for stray in sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()):
             yield stray, "in no class folder, so it is not used"

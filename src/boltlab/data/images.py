@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -27,10 +27,12 @@ class Fit:
         channels, height, width = self.input_shape
         got_height, got_width = F.get_size(image)
         if self.resize is not None or (got_height, got_width) != (height, width):
-            scale = max(height / got_height, width / got_width)
-            if self.resize is not None:
-                scale *= self.resize / min(height, width)
-            size = [max(height, round(got_height * scale)), max(width, round(got_width * scale))]
+            factor = 1.0 if self.resize is None else self.resize / min(height, width)
+            cover_height, cover_width = round(height * factor), round(width * factor)
+            if got_height * cover_width < got_width * cover_height:
+                size = [cover_height, cover_height * got_width // got_height]
+            else:
+                size = [cover_width * got_height // got_width, cover_width]
             image = F.center_crop(F.resize(image, size, antialias=True), [height, width])
         tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
         if tensor.shape[-3] == channels:
@@ -50,7 +52,9 @@ class AugmentAndFit:
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         if self.augment.resizes:
             return self.fit(self.augment(image))
-        return self.augment(self.fit(image))
+        augmented = self.augment(self.fit(image))
+        assert isinstance(augmented, Tensor)
+        return augmented
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -65,8 +69,6 @@ class ImageDataModule(DataModule):
     """
 
     input_shape: tuple[int, int, int] = (3, 224, 224)
-    num_classes: int | Literal["auto"] = "auto"
-    class_names: list[str] | Literal["auto"] = "auto"
     mean: list[float] | None = None
     std: list[float] | None = None
     augment: Augment | None = None

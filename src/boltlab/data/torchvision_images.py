@@ -1,6 +1,5 @@
 """MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100: torchvision's addresses, checksums and readers, kept in memory."""
 
-import os
 import shutil
 import socket
 import tempfile
@@ -129,7 +128,7 @@ def download(dataset_class: Any, data_dir: Path, folder: Path) -> None:
         unpacked = staging / "unpacked" if is_mnist else staging / "unpacked" / dataset_class.base_folder
         folder.mkdir(parents=True, exist_ok=True)
         for file in unpacked.iterdir():
-            os.replace(file, folder / file.name)
+            file.replace(folder / file.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """Weights & Biases that never asks and never blocks: online where that works, else offline with the line to sync."""
 
+import json
 import logging
 import os
 import threading
@@ -7,11 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
+    from wandb.sdk.lib import RunDisabled
     from wandb.wandb_run import Run
 
 log = logging.getLogger(__name__)
@@ -59,13 +61,14 @@ class WandbLogger(LightningWandbLogger):
             tags=tags,
             id=id,
         )
+        self._dir = Path(dir)
         self._mode = mode
         self._timeout_seconds = timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> "Run":
+    def experiment(self) -> "Run | RunDisabled":
         if self._experiment is None:
             self._experiment = self._start()
         return self._experiment
@@ -83,7 +86,7 @@ class WandbLogger(LightningWandbLogger):
         if status != "success":
             self.finish(exit_code=1)
 
-    def _start(self) -> "Run":
+    def _start(self) -> "Run | RunDisabled":
         import wandb
 
         deadline = time.monotonic() + self._timeout_seconds
@@ -102,18 +105,21 @@ class WandbLogger(LightningWandbLogger):
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         for name in SAVED_FILES:
-            if (path := Path(self._save_dir) / name).exists():
+            if (path := self._dir / name).exists():
                 run.save(path, base_path=path.parent, policy="now")
         if mode == "offline":
             folder = os.path.relpath(run.settings.sync_dir)
             log.warning("W&B is offline (%s). To upload this run: wandb sync '%s'", reason, folder)
         return run
 
-    def _init(self, mode: str, init_timeout: float = 10.0) -> "Run":
+    def _init(self, mode: str, init_timeout: float = 10.0) -> "Run | RunDisabled":
         import wandb
 
+        environment = self._dir / "environment.json"
+        git_commit = json.loads(environment.read_text()).get("git_commit") if environment.exists() else None
         settings = wandb.Settings(
             silent=True,
+            git_commit=git_commit,  # wandb's own look finds none where the run folder lies outside the repository
             console="off",  # a progress bar's redraws would fill the log; metrics.csv and the terminal have the rest
             init_timeout=init_timeout,
             finish_timeout=self._finish_timeout_seconds,
@@ -143,7 +149,7 @@ class WandbLogger(LightningWandbLogger):
 def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:
     """What keeps the W&B server from taking the key, or None. wandb's own check retries a refused connection until
     its timeout is over; this one returns at once."""
-    import requests  # type: ignore[import-untyped]  # comes with wandb
+    import requests  # comes with wandb
 
     problems = [f"{base_url} does not answer within {timeout_seconds:.0f} s"]
 

@@ -55,8 +55,9 @@ class Classifier(Task):
         # validate_args=False: the checks look into the tensors, which waits for the GPU at every step.
         metrics: dict[str, Metric] = {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
         if split != "train":
-            for name, kind in (("f1", MulticlassF1Score), ("precision", MulticlassPrecision), ("recall", MulticlassRecall)):
-                metrics[name] = kind(num_classes, average="macro", validate_args=False)
+            metrics["f1"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
+            metrics["precision"] = MulticlassPrecision(num_classes, average="macro", validate_args=False)
+            metrics["recall"] = MulticlassRecall(num_classes, average="macro", validate_args=False)
             if num_classes > 5:
                 metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
         return metrics
@@ -68,7 +69,8 @@ class Classifier(Task):
         names = ["loss", "acc", "f1", "precision", "recall"]
         if not isinstance(num_classes, int) or num_classes > 5:
             names.append("top5")
-        return {"train_loss", "train_acc", "train_loss_step"} | {f"{s}_{name}" for s in ("val", "test") for name in names}
+        logged = {f"{split}_{name}" for split in ("val", "test") for name in names}
+        return logged | {"train_loss", "train_acc", "train_loss_step"}
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:

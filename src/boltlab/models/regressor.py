@@ -45,8 +45,8 @@ class Regressor(Task):
     @staticmethod
     def logged_metrics(arguments: dict[str, Any]) -> set[str]:
         """Every metric name that a run with these arguments logs."""
-        names = ("loss", "mse", "mae", "r2")
-        return {"train_loss", "train_mse", "train_loss_step"} | {f"{s}_{name}" for s in ("val", "test") for name in names}
+        logged = {f"{split}_{name}" for split in ("val", "test") for name in ("loss", "mse", "mae", "r2")}
+        return logged | {"train_loss", "train_mse", "train_loss_step"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Values [B]."""

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 Stem = Literal["auto", "small", "imagenet"]
 
 
-def stem_layers(input_shape: tuple[int, int, int], stem: Stem, width: int) -> tuple[nn.Conv2d, nn.Module]:
-    """First convolution (to `width` channels) and the pooling that comes after it.
+def stem_layers(input_shape: tuple[int, int, int], stem: Stem, out_channels: int) -> tuple[nn.Conv2d, nn.Module]:
+    """First convolution (to `out_channels`) and the pooling that comes after it.
 
     "auto" takes the ImageNet stem, which makes a quarter of height and width, for images of 64 pixels and more; smaller
     ones keep their size, with a 3×3 convolution and no pooling.
     """
     channels, height, width = input_shape
     if stem == "imagenet" or (stem == "auto" and min(height, width) >= 64):
-        return nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.Identity()
+        convolution = nn.Conv2d(channels, out_channels, 7, stride=2, padding=3, bias=False)
+        return convolution, nn.MaxPool2d(3, stride=2, padding=1)
+    return nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.Identity()
 
 
 class BasicBlock(nn.Module):

@@ -82,7 +82,7 @@ class Constant(Schedule):
 
 
 class Step(Schedule):
-    """Times `gamma` after every `every_steps` steps or `every_epochs` epochs; by default, after each third of the run."""
+    """Times `gamma` after every `every_steps` steps or `every_epochs` epochs; by default each third of the run."""
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("every_steps", "every_epochs")]
 
@@ -108,7 +108,7 @@ class Step(Schedule):
 
 
 class MultiStep(Schedule):
-    """Times `gamma` at each of the milestones, in steps or epochs; by default, at 1/2 and 3/4 of the run (He et al.)."""
+    """Times `gamma` at each milestone, in steps or epochs; by default at 1/2 and 3/4 of the run (He et al. 2015)."""
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("milestones_steps", "milestones_epochs")]
 
@@ -155,7 +155,7 @@ class Exponential(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine from the learning rate at the end of the warm-up to `final_factor` of it (Loshchilov and Hutter)."""
+    """Half a cosine from the whole rate when the warm-up ends to `final_factor` of it (Loshchilov and Hutter 2016)."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class Cosine(Schedule):
 
 
 class OneCycle(Schedule):
-    """Up along half a cosine during the warm-up, down along another to almost 0 at the last step (Smith and Topin).
+    """Up along half a cosine during the warm-up, down along another to almost 0 at the last (Smith and Topin 2017).
 
     The optimizer's `lr` is the peak; the run begins at `lr / div_factor` and ends at `lr / div_factor /
     final_div_factor`. Without a length, the warm-up takes 30% of the run. Momentum stays as it is.

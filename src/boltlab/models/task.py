@@ -62,11 +62,11 @@ class Task(L.LightningModule):
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
         # nan_strategy="disable": the other strategies look into the tensor, which waits for the GPU at every step.
-        loss = {"loss": MeanMetric(nan_strategy="disable")}
+        loss: dict[str, Metric] = {"loss": MeanMetric(nan_strategy="disable")}
         # Macro F1, precision and recall count the same four numbers: one of them counts, the others share.
-        shared = [name for name in ("f1", "precision", "recall") if name in metrics]
-        groups = [[name] for name in (*loss, *metrics) if name not in shared] + ([shared] if shared else [])
-        collection = MetricCollection(dict(loss | metrics), prefix=f"{split}_", compute_groups=groups)
+        shared = [name for name in metrics if name in ("f1", "precision", "recall")]
+        groups = [[name] for name in loss | metrics if name not in shared] + ([shared] if shared else [])
+        collection = MetricCollection({**loss, **metrics}, prefix=f"{split}_", compute_groups=groups)
         collection.persistent(True)
         return collection
 
@@ -100,7 +100,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         loss, _, _ = self._step(batch, self.train_metrics)
         # self.log costs more than a small net's whole forward pass, so it is called only when Lightning will write.
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
             self.log("train_loss_step", loss.detach(), prog_bar=True)
         if self.l1:

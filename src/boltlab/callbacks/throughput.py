@@ -1,0 +1,105 @@
+"""Samples per second, and the share of the time in which training waits for data."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+
+
+class Throughput(Callback):
+    """Times training steps only: validation, checkpoints at its end and the start of the run are left out.
+
+    Logs ``samples_per_second`` (all processes together) and ``data_wait_share`` (0 to 1) at the end of each epoch. The
+    properties of the same names are those of the whole fit, from ``samples``, ``seconds`` and ``wait_seconds``.
+    The clock is the host's and is read at no extra synchronization: on an accelerator that lags behind the host, some
+    of the wait costs nothing, so a small share is good and a large one is worth a look.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.steps = 0
+        self.seconds = 0.0
+        self.wait_seconds = 0.0
+        self._epoch_start = (0, 0.0, 0.0)
+        self._mark: float | None = None  # since when the running step counts
+        self._fetch_start = 0.0
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds else 0.0
+
+    @property
+    def data_wait_share(self) -> float:
+        return self.wait_seconds / self.seconds if self.seconds else 0.0
+
+    @property
+    def epoch_samples_per_second(self) -> float:
+        """Of the running epoch, or of the last one."""
+        samples, seconds, _ = self._epoch_start
+        return (self.samples - samples) / (self.seconds - seconds) if self.seconds > seconds else 0.0
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self.samples, self.steps, self.seconds, self.wait_seconds = 0, 0, 0.0, 0.0
+        self._mark = None
+        # The loop tells the profiler, whichever it is, when it fetches a batch: nothing else sees the wait alone.
+        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+        start, stop = profiler.start, profiler.stop
+
+        def timed_start(action_name: str) -> None:
+            if action_name == FETCH:
+                self._fetch_start = time.perf_counter()
+                if self._mark is None:
+                    self._mark = self._fetch_start
+            start(action_name)
+
+        def timed_stop(action_name: str) -> None:
+            stop(action_name)
+            if action_name == FETCH:
+                self.wait_seconds += time.perf_counter() - self._fetch_start
+
+        profiler.start, profiler.stop = timed_start, timed_stop
+
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._epoch_start = (self.samples, self.seconds, self.wait_seconds)
+        self._mark = time.perf_counter()  # starting the workers counts
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self._mark is not None:
+            self.seconds += now - self._mark
+        self._mark = now
+        self.samples += batch_samples(batch) * trainer.world_size
+        self.steps += 1
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._mark = None  # the next fetch sets it
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        _, seconds, wait_seconds = self._epoch_start
+        if self.seconds > seconds:
+            share = (self.wait_seconds - wait_seconds) / (self.seconds - seconds)
+            values = {"samples_per_second": self.epoch_samples_per_second, "data_wait_share": share}
+            for logger in trainer.loggers:  # the step under which Lightning logs the epoch's metrics
+                logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        for name in ("start", "stop"):
+            trainer.profiler.__dict__.pop(name, None)  # type: ignore[attr-defined]
+
+
+def batch_samples(batch: Any) -> int:
+    """Length of the first tensor in a batch of tensors, tuples, lists and dicts; 0 if there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
+    for part in parts:
+        if not isinstance(part, str) and (found := batch_samples(part)):
+            return found
+    return 0

@@ -1,0 +1,111 @@
+"""Which samples, in which order, on which process; and the random numbers that go with them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+
+from boltlab.errors import DataError
+
+
+def random_key(*numbers: int) -> int:
+    """Mix integers such as (seed, epoch, index) into one 64-bit seed (SplitMix64, Steele et al. 2014)."""
+    mask, key = 0xFFFF_FFFF_FFFF_FFFF, 0
+    for number in numbers:
+        key = (key + number + 0x9E37_79B9_7F4A_7C15) & mask
+        key = ((key ^ (key >> 30)) * 0xBF58_476D_1CE4_E5B9) & mask
+        key = ((key ^ (key >> 27)) * 0x94D0_49BB_1331_11EB) & mask
+        key ^= key >> 31
+    return key
+
+
+@contextmanager
+def own_random_state() -> Iterator[Callable[[int], object]]:
+    """Yield the function that seeds torch's CPU generator; put the generator's state back at the end."""
+    state = torch.default_generator.get_state()
+    try:
+        yield torch.default_generator.manual_seed  # not torch.manual_seed, which also seeds every accelerator
+    finally:
+        torch.default_generator.set_state(state)
+
+
+class TrainSampler(SequentialSampler):
+    """Yields (epoch, indices of one batch of this rank). Lightning calls `set_epoch` before each epoch.
+
+    Every rank makes the same number of steps: with several ranks the few samples (fewer than there are ranks) that do
+    not divide are left out, others in each epoch. The last batch is smaller; one that would hold a single sample is
+    left out, for batch normalization cannot train on it.
+
+    `labels` (int64 [N]) balances the classes: each draw takes a class, then one of its samples, with replacement.
+
+    It is a SequentialSampler by name only: Lightning's `overfit_batches` replaces any other.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        labels: Tensor | None = None,
+    ) -> None:
+        self.per_rank = size // world_size
+        if self.per_rank == 0:
+            raise DataError(f"{size} training samples are too few for {world_size} processes")
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.by_class = None
+        if labels is not None:
+            members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+            self.by_class = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+            self.class_sizes = torch.tensor([len(m) for m in members])
+        if self.per_rank > batch_size > 1 and self.per_rank % batch_size == 1:
+            self.per_rank -= 1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Sample indices of the whole epoch, over all ranks, int64 [N]."""
+        generator = torch.Generator().manual_seed(random_key(self.seed, self.epoch))
+        if self.by_class is not None:
+            label = torch.randint(len(self.by_class), (self.size,), generator=generator)
+            draw = torch.rand(self.size, generator=generator, dtype=torch.float64)
+            return self.by_class[label, (draw * self.class_sizes[label]).long()]
+        return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
+
+    def __len__(self) -> int:
+        return -(-self.per_rank // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self.epoch
+        for indices in self.order()[self.rank :: self.world_size][: self.per_rank].split(self.batch_size):
+            yield epoch, indices
+
+
+class EvalSampler(SequentialSampler):
+    """Yields (0, indices of one batch of this rank): every sample once over all ranks, none twice.
+
+    All ranks yield the same number of batches (FSDP hangs otherwise), so the last batch of a rank may hold one sample
+    more than `batch_size` and the others do not notice.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if size < world_size:
+            raise DataError(f"{size} samples to evaluate are too few for {world_size} processes")
+        self.size, self.batch_size, self.rank, self.world_size = size, batch_size, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-(self.size // self.world_size) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        indices = torch.arange(self.rank, self.size, self.world_size)
+        for batch in range(len(self)):
+            last = batch == len(self) - 1
+            yield 0, indices[batch * self.batch_size : None if last else (batch + 1) * self.batch_size]

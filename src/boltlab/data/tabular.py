@@ -1,0 +1,233 @@
+"""Tables: CSV files, scikit-learn's diabetes, and synthetic classes; all fit in memory."""
+
+import csv
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from sklearn.datasets import load_diabetes, make_classification
+from torch import Tensor
+
+from boltlab.data.base import DataModule, Split, TensorData, three_splits
+from boltlab.errors import DataError
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class TableDataModule(DataModule):
+    """Base of the tables; a subclass defines `table()`. Yields x float32 [B,F] and y int64 [B] or float32 [B].
+
+    Every feature is standardized with the mean and standard deviation of the training rows alone, which stand in
+    `mean` and `std` [F] once a split is loaded. The target of a regression keeps its unit unless `standardize_target`,
+    which then uses `target_mean` and `target_std`, again of the training rows.
+
+    test_fraction, val_fraction: share of all rows set aside for testing, and of the others for validation;
+        stratified by class in classification.
+    """
+
+    input_shape: tuple[int] | Literal["auto"] = "auto"
+    test_fraction: float | int = 0.2
+    standardize_target: bool = False
+
+    mean: Tensor = field(init=False)
+    std: Tensor = field(init=False)
+    target_mean: float = field(init=False, default=0.0)
+    target_std: float = field(init=False, default=1.0)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """All rows: features float64 [N,F], and the target, int64 [N] or float64 [N]."""
+        raise NotImplementedError
+
+    @cached_property
+    def _splits(self) -> dict[Split, TensorData]:
+        x, y = self.table()
+        rows = three_splits(y, self.test_fraction, self.val_fraction, self.split_seed)
+        train = x[rows["train"]]
+        self.mean = train.mean(0)
+        std = train.std(0, correction=0)
+        self.std = torch.where(std > 0, std, 1.0)  # a constant column becomes 0
+        x = ((x - self.mean) / self.std).float()
+        if y.is_floating_point():
+            if self.standardize_target:
+                self.target_mean = y[rows["train"]].mean().item()
+                self.target_std = y[rows["train"]].std(correction=0).item() or 1.0
+            y = ((y - self.target_mean) / self.target_std).float()
+        data = TensorData(x, y)
+        return {split: data.subset(indices) for split, indices in rows.items()}
+
+    def load(self, split: Split) -> TensorData:
+        return self._splits[split]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Diabetes(TableDataModule):
+    """442 patients, ten measurements, progress of the disease after a year (25..346): regression.
+
+    Source: Efron et al., "Least Angle Regression", Annals of Statistics 32 (2004); scikit-learn carries it. The raw
+    columns are read, for scikit-learn's scaled ones were standardized with the test rows included.
+    """
+
+    input_shape: tuple[int] | Literal["auto"] = (10,)
+    task: Literal["classification", "regression"] = field(init=False, default="regression")
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        x, y = load_diabetes(return_X_y=True, scaled=False)
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class SyntheticClasses(TableDataModule):
+    """Gaussian clusters on the corners of a hypercube (scikit-learn's make_classification): classification.
+
+    The rows depend on `table_seed` alone. num_informative: features that tell the classes apart; the others are noise.
+    """
+
+    num_rows: int = 10_000
+    num_features: int = 100
+    num_informative: int = 20
+    class_separation: float = 2.0
+    table_seed: int = 0
+
+    @classmethod
+    def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        num_classes = arguments.get("num_classes", 10)
+        return {
+            "input_shape": [arguments.get("num_features", 100)],
+            "class_names": [str(label) for label in range(num_classes)] if isinstance(num_classes, int) else "auto",
+        }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.num_classes = self.num_classes if isinstance(self.num_classes, int) else 10
+        self.input_shape = (self.num_features,)
+        if not isinstance(self.class_names, list):
+            self.class_names = [str(label) for label in range(self.num_classes)]
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        x, y = make_classification(
+            n_samples=self.num_rows,
+            n_features=self.num_features,
+            n_informative=self.num_informative,
+            n_redundant=0,
+            n_classes=self.num_classes,
+            n_clusters_per_class=1,
+            class_sep=self.class_separation,
+            random_state=self.table_seed,
+        )
+        return torch.from_numpy(x), torch.from_numpy(y).long()
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class CSV(TableDataModule):
+    """A CSV file (UTF-8) with numeric feature columns and one target column.
+
+    columns: names of the columns of a file without a header row; None reads them from its first row.
+    target: the column to predict: any text in classification (sorted: the classes), a number in regression.
+    features: the columns to predict from; None takes all others.
+    DataError names the column and line of what is missing or not a number.
+    """
+
+    path: str
+    target: str
+    task: Literal["classification", "regression"] = field()
+    features: list[str] | None = None
+    columns: list[str] | None = None
+    delimiter: str = ","
+
+    @classmethod
+    def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if not all(isinstance(arguments.get(name), str) for name in ("path", "target", "task")):
+            return {}  # the check of the arguments names what is missing
+        about_the_file = ("path", "target", "task", "features", "columns", "delimiter", "num_classes", "class_names")
+        module = cls(**{name: arguments[name] for name in about_the_file if name in arguments})
+        return {name: getattr(module, name) for name in ("input_shape", "num_classes", "class_names")}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_shape == "auto":
+            self.input_shape = (len(self.feature_columns),)
+        if self.task == "regression":
+            self.num_classes = self.class_names = None
+        elif self.class_names in ("auto", None) or self.num_classes in ("auto", None):
+            texts = self._column(self.target)
+            self.class_names = sorted(set(texts), key=_numbers_by_value)
+            self.num_classes = len(self.class_names)
+
+    @cached_property
+    def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
+        """(column names, [(line number, cells)])"""
+        path = Path(self.path)
+        if not path.is_file():
+            raise DataError(f"data.path={self.path} does not exist (looked for {path.absolute()})")
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+                rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+        except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+            raise DataError(f"{path} is no CSV file in UTF-8: {error}") from error
+        names = list(self.columns) if self.columns is not None else rows.pop(0)[1] if rows else []
+        if not rows:
+            raise DataError(f"{path} has no rows")
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
+        for line, cells in rows:
+            if len(cells) != len(names):
+                raise DataError(
+                    f"{path}, line {line}: {len(cells)} cells, but {len(names)} columns: {', '.join(names)}"
+                )
+        return names, rows
+
+    @property
+    def feature_columns(self) -> list[str]:
+        """Names of the features, in the order of x."""
+        names, _ = self._rows
+        wanted = [*(self.features or []), self.target]
+        if unknown := [name for name in wanted if name not in names]:
+            hint = "" if self.columns is not None else " (a file without a header row needs data.columns=[…])"
+            raise DataError(f"{self.path} has no column {unknown[0]!r}; it has {', '.join(map(repr, names))}{hint}")
+        if self.features is not None and self.target in self.features:
+            raise DataError(f"data.target={self.target} is also among data.features")
+        features = self.features if self.features is not None else [name for name in names if name != self.target]
+        if not features:
+            raise DataError(f"{self.path} has no column besides the target {self.target!r}")
+        return list(features)
+
+    def _column(self, name: str) -> list[str]:
+        names, rows = self._rows
+        if name not in names:
+            _ = self.feature_columns  # says so
+        place = names.index(name)
+        if empty := [line for line, cells in rows if cells[place].lower() in ("", "na", "nan", "null", "none", "?")]:
+            raise DataError(
+                f"{self.path}: column {name!r} has {len(empty)} missing values, the first in line {empty[0]}"
+            )
+        return [cells[place] for _, cells in rows]
+
+    def _numbers(self, name: str) -> Tensor:
+        numbers = []
+        for (line, _), text in zip(self._rows[1], self._column(name), strict=True):
+            try:
+                numbers.append(float(text))
+            except ValueError:
+                numbers.append(float("nan"))
+            if numbers[-1] - numbers[-1] != 0:  # infinite, or not a number
+                hint = "" if name == self.target else "; data.features=[…] leaves it out"
+                raise DataError(f"{self.path}: column {name!r}, line {line}: {text!r} is not a number{hint}")
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        x = torch.stack([self._numbers(name) for name in self.feature_columns], dim=1)
+        if self.task == "regression":
+            return x, self._numbers(self.target)
+        label = {name: index for index, name in enumerate(self.class_names or [])}
+        texts = self._column(self.target)
+        if unknown := sorted(set(texts) - label.keys()):
+            raise DataError(f"{self.path}: {unknown[0]!r} in column {self.target!r} is not among data.class_names")
+        return x, torch.tensor([label[text] for text in texts])
+
+
+def _numbers_by_value(text: str) -> tuple[int, float, str]:
+    number = re.fullmatch(r"[+-]?\d+(\.\d+)?", text)
+    return (0, float(text), text) if number else (1, 0.0, text)

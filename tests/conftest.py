@@ -1,0 +1,53 @@
+"""Every test runs in an empty folder of its own, offline, with one thread."""
+
+import os
+
+# Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
+for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL_ERROR"):
+    os.environ.pop(name, None)
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def boltlab(capsys):
+    """Runs `boltlab <arguments>` in this process: (exit code, stdout, stderr)."""
+    from boltlab.__main__ import main
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def boltlab_process(tmp_path):
+    """Runs `boltlab <arguments>` as a command of its own: the finished process with its text."""
+
+    def run(*arguments, timeout=120, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "boltlab", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,162 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from boltlab.data.decode import MAX_PIXELS, read_image
+from boltlab.errors import DataError
+
+
+def gradient(mode="RGB", size=(24, 16)):
+    ramp = np.linspace(0, 255, size[0]).astype(np.uint8)
+    grey = np.tile(ramp, (size[1], 1))
+    bands = {"L": [grey], "RGB": [grey, 255 - grey, np.full_like(grey, 60)]}[mode]
+    return Image.fromarray(np.stack(bands, -1).squeeze())
+
+
+def pixels(path, channels=3):
+    image = read_image(path, channels)
+    assert image.mode == ("L" if channels == 1 else "RGB")
+    return np.asarray(image).astype(int)
+
+
+def png_header(width, height):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a b=c,d.png", "图像 é.png", "a.tif", "a.bmp", "a.ppm"])
+def test_lossless_formats_and_any_file_name(tmp_path, name):
+    gradient().save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    assert np.array_equal(pixels(tmp_path / name), np.asarray(gradient()))
+
+
+def test_jpeg_rgb_grey_and_cmyk(tmp_path):
+    gradient().save(tmp_path / "rgb.jpg", quality=95)
+    gradient("L").save(tmp_path / "grey.jpg", quality=95)
+    gradient().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    assert np.abs(pixels(tmp_path / "rgb.jpg") - np.asarray(gradient())).mean() < 4
+    assert np.abs(pixels(tmp_path / "cmyk.jpg") - np.asarray(gradient())).mean() < 4
+    grey = pixels(tmp_path / "grey.jpg")
+    assert np.abs(grey - np.asarray(gradient("L"))[..., None]).mean() < 2
+    assert pixels(tmp_path / "rgb.jpg", channels=1).shape == (16, 24)
+
+
+def test_palette(tmp_path):
+    image = gradient().quantize(200)
+    image.save(tmp_path / "p.png")
+    assert np.array_equal(pixels(tmp_path / "p.png"), np.asarray(image.convert("RGB")))
+
+
+def test_bilevel(tmp_path):
+    Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "1.png")
+    assert np.array_equal(pixels(tmp_path / "1.png", 1), np.eye(8) * 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+def test_what_is_transparent_lies_over_white(tmp_path, mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
+    if mode == "P":
+        palette = Image.new("P", (2, 1))
+        palette.putpalette([0, 0, 0, 9, 9, 9])
+        palette.putpixel((1, 0), 1)
+        palette.save(path, transparency=1)
+    elif mode == "RGB":
+        plain = Image.new("RGB", (2, 1), (0, 0, 0))
+        plain.putpixel((1, 0), (9, 9, 9))
+        plain.save(path, transparency=(9, 9, 9))
+    elif mode == "PA":
+        image.convert("RGBA").save(path)
+    else:
+        image.convert(mode).save(path)
+    assert pixels(path).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert pixels(path, 1).tolist() == [[0, 255]]
+
+
+def test_half_transparent_is_blended(tmp_path):
+    Image.new("RGBA", (1, 1), (200, 0, 0, 128)).save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").tolist() == [[[227, 127, 127]]]
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = np.array([[0, 257, 128 * 257, 255 * 257, 65535, 300]], dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert pixels(tmp_path / name, 1).tolist() == [[0, 1, 128, 255, 255, 1]]
+        assert pixels(tmp_path / name).shape == (1, 6, 3)
+
+
+@pytest.mark.parametrize("values", [np.array([[70000]], dtype=np.int32), np.array([[0.5]], dtype=np.float32)])
+def test_pixels_of_unknown_range_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="have no known range"):
+        read_image(tmp_path / "a.tif", 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+    upright = gradient()
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose that EXIF's orientation undoes
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(upright))
+
+
+def test_broken_exif_does_not_spoil_good_pixels(tmp_path):
+    gradient().save(tmp_path / "a.png", exif=b"Exif\0\0II*\0nonsense")
+    assert np.array_equal(pixels(tmp_path / "a.png"), np.asarray(gradient()))
+
+
+def jpeg(size=(64, 64)):
+    buffer = io.BytesIO()
+    gradient(size=size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html><html>404</html>", "this is a web page or XML, not an image"),
+        (b"not an image at all", "not an image, or of an unknown format"),
+        (jpeg()[:400], "Truncated"),
+        (jpeg()[:-40], "truncated"),
+        (png_header(10_000, 9_000), "10000 x 9000 pixels are refused"),
+        (png_header(100_000, 100_000), "pixels are refused"),
+    ],
+)
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+def test_bad_files_are_named_with_the_reason(tmp_path, content, reason):
+    path = tmp_path / "a b.jpg"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as error:
+        read_image(path, 3)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        read_image(tmp_path / "none.png", 3)
+    with pytest.raises(DataError, match=str(tmp_path.name)):
+        read_image(tmp_path, 3)
+
+
+def test_an_image_at_the_limit_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("boltlab.data.decode.MAX_PIXELS", 24 * 16)
+    gradient().save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png").shape == (16, 24, 3)
+    monkeypatch.setattr("boltlab.data.decode.MAX_PIXELS", 24 * 16 - 1)
+    with pytest.raises(DataError, match="24 x 16 pixels are refused"):
+        read_image(tmp_path / "a.png", 3)
+    assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS

@@ -1,0 +1,234 @@
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from boltlab.data.image_folder import ImageFolder, check_folder, class_names
+from boltlab.errors import DataError
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
+
+
+def fill(folder, classes=("cat", "dog", "eel"), number=4, suffix=".png"):
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for index in range(number):
+            colour = COLOURS.get(name, (9, 9, 9))
+            Image.new("RGB", (20, 20), colour).save(folder / name / f"{index}{suffix}")
+    return folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    for split, number in (("train", 6), ("val", 2), ("test", 3)):
+        fill(tmp_path / "images" / split, number=number)
+    return tmp_path / "images"
+
+
+def module(root, **options):
+    return ImageFolder(**{"root": str(root), "input_shape": (3, 16, 16), "num_workers": 0, **options})
+
+
+def colours_and_labels(data, split):
+    for images, labels in data.dataloader(split):
+        for image, label in zip(images, labels.tolist(), strict=True):
+            yield tuple(image[:, 8, 8].tolist()), data.class_names[label]
+
+
+def test_three_folders(root):
+    data = module(root)
+    assert (data.num_classes, data.class_names) == (3, ["cat", "dog", "eel"])
+    assert ImageFolder.discover({"root": str(root), "class_names": "auto"})["num_classes"] == 3
+    for split, number in (("train", 6), ("val", 2), ("test", 3)):
+        assert data.class_counts(split).tolist() == [number] * 3
+        assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, split))
+    x, _ = next(iter(data.train_dataloader()))
+    assert (x.shape, x.dtype) == ((18, 3, 16, 16), torch.uint8)
+
+
+def test_val_is_cut_from_train_and_test_falls_back_to_val_with_a_warning(tmp_path):
+    fill(tmp_path / "train", number=10)
+    data = module(tmp_path, val_fraction=0.2)
+    assert [data.class_counts(split).tolist() for split in ("train", "val")] == [[8] * 3, [2] * 3]
+    with pytest.warns(UserWarning, match="no folder 'test': the test split is the validation split"):
+        assert data.dataset("test") is data.dataset("val")
+    assert not set(data.dataset("train").files) & set(data.dataset("val").files)
+
+
+def test_other_names_for_val(tmp_path):
+    fill(tmp_path / "train", number=5)
+    fill(tmp_path / "validation", number=1)
+    assert module(tmp_path).class_counts("val").tolist() == [1, 1, 1]
+
+
+def test_class_folders_straight_in_root(tmp_path):
+    fill(tmp_path, number=10)
+    data = module(tmp_path, val_fraction=0.25, test_fraction=0.2)
+    files = [set(data.dataset(split).files) for split in ("train", "val", "test")]
+    assert [len(part) for part in files] == [18, 6, 6]
+    assert len(set.union(*files)) == 30
+    assert set(module(tmp_path, val_fraction=0.25, test_fraction=0.2, split_seed=3).dataset("test").files) == files[2]
+    for split in ("train", "val", "test"):
+        assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, split))
+
+
+def test_split_lacking_or_renaming_a_class_is_named(root):
+    shutil.rmtree(root / "val" / "cat")
+    with pytest.raises(DataError, match=r"val lacks 'cat'\n  the classes: 'cat', 'dog', 'eel'"):
+        module(root)
+    (root / "val" / "Katze").mkdir()
+    with pytest.raises(DataError, match=r"val lacks 'cat'\n  val has 'Katze' besides"):
+        class_names(root)
+
+
+def test_split_with_one_class_more_is_named(root):
+    fill(root / "test", ["fox"])
+    with pytest.raises(DataError, match="test has 'fox' besides"):
+        module(root)
+
+
+def test_class_names_of_the_config_keep_the_labels(root):
+    data = module(root, class_names=["eel", "cat", "dog"], num_classes=3)
+    assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, "val"))
+    with pytest.raises(DataError, match="train lacks 'fox'"):
+        module(root, class_names=["eel", "cat", "dog", "fox"], num_classes=4).dataset("val")
+
+
+def test_a_saved_run_is_built_without_its_folder(tmp_path):
+    data = module(tmp_path / "gone", class_names=["a", "b"], num_classes=2)
+    assert data.eval_transform(Image.new("RGB", (99, 50))).shape == (3, 16, 16)
+    with pytest.raises(DataError, match="does not exist"):
+        data.dataset("train")
+
+
+def test_empty_class_folder_is_named(root):
+    for file in (root / "train" / "dog").iterdir():
+        file.unlink()
+    (root / "train" / "dog" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="the folder of class 'dog' holds no image"):
+        module(root).dataset("train")
+
+
+def test_flat_missing_packed_and_halved_folders(tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    with pytest.raises(DataError, match="it has no class folder"):
+        class_names(flat)
+    Image.new("RGB", (4, 4)).save(flat / "a.png")
+    with pytest.raises(DataError, match="its images stand in no class folder"):
+        class_names(flat)
+    with pytest.raises(DataError, match=r"(?s)does not exist \(looked for .*without data of your own: data=digits"):
+        class_names(tmp_path / "none")
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match="is a file, not a folder: unpack it first"):
+        class_names(tmp_path / "images.zip")
+    fill(tmp_path / "half" / "val")
+    with pytest.raises(DataError, match="has val, but no folder 'train'"):
+        class_names(tmp_path / "half")
+
+
+def test_what_is_no_class_and_no_image_is_ignored(root):
+    for folder in (root / "train" / ".ipynb_checkpoints", root / "train" / "cat" / ".ipynb_checkpoints"):
+        folder.mkdir()
+        Image.new("RGB", (4, 4)).save(folder / "a-checkpoint.png")
+    (root / "train" / "cat" / "._0.png").write_bytes(b"macOS")
+    (root / "train" / "cat" / "Thumbs.db").write_bytes(b"Windows")
+    (root / "train" / "README.md").write_text("text")
+    data = module(root)
+    assert data.class_counts("train").tolist() == [6, 6, 6]
+    assert list(check_folder(root)) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_links_are_followed_but_never_in_a_circle(root, tmp_path):
+    fill(tmp_path / "elsewhere", ["more"], number=5)
+    train = root / "train"
+    (train / "cat" / "loop").symlink_to(train / "cat")
+    (train / "cat" / "up").symlink_to(root)
+    (train / "cat" / "other_class").symlink_to(train / "dog")
+    (train / "loop").symlink_to(train)
+    (train / "loop_to_root").symlink_to(root)
+    (train / "dog" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    data = module(root)
+    assert data.class_names == ["cat", "dog", "eel"]
+    assert data.class_counts("train").tolist() == [6, 11, 6]
+    shutil.rmtree(train / "eel")
+    (train / "eel").symlink_to(tmp_path / "elsewhere")
+    assert module(root).class_counts("train").tolist() == [6, 11, 5]
+
+
+def test_names_in_any_script_nested_folders_and_capital_suffixes(tmp_path):
+    composed = unicodedata.normalize("NFC", "é, =x")
+    fill(tmp_path / "train", [composed, "图像"], number=3)
+    fill(tmp_path / "val", [unicodedata.normalize("NFD", composed), "图像"], number=1)
+    deep = tmp_path / "train" / "图像" / "2024" / "a b=c,d"
+    deep.mkdir(parents=True)
+    Image.new("RGB", (5, 5)).save(deep / "A.JPG", format="JPEG")
+    data = module(tmp_path)
+    assert data.class_names == [composed, "图像"]
+    assert data.class_counts("train").tolist() == [3, 4]
+    assert data.class_counts("val").tolist() == [1, 1]
+    assert sum(len(y) for _, y in data.dataloader("train")) == 7
+
+
+def spoil(root):
+    bad = [root / "train" / "cat" / "1.png", root / "train" / "dog" / "2.png"]
+    bad[0].write_bytes(bad[0].read_bytes()[:50])
+    bad[1].write_bytes(b"<html>404</html>")
+    return bad
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_an_unreadable_file_is_named_with_its_class_and_no_traceback(root, num_workers):
+    bad = spoil(root)
+    bad[1].unlink()
+    with pytest.raises(DataError) as error:
+        list(module(root, num_workers=num_workers).train_dataloader())
+    first, second = str(error.value).splitlines()
+    assert first.startswith(str(bad[0]))
+    assert first.endswith("(class 'cat')")
+    assert second == "(data.max_bad_files=N skips up to N such files)"
+
+
+def test_max_bad_files_skips_and_lists_them(root):
+    bad = spoil(root)
+    loader = module(root, max_bad_files=2, batch_size=4).train_dataloader()
+    for _ in range(2):  # a file counts once, however often it is met
+        loader.sampler.set_epoch(0)
+        if not loader.bad_files:
+            with pytest.warns(UserWarning, match=r"skipped \(1 of at most 2\)") as warned:
+                sizes = [len(y) for _, y in loader]
+            assert [any(str(path) in str(w.message) for w in warned) for path in bad] == [True, True]
+        else:
+            sizes = [len(y) for _, y in loader]
+        assert sum(sizes) == 16
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(DataError) as error:
+        list(module(root, max_bad_files=1).train_dataloader())
+    assert str(error.value).startswith("more than data.max_bad_files=1 unreadable files:")
+    assert all(str(path) in str(error.value) for path in bad)
+
+
+def test_check_folder_finds_every_problem(root):
+    bad = spoil(root)
+    Image.new("RGB", (4, 4)).save(root / "train" / "stray.png")
+    shutil.rmtree(root / "val" / "eel")
+    for file in (root / "test" / "cat").iterdir():
+        file.unlink()
+    found = dict(check_folder(root))
+    assert set(found) == {root, *bad, root / "train" / "stray.png", root / "test" / "cat"}
+    assert "val lacks 'eel'" in found[root]
+    assert found[bad[1]] == "this is a web page or XML, not an image"
+    assert [path for path, _ in check_folder(root / "none")] == [root / "none"]
+
+
+@pytest.mark.skipif("BOLTLAB_REAL_DATA" not in os.environ, reason="BOLTLAB_REAL_DATA is not set: no real photographs")
+def test_every_real_photograph_is_readable(tmp_path):
+    shutil.unpack_archive(Path(os.environ["BOLTLAB_REAL_DATA"]) / "imagenet-photos-200.tar", tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    assert len(class_names(folder)) == 200
+    assert list(check_folder(folder)) == []

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, random_key
+from boltlab.errors import DataError
+
+
+def epoch_of(sampler, epoch=0):
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    assert all(number == epoch for number, _ in batches)
+    return torch.cat([indices for _, indices in batches]).tolist()
+
+
+def test_random_key_is_splitmix64():
+    assert random_key(0) == 0xE220A8397B1DCDAF  # first output of the reference implementation seeded with 0
+    keys = {random_key(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(100)}
+    assert len({key & 0xFFFFFFFF for key in keys}) == 900  # torch's generator uses the lower half alone
+
+
+def test_own_random_state_is_put_back_after_an_error():
+    before = torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), own_random_state() as seed:
+        seed(1)
+        torch.rand(3)
+        1 / 0  # noqa: B018
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_epoch_is_a_permutation_of_seed_and_epoch():
+    first = epoch_of(TrainSampler(100, 8, seed=0))
+    assert sorted(first) == list(range(100))
+    assert first != sorted(first)
+    assert first == epoch_of(TrainSampler(100, 16, seed=0))
+    assert first != epoch_of(TrainSampler(100, 8, seed=0), epoch=1)
+    assert first != epoch_of(TrainSampler(100, 8, seed=1))
+    assert epoch_of(TrainSampler(100, 8, seed=0, shuffle=False)) == list(range(100))
+
+
+def test_ranks_share_an_epoch_and_make_the_same_steps():
+    left_out = set()
+    for epoch in range(3):
+        ranks = [epoch_of(TrainSampler(103, 8, 0, rank, 4), epoch) for rank in range(4)]
+        assert [len(rank) for rank in ranks] == [25 - 1] * 4  # 25 = 3 x 8 + 1: the tail of one is left out
+        seen = [index for rank in ranks for index in rank]
+        assert len(set(seen)) == len(seen)
+        left_out.add(frozenset(range(103)) - frozenset(seen))
+    assert len(left_out) == 3  # others in each epoch
+
+
+@pytest.mark.parametrize(("size", "batch_size", "seen"), [(17, 8, 16), (18, 8, 18), (1, 8, 1), (5, 1, 5), (16, 8, 16)])
+def test_only_a_tail_of_one_is_left_out(size, batch_size, seen):
+    assert len(epoch_of(TrainSampler(size, batch_size, seed=0))) == seen
+
+
+def test_balanced_draws_every_class_equally_often_and_all_its_samples():
+    labels = torch.tensor([0] * 900 + [1] * 90 + [3] * 10)
+    sampler = TrainSampler(1000, 50, seed=0, labels=labels)
+    drawn = torch.tensor([i for epoch in range(10) for i in epoch_of(sampler, epoch)])
+    shares = torch.bincount(labels[drawn], minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([1 / 3, 1 / 3, 0, 1 / 3]), atol=0.02, rtol=0)
+    assert set(drawn[labels[drawn] == 3].tolist()) == set(range(990, 1000))
+    ranks = [epoch_of(TrainSampler(1000, 50, 0, rank, 2, labels=labels)) for rank in (0, 1)]
+    assert torch.stack([torch.tensor(r) for r in ranks], 1).flatten().tolist() == epoch_of(sampler, 0)
+
+
+def test_evaluation_sees_every_sample_once_in_equally_many_batches():
+    for size in range(4, 40):
+        for world_size in (1, 2, 3, 4):
+            for batch_size in (1, 2, 5, 64):
+                samplers = [EvalSampler(size, batch_size, rank, world_size) for rank in range(world_size)]
+                ranks = [list(sampler) for sampler in samplers]
+                assert {len(batches) for batches in ranks} == {len(samplers[0])}
+                indices = [batch for batches in ranks for _, batch in batches]
+                assert sorted(torch.cat(indices).tolist()) == list(range(size))
+                assert all(0 < len(batch) <= batch_size + (world_size > 1) for batch in indices)
+
+
+def test_too_few_samples_for_the_processes():
+    with pytest.raises(DataError, match="3 samples to evaluate are too few for 4 processes"):
+        EvalSampler(3, 8, 0, 4)
+    with pytest.raises(DataError, match="3 training samples are too few for 4 processes"):
+        TrainSampler(3, 8, 0, 0, 4)

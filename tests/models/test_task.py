@@ -1,0 +1,176 @@
+import functools
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import nn
+
+from boltlab.models.classifier import Classifier
+from boltlab.models.schedulers import Constant, Cosine
+from boltlab.models.task import decayed_parameters
+
+SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
+
+
+def samples(count=40):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 4, generator=generator), torch.randint(3, (count,), generator=generator)
+
+
+def conv_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm((16,)), nn.Linear(16, 3))
+
+
+def test_weights_decay_norms_and_biases_do_not():
+    decays = {name: decays for name, _, decays in decayed_parameters(conv_net())}
+    assert decays == {f"{i}.{kind}": kind == "weight" and i in (0, 4) for i in (0, 1, 3, 4) for kind in ("weight", "bias")}
+
+
+def test_norms_of_two_dimensions_and_names_that_the_net_excludes_do_not_decay():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm((2, 3))
+            self.token = nn.Parameter(torch.zeros(1, 1, 4))
+            self.weight = nn.Parameter(torch.zeros(1, 4))
+            self.frozen = nn.Parameter(torch.zeros(2, 2), requires_grad=False)
+
+        def no_weight_decay(self):
+            return {"token"}
+
+    decays = {name: decays for name, _, decays in decayed_parameters(Net())}
+    assert decays == {"norm.weight": False, "norm.bias": False, "token": False, "weight": True}
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_optimizer_gets_every_parameter_once_with_its_decay(trainer, data, everywhere):
+    net = conv_net()
+    model = Classifier(net, SGD, 3, scheduler=Constant(), decay_norms_and_biases=everywhere)
+    runner = trainer()
+    runner.fit(model, datamodule=data(torch.randn(8, 3, 4, 4), torch.arange(8) % 3))
+    (optimizer,) = runner.optimizers
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, _ in net.named_parameters())
+    found = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    assert found["0.weight"] == found["4.weight"] == 0.5
+    assert found["1.weight"] == found["4.bias"] == (0.5 if everywhere else 0.0)
+
+
+def test_l1_is_trained_but_not_logged(trainer, data):
+    x, y = samples(8)
+    losses = {}
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            losses["trained"] = outputs["loss"].item()
+
+    net = nn.Linear(4, 3)
+    size = net.weight.abs().sum().item()
+    runner = trainer(callbacks=[Look()])
+    runner.fit(Classifier(net, partial(torch.optim.SGD, lr=0.0), 3, l1=0.1), datamodule=data(x, y))
+    logged = runner.callback_metrics["train_loss"].item()
+    assert losses["trained"] == pytest.approx(logged + 0.1 * size, abs=1e-5)
+
+
+def test_training_logs_only_on_the_steps_that_are_written(trainer, data, monkeypatch):
+    x, y = samples()
+    model = Classifier(nn.Linear(4, 3), SGD, 3)
+    logged = []
+    monkeypatch.setattr(model, "log", lambda *_, **__: logged.append(model.global_step))
+    trainer(max_epochs=2, log_every_n_steps=4).fit(model, datamodule=data(x, y))
+    assert logged == [3, 7]  # of ten steps, counted from 0
+
+
+def test_schedule_counts_optimizer_steps_of_accumulated_batches(trainer, data):
+    x, y = samples()  # five batches of eight: three optimizer steps
+    model = Classifier(nn.Linear(4, 3), SGD, 3, scheduler=Cosine(warmup_epochs=1))
+    rates = []
+
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    trainer(max_epochs=3, accumulate_grad_batches=2, callbacks=[Look()]).fit(model, datamodule=data(x, y))
+    reference = Cosine(warmup_steps=3)
+    assert rates == pytest.approx([0.1 * reference.factor(step, 3, 9, 3) for step in range(9)])
+
+
+def test_compiling_changes_no_checkpoint_key_and_no_result(trainer, data, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    x, y = samples()
+    nets = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        model = Classifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), SGD, 3, compile=compile)
+        trainer().fit(model, datamodule=data(x, y))
+        assert (model.net._compiled_call_impl is not None) == compile
+        nets.append(model.state_dict())
+    assert list(nets[0]) == list(nets[1])
+    for key, value in nets[0].items():
+        assert torch.allclose(value, nets[1][key], atol=1e-6), key
+
+
+def test_channels_last_changes_layout_and_no_result():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4)
+    net = conv_net().eval()
+    expected = net(x)
+    seen = []
+    net[0].register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    model = Classifier(net, SGD, 3, channels_last=True)
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert model.net[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_precisions_train_and_losses_stay_in_32_bits_or_more(trainer, data, precision):
+    x, y = samples()
+
+    class Normalize(data):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0].float(), batch[1]  # as the image data modules do, after Lightning's own conversion
+
+    model = Classifier(nn.Linear(4, 3), SGD, 3, class_weights="balanced")
+    runner = trainer(precision=precision)
+    runner.fit(model, datamodule=Normalize((x * 40).to(torch.uint8), y))
+    assert model.net.weight.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    with runner.precision_plugin.forward_context():
+        assert model(x).dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    assert runner.callback_metrics["train_loss"].isfinite()
+
+
+def test_metric_states_are_saved_and_a_started_epoch_goes_on(trainer, data):
+    x, y = samples()
+    model = Classifier(nn.Linear(4, 3), SGD, 3)
+    saved = {}
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if batch_idx == 2:
+                saved.update({k: v.clone() for k, v in module.state_dict().items()})
+
+    trainer(callbacks=[Stop()]).fit(model, datamodule=data(x, y))
+    fresh = Classifier(nn.Linear(4, 3), SGD, 3)
+    fresh.load_state_dict(saved)
+    assert fresh.train_metrics["loss"].weight.item() == 24  # three batches of eight
+    seen = fresh.train_metrics["acc"]
+    assert (seen.tp + seen.fn).item() == 24
+
+
+def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer, data, tmp_path):
+    class Net(nn.Linear):
+        fetched = 0
+
+        def load_pretrained(self):
+            Net.fetched += 1
+
+    x, y = samples()
+    runner = trainer()
+    runner.fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y))
+    assert Net.fetched == 1
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    runner.test(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y), verbose=False)
+    trainer(max_epochs=2).fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y), ckpt_path=tmp_path / "x.ckpt")
+    assert Net.fetched == 1

@@ -1,0 +1,315 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from boltlab import config as configs
+from boltlab.check import ConfigError, type_problem
+from boltlab.config import CONFIG_DIR, compose, edit
+
+ROOT_KEYS = (
+    "seed, monitor, mode, test, precision, compile, channels_last, name, tags, log_dir, data_dir, run_dir, "
+    "augment, data, optimizer, scheduler, model, trainer, callbacks, logger"
+)
+ADAMW = "params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused"
+SCHEDULES = "constant, cosine, exponential, multistep, one_cycle, plateau, step"
+LENET = "_target_, input_shape, num_outputs, channels, hidden_sizes, activation, dropout, batch_norm"
+QUOTE = "quote it for the shell and for Hydra:"
+
+# What is typed → the key path and the message. Every one ends with exit code 2 before anything is built.
+MISTAKES = {
+    # unknown root keys, groups and choices
+    "sed=3": ("sed=3", f"there is no key 'sed': did you mean 'seed'? keys: {ROOT_KEYS}"),
+    "modle=cnn": ("modle=cnn", f"there is no key 'modle': did you mean 'model'? keys: {ROOT_KEYS}"),
+    "optimizer=sdg": (
+        "optimizer=sdg",
+        "optimizer has no 'sdg': did you mean 'sgd'? choices: adam, adamw, muon, rmsprop, sgd",
+    ),
+    "scheduler=null": ("scheduler=null", f"is no choice; choices: {SCHEDULES}"),
+    # unknown arguments: in the YAML's keys, and behind a plus
+    "optimizer.lrr=0.1": (
+        "optimizer.lrr=0.1",
+        "optimizer has no 'lrr': did you mean 'lr'? keys: _target_, _partial_, lr, betas, weight_decay; "
+        "another argument of torch.optim.AdamW: +optimizer.lrr=…",
+    ),
+    "+optimizer.esp=0.1": (
+        "optimizer.esp=0.1",
+        f"AdamW takes no argument 'esp': did you mean 'eps'? it takes: {ADAMW}",
+    ),
+    "model.net.hiden_sizes=[3]": (
+        "model.net.hiden_sizes=[3]",
+        f"model.net has no 'hiden_sizes': did you mean 'hidden_sizes'? keys: {LENET}; "
+        "another argument of boltlab.models.lenet.LeNet: +model.net.hiden_sizes=…",
+    ),
+    "+callbacks.last.save_topk=1": (
+        "callbacks.last.save_topk=1",
+        "ModelCheckpoint takes no argument 'save_topk': did you mean 'save_top_k'? it takes: dirpath, filename, monitor, "
+        "verbose, save_last, save_top_k, save_on_exception, save_weights_only, mode, auto_insert_metric_name, "
+        "every_n_train_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end, enable_version_counter",
+    ),
+    # wrong types and values
+    "trainer.max_epochs=ten": ("trainer.max_epochs=ten", "Trainer takes int, null"),
+    "optimizer.lr=fast": ("optimizer.lr=fast", "AdamW takes float"),
+    "optimizer.lr='0.1'": ("optimizer.lr=0.1", "AdamW takes float; a number in quotes is text: drop the quotes"),
+    "optimizer.lr=": ("optimizer.lr=", "is empty: give a value, or optimizer.lr=null for none"),
+    "data.batch_size=32.5": ("data.batch_size=32.5", "Digits takes int"),
+    "seed=abc": ("seed=abc", "takes int"),
+    "precision=bf15-mixed": (
+        "precision=bf15-mixed",
+        "takes one of auto, 32, bf16-mixed, 16-mixed, bf16-true, 16-true, 64, 16: did you mean 'bf16-mixed'?",
+    ),
+    "data.sampler=balance": ("data.sampler=balance", "Digits takes one of shuffle, balanced: did you mean 'balanced'?"),
+    # _target_ and missing arguments
+    "optimizer._target_=torch.optim.SDG": (
+        "optimizer._target_=torch.optim.SDG",
+        "torch.optim has no 'SDG': did you mean 'SGD'? check the spelling",
+    ),
+    "model.net._target_=nopackage.Net": (
+        "model.net._target_=nopackage.Net",
+        "there is no package 'nopackage'; is it installed?",
+    ),
+    "~trainer._target_": ("trainer", "names no class: its `_target_` is missing"),
+    "~model.net.num_outputs": ("model.net.num_outputs", "LeNet needs it: give +model.net.num_outputs=…"),
+    # values that do not go together
+    "monitor=val_accuracy": (
+        "monitor=val_accuracy",
+        "nothing logs this metric: did you mean 'val_acc'? logged: test_acc, test_f1, test_loss, test_precision, "
+        "test_recall, test_top5, train_acc, train_loss, train_loss_step, val_acc, val_f1, val_loss, val_precision, "
+        "val_recall, val_top5",
+    ),
+    "trainer.devices=3": (
+        "data.batch_size=64",
+        "is the global batch, divided over 3 processes: take a multiple, for example 66",
+    ),
+    # paths
+    "data_dir=/a=b": ("data_dir=/a=b", f"""cannot be read; {QUOTE} 'data_dir="/a=b"'"""),
+    "data_dir=/数据": ("data_dir=/数据", f"""cannot be read; {QUOTE} 'data_dir="/数据"'"""),
+    "data_dir=/a,b": (
+        "data_dir=/a,b",
+        f"""names several values: add -m to run them all; if it is one text, {QUOTE} 'data_dir="/a,b"'""",
+    ),
+    "verbose": ("verbose", "is no key=value pair; boltlab <verb> --help shows the keys"),
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_ends_with_its_message_and_exit_code_2(override, boltlab):
+    where, message = MISTAKES[override]
+    code, out, err = boltlab("train", override)
+    assert (code, out) == (2, "")
+    assert err == f"boltlab train: 1 mistake in the config, nothing was started\n\n  {where}\n      {message}\n"
+    assert not Path("logs").exists()
+
+
+def test_the_nearest_choice_among_many_is_named(boltlab):
+    code, _, err = boltlab("train", "model=restnet18")
+    assert code == 2 and "model has no 'restnet18': did you mean 'resnet18'? choices: cnn, lenet, " in err
+
+
+def test_two_lengths_that_exclude_each_other(boltlab):
+    code, _, err = boltlab("train", "scheduler.warmup_steps=3", "scheduler.warmup_epochs=1")
+    assert code == 2 and "scheduler.warmup_epochs=1" in err and "warmup_steps" in err
+
+
+def test_all_mistakes_are_listed_at_once_and_fit_a_screen(boltlab):
+    given = ("model=restnet18", "optimizer=sdg", "sed=3", "trainer.max_epochs=ten", "data.batch_size=a", "data_dir=")
+    code, _, err = boltlab("train", *given)
+    assert code == 2 and err.startswith("boltlab train: 6 mistakes in the config")
+    for where in given:
+        assert f"\n  {where}\n" in err
+    assert len(err.splitlines()) < 24 and "Traceback" not in err
+
+
+def test_mistakes_of_a_grid_are_found_before_its_first_job(boltlab):
+    code, _, err = boltlab("train", "-m", "optimizer.lr=0.1,fast", "model=lenet,lennet,mlp", "seed=1,x")
+    assert code == 2 and "3 mistakes" in err
+    assert "optimizer.lr=fast" in err and "model=lennet" in err and "seed=x" in err
+    assert not Path("logs").exists()
+
+
+def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):
+    import shutil
+
+    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nsed: 3\noptimizer:\n  lrr: 1\ntrainer:\n  max_epochs: ten\n"
+    )
+    (tmp_path / "configs" / "experiment" / "other.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: restnet18\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        compose("train", ["experiment=mine"])
+    listed = {m.where: m.message for m in caught.value.mistakes}
+    assert listed["sed=3"].startswith("there is no key 'sed': did you mean 'seed'?")
+    assert listed["optimizer.lrr=1"].startswith("AdamW takes no argument 'lrr': did you mean 'lr'?")
+    assert listed["trainer.max_epochs=ten"] == "Trainer takes int, null"
+    with pytest.raises(ConfigError, match="restnet18"):
+        compose("train", ["experiment=other"])
+
+
+@pytest.mark.parametrize("path", ["/a=b", "/a,b", "/a b", "/数据/图", "/it's", "C:/x"])
+def test_a_quoted_path_arrives_as_it_is(path):
+    assert compose("train", [f'data_dir="{path}"']).config.data_dir == path
+
+
+def test_a_plus_adds_an_argument_that_the_yaml_does_not_show():
+    composed = compose("train", ["+optimizer.eps=1e-6", "+optimizer.lr=0.5"])
+    assert composed.config.optimizer.eps == 1e-6 and composed.config.optimizer.lr == 0.5
+
+
+def test_local_defaults_are_read_and_the_command_line_wins(monkeypatch, tmp_path):
+    import shutil
+
+    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    (tmp_path / "configs" / "local" / "default.yaml").write_text("# @package _global_\ndata_dir: /mnt/data\nseed: 7\n")
+    composed = compose("train", ["seed=8"])
+    assert composed.config.data_dir == "/mnt/data" and composed.config.seed == 8
+
+
+def every_choice():
+    for group, choices in configs.groups().items():
+        for choice in choices:
+            yield group, choice
+
+
+# What a choice needs to be complete.
+NEEDS = {
+    ("data", "csv"): ["data.path=t.csv", "data.target=y", "data.task=classification", "model=mlp"],
+    ("data", "image_folder"): ["data.root=images"],
+    ("data", "imagenet"): ["data.root=images"],
+    ("data", "small_folder"): ["data.root=images"],
+    ("data", "diabetes"): ["model=mlp_regressor"],
+    ("data", "houses"): ["model=linear_regressor"],
+    ("data", "synthetic"): ["model=mlp"],
+    ("model", "linear_regressor"): ["data=diabetes"],
+    ("model", "mlp_regressor"): ["data=diabetes"],
+    ("experiment", "image_folder_cnn"): ["data.root=images"],
+}
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "train" / name / "0.png")
+    (tmp_path / "t.csv").write_text("a,y\n1,x\n2,z\n3,x\n")
+    (tmp_path / "examples").symlink_to(CONFIG_DIR.parent / "examples")
+
+
+@pytest.mark.parametrize(("group", "choice"), list(every_choice()))
+def test_every_shipped_choice_passes_the_check(group, choice, small_data):
+    if group == "logger" and choice == "mlflow":
+        pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    config = compose("train", [f"{group}={choice}", *NEEDS.get((group, choice), [])]).config
+    assert "auto" not in (config.data.get("num_classes"), config.precision)
+    OmegaConf.to_container(config, resolve=True)
+
+
+def test_every_yaml_file_is_found_by_the_test_above():
+    seen = {f"{group}/{choice}.yaml" for group, choice in every_choice()} | {f"{verb}.yaml" for verb in configs.ROOTS}
+    files = {p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob("*.yaml")}
+    assert {f for f in files if not Path(f).name.startswith("_") and f != "local/default.yaml"} <= seen
+
+
+def test_what_stands_at_auto_is_counted(small_data):
+    data = compose("train", ["data=image_folder", "data.root=images"]).config.data
+    assert data.num_classes == 2 and list(data.class_names) == ["cat", "dog"]
+
+
+def test_a_missing_folder_is_a_mistake_of_the_config(boltlab):
+    code, _, err = boltlab("train", "data=image_folder", "data.root=nowhere")
+    assert code == 2 and "data.root=nowhere does not exist" in err
+
+
+def test_a_missing_value_names_its_key(boltlab):
+    code, _, err = boltlab("train", "data=csv", "model=mlp")
+    assert code == 2
+    for key in ("path", "target", "task"):
+        assert f"\n  data.{key}\n      is missing: give data.{key}=…" in err
+
+
+def test_edit_swaps_groups_and_values_and_refuses_mistakes():
+    trained = compose("train", ["data.batch_size=16", "seed=5"]).config
+    assert edit(trained, ["data.batch_size=8"]).data.batch_size == 8
+    assert trained.data.batch_size == 16
+    swapped = edit(trained, ["data=fashion_mnist", "data.batch_size=4"])
+    assert swapped.data.name == "FashionMNIST" and swapped.data.batch_size == 4 and swapped.data.seed == 5
+    assert swapped.model == trained.model
+    with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
+        edit(trained, ["data.bach_size=8"])
+    with pytest.raises(ConfigError, match="Digits takes int"):
+        edit(trained, ["data.batch_size=x"])
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "fits"),
+    [
+        (1, float, True),
+        (1.0, int, False),
+        ("1", float, False),
+        (True, int, False),
+        (None, float, False),
+        (None, float | None, True),
+        ([1, 2], tuple[int, int], True),
+        ([1, 2, 3], tuple[int, int], False),
+        ("x", Path, True),
+        ("x", str | Path, True),
+        (float("inf"), float, True),
+        ({"a": 1}, dict[str, int], True),
+    ],
+)
+def test_values_fit_annotations_as_in_yaml(value, annotation, fits):
+    assert (type_problem(value, annotation) is None) == fits
+
+
+LIGHT = """
+import sys
+from boltlab.__main__ import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as e:
+    code = e.code
+heavy = [m for m in ("torch", "lightning", "torchvision", "torchmetrics", "wandb", "sklearn") if m in sys.modules]
+assert not heavy, heavy
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["train", "--cfg", "job"], 0),
+        (["train", "modle=cnn"], 2),
+        (["train", "optimizer.lrr=1"], 2),
+        (["train", "model=restnet18", "data=mnist"], 2),
+        (["trian"], 2),
+        (["runs"], 0),
+    ],
+)
+def test_light_paths_import_nothing_heavy(arguments, code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+
+
+def test_completion_offers_verbs_groups_and_choices(tmp_path):
+    def complete(line):
+        environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+        command = [sys.executable, "-m", "boltlab", "-sc", "query=bash"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert complete("boltlab tr") == ["train"]
+    assert {"train", "eval", "predict"} <= set(complete("boltlab "))
+    assert "model=" in complete("boltlab train mod")
+    assert {"model=resnet18", "model=resnet34"} <= set(complete("boltlab train model=resn"))
+    assert complete("boltlab train optimizer.l") == ["optimizer.lr="]
