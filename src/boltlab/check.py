@@ -105,9 +105,9 @@ class Checker:
         data = self.config.data
         wanted = [key for key in ("num_classes", "class_names", "input_shape") if data.get(key) == "auto"]
         try:
-            target = locate(data._target_) if wanted else None
-            if hasattr(target, "discover"):
-                values = target.discover(self._plain(data))
+            discover = getattr(locate(data._target_), "discover", None) if wanted else None
+            if discover is not None:
+                values = discover(self._plain(data))
                 data.update({key: values[key] for key in wanted if key in values})
         except ConfigError:
             pass  # the walk names it with its key path
@@ -251,7 +251,7 @@ def locate(name: Any) -> Callable[..., Any]:
             raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
     if not callable(thing):
         raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
-    return thing  # type: ignore[no-any-return]
+    return thing
 
 
 def _names(module: Any) -> list[str]:

@@ -194,6 +194,11 @@ def restore(content: dict[str, Any]) -> LightningModule:
     """Builds the model that a checkpoint's own config describes and gives it the checkpoint's weights."""
     if "config" not in content:
         raise CheckpointError("the checkpoint carries no config: it was not written by boltlab")
-    model = configs.build({"model": {**content["config"]["model"], "compile": False}}, "model")
-    model.load_state_dict(content["state_dict"])
-    return model.eval()  # type: ignore[no-any-return]
+    model: LightningModule = configs.build({"model": {**content["config"]["model"], "compile": False}}, "model")
+    # What the metrics have counted belongs to the training run: a model to use starts from zero.
+    weights = {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    wrong = [key for key in (*missing, *unexpected) if "_metrics." not in key]
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
+    return model.eval()

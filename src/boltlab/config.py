@@ -114,7 +114,7 @@ class Doctor:
     seed: int
 
 
-ROOTS = {"train": Train, "eval": Eval, "predict": Predict, "show": Show, "runs": Runs, "doctor": Doctor}
+ROOTS: dict[str, Any] = {"train": Train, "eval": Eval, "predict": Predict, "show": Show, "runs": Runs, "doctor": Doctor}
 
 
 @dataclass
@@ -195,7 +195,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
     # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
     if mistakes and not kept:
         raise ConfigError(mistakes)
-    config = base
+    config: DictConfig | None = base
     if kept:
         config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
     if config is None:
@@ -404,7 +404,7 @@ def finish(verb: str, config: DictConfig) -> DictConfig:
 
 def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
-    if OmegaConf.is_config(config.get("data")) and "augment" not in config.data:
+    if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
     checker = Checker(config)
     checker.roots(ROOTS[verb].__dataclass_fields__)
@@ -447,7 +447,7 @@ def build(config: Any, key: str, **objects: Any) -> Any:
     from hydra.utils import instantiate
 
     node = OmegaConf.select(config, key) if OmegaConf.is_config(config) else config[key]
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    plain: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     try:
         return instantiate({"_convert_": "all", **plain}, **objects)
     except InstantiationException as e:

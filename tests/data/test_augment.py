@@ -15,7 +15,9 @@ PRESETS = sorted(path.stem for path in (CONFIGS / "augment").glob("[!_]*.yaml"))
 
 def preset(name, folder, input_shape, allow_flip=True, *overrides):
     data = f"{{input_shape: {list(input_shape)}, allow_flip: {str(allow_flip).lower()}}}"
-    root = f"defaults: [_self_, augment: {name}]\ndata: {data}\nhydra: {{searchpath: ['file://{CONFIGS.as_posix()}']}}\n"
+    root = (
+        f"defaults: [_self_, augment: {name}]\ndata: {data}\nhydra: {{searchpath: ['file://{CONFIGS.as_posix()}']}}\n"
+    )
     (folder / "root.yaml").write_text(root, encoding="utf-8")
     with initialize_config_dir(str(folder), version_base="1.3"):
         return instantiate(compose("root", overrides=list(overrides)).augment, _convert_="all")

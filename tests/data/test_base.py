@@ -146,7 +146,7 @@ def test_two_processes_split_batch_and_samples(monkeypatch):
         for split, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
             batches = [x.flatten().tolist() for x, _ in loader]
             assert max(map(len, batches)) == 4
-            loaded[split] += sum(batches, [])
+            loaded[split] += [index for batch in batches for index in batch]
     assert len(loaded["train"]) == len(set(loaded["train"])) == 20
     assert sorted(loaded["val"]) == list(range(21))
     with pytest.raises(DataError, match="batch_size=7 cannot be divided over 2 processes"):
@@ -159,10 +159,12 @@ def test_automatic_workers(monkeypatch):
     assert augmented_digits().train_dataloader().num_workers == 8
     assert augmented_digits().val_dataloader().num_workers == 0
     assert augmented_digits(num_workers=3).val_dataloader().num_workers == 3
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     loader = augmented_digits().train_dataloader()
-    assert (loader.num_workers, loader.persistent_workers, loader.pin_memory) == (2, True, False)
+    assert (loader.num_workers, loader.persistent_workers, loader.pin_memory) == (3, True, False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert augmented_digits().train_dataloader().num_workers == 0  # two cores: workers would only take the trainer's
 
 
 def test_a_foreign_sampler_is_refused():

@@ -21,10 +21,15 @@ def test_random_key_is_splitmix64():
 
 def test_own_random_state_is_put_back_after_an_error():
     before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), own_random_state() as seed:
-        seed(1)
-        torch.rand(3)
-        1 / 0  # noqa: B018
+
+    def fail_after_drawing():
+        with own_random_state() as seed:
+            seed(1)
+            torch.rand(3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_drawing()
     assert torch.equal(before, torch.get_rng_state())
 
 

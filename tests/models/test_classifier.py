@@ -1,4 +1,6 @@
+import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -88,7 +90,8 @@ def test_two_processes_log_the_metrics_of_all_samples(tmp_path):
             trainer = L.Trainer(accelerator="cpu", strategy="ddp", devices=2, logger=False, enable_progress_bar=False,
                                 max_epochs=1, enable_checkpointing=False, enable_model_summary=False,
                                 use_distributed_sampler=False)
-            model = Classifier(nn.Linear(7, 7), partial(torch.optim.SGD, lr=0.0), 7, class_weights=[1., 2, 3, 4, 5, 6, 7])
+            weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+            model = Classifier(nn.Linear(7, 7), partial(torch.optim.SGD, lr=0.0), 7, class_weights=weights)
             nn.init.eye_(model.net.weight), nn.init.zeros_(model.net.bias)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
@@ -101,11 +104,24 @@ def test_two_processes_log_the_metrics_of_all_samples(tmp_path):
     )
     x, y = samples()
     torch.save((x, y), tmp_path / "samples")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, tmp_path / "samples"], capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ranks = [eval((tmp_path / f"samples.{rank}").read_text()) for rank in (0, 1)]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, tmp_path / "samples"],
+            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    ranks = [json.loads((tmp_path / f"samples.{rank}").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     weights = torch.arange(1.0, 8)
     for split in ("train", "val"):

@@ -24,7 +24,9 @@ def conv_net():
 
 def test_weights_decay_norms_and_biases_do_not():
     decays = {name: decays for name, _, decays in decayed_parameters(conv_net())}
-    assert decays == {f"{i}.{kind}": kind == "weight" and i in (0, 4) for i in (0, 1, 3, 4) for kind in ("weight", "bias")}
+    assert decays == {
+        f"{i}.{kind}": kind == "weight" and i in (0, 4) for i in (0, 1, 3, 4) for kind in ("weight", "bias")
+    }
 
 
 def test_norms_of_two_dimensions_and_names_that_the_net_excludes_do_not_decay():
@@ -77,9 +79,10 @@ def test_training_logs_only_on_the_steps_that_are_written(trainer, data, monkeyp
     x, y = samples()
     model = Classifier(nn.Linear(4, 3), SGD, 3)
     logged = []
-    monkeypatch.setattr(model, "log", lambda *_, **__: logged.append(model.global_step))
-    trainer(max_epochs=2, log_every_n_steps=4).fit(model, datamodule=data(x, y))
-    assert logged == [3, 7]  # of ten steps, counted from 0
+    monkeypatch.setattr(model, "log", lambda name, *_, **__: logged.append((name, model.global_step)))
+    trainer(max_epochs=2, log_every_n_steps=4, limit_val_batches=0).fit(model, datamodule=data(x, y))
+    epochs = [(name, step) for step in (5, 10) for name in ("train_loss", "train_acc")]
+    assert sorted(logged) == sorted([("train_loss_step", 3), ("train_loss_step", 7), *epochs])
 
 
 def test_schedule_counts_optimizer_steps_of_accumulated_batches(trainer, data):
@@ -135,7 +138,9 @@ def test_precisions_train_and_losses_stay_in_32_bits_or_more(trainer, data, prec
     model = Classifier(nn.Linear(4, 3), SGD, 3, class_weights="balanced")
     runner = trainer(precision=precision)
     runner.fit(model, datamodule=Normalize((x * 40).to(torch.uint8), y))
-    assert model.net.weight.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
+    assert model.net.weight.dtype == {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(
+        precision, torch.float32
+    )
     with runner.precision_plugin.forward_context():
         assert model(x).dtype == (torch.float64 if precision == "64-true" else torch.float32)
     assert runner.callback_metrics["train_loss"].isfinite()
@@ -172,5 +177,8 @@ def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer
     assert Net.fetched == 1
     runner.save_checkpoint(tmp_path / "x.ckpt")
     runner.test(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y), verbose=False)
-    trainer(max_epochs=2).fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y), ckpt_path=tmp_path / "x.ckpt")
+    again = trainer(max_epochs=2)
+    again.ckpt_path = tmp_path / "x.ckpt"
+    again.fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y))
+    assert again.global_step == 10
     assert Net.fetched == 1

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,10 +77,11 @@ def print_rows(rows: list[Row]) -> None:
         table.add_row(Text(row.status, style=colours[row.status]), row.name, Text(row.detail))
     console.print(table)
     wrong = [row for row in rows if row.status != "ok"]
-    for row in wrong:
+    for cure, rows_to_cure in groupby(wrong, key=lambda row: row.cure):
         console.print()
-        console.print(Text(f"{row.status}: {row.name}: {row.detail}", style=colours[row.status]), soft_wrap=True)
-        console.print(Text(f"  {row.cure}"), soft_wrap=True)
+        for row in rows_to_cure:
+            console.print(Text(f"{row.status}: {row.name}: {row.detail}", style=colours[row.status]), soft_wrap=True)
+        console.print(Text(f"  {cure}"), soft_wrap=True)
     failed = sum(row.status == "fail" for row in rows)
     console.print(f"\n{len(rows) - len(wrong)} ok, {len(wrong) - failed} to look at, {failed} failed")
 

@@ -1,12 +1,12 @@
 """`boltlab eval`: all metrics of a run's checkpoint on a split, also of another data set."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
+from boltlab.commands.train import make_trainer, numbers, print_metrics
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
 
@@ -33,20 +33,18 @@ def main(overrides: list[str]) -> int:
         data=runs.read_summary(source).get("data"),
         test=metrics,
     )
-    _print(metrics, source, str(options.split), folder)
+    print_metrics(f"{options.split} split, {options.checkpoint} checkpoint of {source}", metrics)
+    print(f"evaluation folder  {folder}")
     return 0
 
 
 def evaluate(config: DictConfig, source: Path, split: str, which: str) -> dict[str, float]:
     """The metrics of the run in `source` on a split of the config's data, named `<split>_<metric>`."""
     from boltlab import checkpoint
-    from boltlab.commands.train import make_trainer, numbers
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     content = checkpoint.read(checkpoint.find(source, which))
-    model = checkpoint.restore(content)
-    data = build(config, "data")
     same_kind(content["config"]["data"], OmegaConf.to_container(config.data))
+    model, data = checkpoint.restore(content), build(config, "data")
     data.test_split = split  # Lightning tests on it and names the metrics after its stage
     trainer = make_trainer(config)
     trainer.test(model, datamodule=data, verbose=False)
@@ -72,14 +70,3 @@ def same_kind(trained: Any, evaluated: Any) -> None:
             f"the classes of the run and of this data differ ({'; '.join(pairs[:4])}), so labels would be shifted. "
             f"If they mean the same: 'data.class_names=[{','.join(map(str, ours[:3]))},…]'"
         )
-
-
-def _print(metrics: dict[str, float], source: Path, split: str, folder: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(f"{split} metric", "value", title=source.name, title_justify="left")
-    for key, value in metrics.items():
-        table.add_row(key, f"{value:.4f}")
-    Console().print(table)
-    print(f"evaluation folder  {folder}")

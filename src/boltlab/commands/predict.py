@@ -92,7 +92,7 @@ def predict(
             part = files[start : start + batch_size]
             images = list(pool.map(load, part))
             good = [image for image in images if not isinstance(image, DataError)]
-            probabilities = iter(())
+            probabilities: Iterator[Any] = iter(())
             if good:
                 batch = data.normalize(torch.stack(good).to(where))
                 probabilities = iter(model.predict_step((batch,), 0).float().cpu())

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(composed: Composed, folder: Path) -> float | None:
     if summary.get("status") == "interrupted":
         raise KeyboardInterrupt
     _print_end(folder, summary)
-    return summary.get("best", {}).get(config.monitor)  # type: ignore[no-any-return]
+    return summary.get("best", {}).get(config.monitor)
 
 
 def fit(folder_name: str) -> None:
@@ -59,13 +60,12 @@ def fit(folder_name: str) -> None:
 
     folder = Path(folder_name)
     config = runs.load_config(folder)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
     trainer = make_trainer(config)
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:
         print(f"{folder}\n", flush=True)
     trainer.fit(model, datamodule=data)
@@ -95,15 +95,19 @@ def fit(folder_name: str) -> None:
             data_wait_share=getattr(throughput, "data_wait_share", None),
         )
     for logger in trainer.loggers:
-        logger.finalize("success")
+        getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
 
 
 def make_trainer(config: DictConfig, **arguments: Any) -> Any:
     """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
     from boltlab.checkpoint import SafeCheckpointIO
 
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
+    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+    # Epoch values are logged whatever the interval is.
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     return build(
         config,
         "trainer",
@@ -126,16 +130,25 @@ def _end(folder: Path, **values: Any) -> None:
 
 
 def _print_end(folder: Path, summary: dict[str, Any]) -> None:
+    if summary.get("test"):
+        chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary["best"].items())
+        print_metrics(
+            f"test split, best checkpoint ({chosen})" if chosen else "test split, last checkpoint", summary["test"]
+        )
+    minutes, seconds = divmod(summary.get("seconds", 0.0), 60)
+    print(f"run folder  {folder}  ({minutes:.0f} min {seconds:.0f} s)", flush=True)
+
+
+def print_metrics(title: str, metrics: dict[str, float]) -> None:
+    """Prints metrics as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    if summary.get("test"):
-        table = Table("test metric", "value", title="best checkpoint on the test split", title_justify="left")
-        for key, value in summary["test"].items():
-            table.add_row(key, f"{value:.4f}")
-        Console().print(table)
-    minutes, seconds = divmod(summary.get("seconds", 0.0), 60)
-    print(f"run folder  {folder}   ({minutes:.0f} min {seconds:.0f} s)", flush=True)
+    table = Table("metric", "value")
+    for key, value in metrics.items():
+        table.add_row(key, f"{value:.4f}")
+    print(f"\n{title}")
+    Console().print(table)
 
 
 # ---------------------------------------------------------------- grids
@@ -158,7 +171,7 @@ def sweep(overrides: list[str]) -> int:
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
     print(f"\nsweep folder  {top}")
     for name, reason in _failures:
-        print(f"  failed  {name}: {reason}", file=sys.stderr)
+        print(f"failed  {name}: {reason}", file=sys.stderr)
     return 1 if _failures else 0
 
 
@@ -172,6 +185,7 @@ def _job(config: DictConfig) -> float | None:
     folder = Path(job.runtime.output_dir)
     OmegaConf.set_struct(config, False)
     overrides = list(job.overrides.task)
+    print(f"\njob {job.job.num}  {' '.join(overrides)}", flush=True)
     choices = {key: value for key, value in job.runtime.choices.items() if not key.startswith("hydra/")}
     try:
         return run(Composed("train", finish("train", config), overrides, choices), folder)
@@ -181,5 +195,5 @@ def _job(config: DictConfig) -> float | None:
         traceback.print_exc()
         reason = f"{type(e).__name__}: {e}"
     print(f"{folder}: {reason}", file=sys.stderr)
-    _failures.append((f"{job.job.num} {job.job.override_dirname}", reason.splitlines()[0]))
+    _failures.append((f"job {job.job.num}  {' '.join(overrides)}", reason.splitlines()[0].strip()))
     return math.nan

@@ -163,7 +163,8 @@ class DataModule(LightningDataModule):
     """Base of all data modules. A loader yields (x, y): x [B, ...] and y int64 [B], or float32 [B] for regression.
 
     batch_size: samples per step over all processes together; the number of processes must divide it.
-    num_workers: "auto" is 0 for data in memory that is not augmented, else the processor's cores, 8 at the most.
+    num_workers: "auto" is one for each core of this process, 8 at the most, for files; for data in memory it is 0,
+        or one core less if there are many samples to augment.
     seed: of the order of samples and of augmentation.
     split_seed: of the boundary between train and val only: another `seed` keeps it, and it never moves test.
     val_fraction: share of the training samples set aside for validation, or their number if it is an int.
@@ -287,12 +288,13 @@ class DataModule(LightningDataModule):
     def _num_workers(self, batches: Batches) -> int:
         if self.num_workers != "auto":
             return self.num_workers
-        in_memory = isinstance(batches.source, TensorData)
-        if in_memory and (not batches.random or len(batches) < MIN_SAMPLES_FOR_WORKERS):
-            return 0
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
-        return min(max(1, cores // processes), MAX_AUTO_WORKERS)
+        cores = max(1, cores // processes)
+        if not isinstance(batches.source, TensorData):
+            return min(cores, MAX_AUTO_WORKERS)
+        worth_it = batches.random and len(batches) >= MIN_SAMPLES_FOR_WORKERS and cores > 2
+        return min(cores - 1, MAX_AUTO_WORKERS) if worth_it else 0
 
     def _batch_size_per_process(self, world_size: int) -> int:
         if self.batch_size % world_size:

@@ -163,7 +163,7 @@ class CSV(TableDataModule):
             raise DataError(f"data.path={self.path} does not exist (looked for {path.absolute()})")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+                reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
                 rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
         except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
             raise DataError(f"{path} is no CSV file in UTF-8: {error}") from error
@@ -200,9 +200,8 @@ class CSV(TableDataModule):
             _ = self.feature_columns  # says so
         place = names.index(name)
         if empty := [line for line, cells in rows if cells[place].lower() in ("", "na", "nan", "null", "none", "?")]:
-            raise DataError(
-                f"{self.path}: column {name!r} has {len(empty)} missing values, the first in line {empty[0]}"
-            )
+            missing = "a missing value" if len(empty) == 1 else f"{len(empty)} missing values, the first"
+            raise DataError(f"{self.path}: column {name!r} has {missing} in line {empty[0]}")
         return [cells[place] for _, cells in rows]
 
     def _numbers(self, name: str) -> Tensor:

@@ -67,7 +67,7 @@ class TorchvisionImages(ImageDataModule):
             return
         try:
             download(self.dataset_class, Path(self.data_dir), self.folder)
-        except (ConnectionError, OSError) as error:
+        except OSError as error:
             raise DataError(self._cannot_get(reason, str(error))) from error
         reason = self._why_unreadable()
         if reason is not None:
@@ -85,7 +85,9 @@ class TorchvisionImages(ImageDataModule):
         except DataError:
             raise
         except Exception as error:  # torchvision meets a damaged file with almost any exception
-            return f"{type(error).__name__}: {error}" if self.folder.exists() else "no such folder"
+            if not self.folder.exists():
+                return "no such folder"
+            return "incomplete" if "download=True" in str(error) else f"damaged: {type(error).__name__}: {error}"
         return None
 
     def _cannot_get(self, reason: str, tried: str) -> str:
@@ -118,6 +120,7 @@ def download(dataset_class: Any, data_dir: Path, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
     try:
         is_mnist = hasattr(dataset_class, "resources")
+        (staging / "unpacked").mkdir()
         for name, (md5, urls) in archives(dataset_class).items():
             at_hand = (folder if is_mnist else data_dir) / name
             if check_integrity(at_hand, md5):

@@ -33,7 +33,7 @@ class CSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        return "csv"
+        return ""  # Lightning names folders after this one
 
     @property
     def version(self) -> str:

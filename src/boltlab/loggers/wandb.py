@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,7 +50,7 @@ class WandbLogger(LightningWandbLogger):
         tags: list[str] | None = None,
         id: str | None = None,
         mode: Literal["auto", "offline", "disabled"] = "auto",
-        timeout_seconds: float = 10.0,
+        timeout_seconds: float = 8.0,
         finish_timeout_seconds: float = 60.0,
     ) -> None:
         super().__init__(
@@ -92,6 +93,11 @@ class WandbLogger(LightningWandbLogger):
         deadline = time.monotonic() + self._timeout_seconds
         if wandb.run is not None:
             wandb.finish()
+        # wandb's own telemetry goes to the server too, complains on stderr where it cannot, and holds up the exit.
+        with suppress(ImportError):
+            from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+            opentelemetry_proxy.disable()
         wandb.setup(wandb.Settings(silent=True))
         mode, reason = self._choose_mode(deadline)
         run = None

@@ -12,6 +12,19 @@ from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Task
 
 
+class ExactR2(R2Score):
+    """R² in float64, where the device has it: a difference of large sums if the targets lie far from 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not torch.backends.mps.is_available():
+            self.set_dtype(torch.float64)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        dtype = self.sum_error.dtype  # self.dtype forgets what it was set to when the metric moves to a device
+        super().update(preds.to(dtype), target.to(dtype))
+
+
 class Regressor(Task):
     """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].
 
@@ -35,11 +48,7 @@ class Regressor(Task):
     def _metrics(split: str) -> dict[str, Metric]:
         metrics: dict[str, Metric] = {"mse": MeanSquaredError()}
         if split != "train":
-            metrics |= {"mae": MeanAbsoluteError(), "r2": R2Score()}
-        if not torch.backends.mps.is_available():  # which has no float64
-            # R² takes the difference of two large sums: in float32 it loses digits where targets lie far from 0.
-            for metric in metrics.values():
-                metric.set_dtype(torch.float64)
+            metrics |= {"mae": MeanAbsoluteError(), "r2": ExactR2()}
         return metrics
 
     @staticmethod

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from boltlab.models.schedulers import Schedule
 
@@ -27,6 +27,29 @@ def decayed_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and not name.endswith("bias") and id(parameter) not in norms
             yield name, parameter, decays and name not in excluded
+
+
+class MeanLoss(Metric):
+    """Mean of the batches' losses, weighted by their samples.
+
+    torchmetrics' MeanMetric looks for NaN at every step, which waits for the GPU; its nan_strategy="disable" drops the
+    weights (1.9), which is wrong as soon as the last batch is smaller.
+    """
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor | int) -> None:
+        self.total += value * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        return self.total / self.weight
 
 
 class Task(L.LightningModule):
@@ -61,8 +84,7 @@ class Task(L.LightningModule):
 
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
-        # nan_strategy="disable": the other strategies look into the tensor, which waits for the GPU at every step.
-        loss: dict[str, Metric] = {"loss": MeanMetric(nan_strategy="disable")}
+        loss: dict[str, Metric] = {"loss": MeanLoss()}
         # Macro F1, precision and recall count the same four numbers: one of them counts, the others share.
         shared = [name for name in metrics if name in ("f1", "precision", "recall")]
         groups = [[name] for name in loss | metrics if name not in shared] + ([shared] if shared else [])
@@ -143,7 +165,8 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        # Weights of the internet are fetched for a new training only: loading a trained run must not need them.
+        # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
+        # needed. (Where a run is resumed, set trainer.ckpt_path: an argument of trainer.fit is not known yet here.)
         if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
             self.net.load_pretrained()  # type: ignore[operator]
         if self.compile_net:

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+
+def files(run_dir):
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+def epoch_of(run_dir, name):
+    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+
+
+@pytest.mark.parametrize(("mode", "best_epoch"), [("max", 0), ("min", 2)])
+def test_last_is_the_newest_and_best_the_best(make_trainer, tiny_module, tiny_data, run_dir, mode, best_epoch):
+    trainer = make_trainer(
+        f"mode={mode}", "logger=none", "callbacks=[best,last]", "trainer.max_epochs=3", "trainer.limit_train_batches=2"
+    )
+    trainer.fit(tiny_module(val_metric=lambda epoch: -float(epoch)), datamodule=tiny_data())
+    assert files(run_dir) == ["best.ckpt", "last.ckpt"]
+    assert epoch_of(run_dir, "last") == 2
+    assert epoch_of(run_dir, "best") == best_epoch
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_going_on_overwrites_in_place_and_keeps_the_best(make_trainer, tiny_module, tiny_data, run_dir):
+    overrides = ["logger=none", "callbacks=[best,last]", "trainer.limit_train_batches=2"]
+    make_trainer(*overrides).fit(tiny_module(val_metric=lambda epoch: -float(epoch)), datamodule=tiny_data())
+    trainer = make_trainer(*overrides, "trainer.max_epochs=4")
+    trainer.fit(
+        tiny_module(val_metric=lambda epoch: -float(epoch)),
+        datamodule=tiny_data(),
+        ckpt_path=run_dir / "checkpoints" / "last.ckpt",
+        weights_only=True,
+    )
+    assert files(run_dir) == ["best.ckpt", "last.ckpt"]
+    assert epoch_of(run_dir, "last") == 3
+    assert epoch_of(run_dir, "best") == 0
+
+
+def test_last_in_mid_epoch(make_trainer, tiny_module, tiny_data, run_dir):
+    trainer = make_trainer(
+        "logger=none", "callbacks=[last]", "callbacks.last.every_n_train_steps=3", "trainer.max_epochs=1"
+    )
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3

@@ -1,0 +1,95 @@
+import io
+import re
+import sys
+
+import pytest
+import rich
+from rich.console import Console
+
+from boltlab.callbacks.progress import ProgressLines, _clock
+from boltlab.callbacks.throughput import Throughput
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 100 columns that keeps what is written to it."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=24, color_system=None)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(rich, "_console", console)
+    return console
+
+
+def test_without_a_terminal_an_epoch_is_one_plain_line(make_trainer, tiny_module, tiny_data, capsys):
+    progress = ProgressLines(["train_loss", "val_loss", "val_acc", "val_acc", "missing"])
+    trainer = make_trainer("trainer.max_epochs=3", callbacks=[Throughput(), progress])
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    trainer.test(trainer.lightning_module, datamodule=tiny_data(), verbose=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    number, clock = r"\d+\.\d{4}", r"(\d+\.\d s|\d+:\d\d)"
+    for epoch, line in enumerate(lines, 1):
+        left = "" if epoch == 3 else f"  {clock} left"
+        expected = rf"epoch {epoch}/3  train_loss {number}  val_loss {number}  val_acc {number}  [\d,]+ samples/s  {clock}"
+        assert re.fullmatch(expected + left, line), line
+
+
+def test_the_line_of_an_epoch_without_validation_shows_no_old_values(make_trainer, tiny_module, tiny_data, capsys):
+    trainer = make_trainer("trainer.check_val_every_n_epoch=2", callbacks=[ProgressLines(["val_acc"])])
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    assert ["val_acc" in line for line in capsys.readouterr().out.splitlines()] == [False, True]
+
+
+def test_long_epochs_are_not_silent(make_trainer, tiny_module, tiny_data, capsys):
+    trainer = make_trainer("trainer.max_epochs=1", callbacks=[ProgressLines(plain_seconds=0.0)])
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 + 1
+    assert re.match(r"epoch 1/1  2/4  loss \d", lines[1])
+
+
+def test_a_terminal_shows_a_bar_and_keeps_only_the_lines(make_trainer, tiny_module, tiny_data, terminal):
+    trainer = make_trainer(callbacks=[ProgressLines(["val_acc"], refresh_seconds=0.0)])
+    trainer.fit(tiny_module(), datamodule=tiny_data())
+    trainer.test(trainer.lightning_module, datamodule=tiny_data(), verbose=False)
+    text = terminal.file.getvalue()
+    for shown in ("━", "1/4", "loss ", "validate", "test", "epoch 2/2  val_acc"):
+        assert shown in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is back
+    assert sys.stdout is not terminal.file
+
+
+def test_the_bar_is_drawn_at_its_pace_and_not_at_the_steps(make_trainer, tiny_module, tiny_data, terminal, monkeypatch):
+    draws = []
+    monkeypatch.setattr(ProgressLines, "_draw", lambda self, *args, **kwargs: draws.append(args))
+    progress = ProgressLines(refresh_seconds=1000.0)
+    original = progress._begin
+    monkeypatch.setattr(progress, "_begin", lambda *args: (original(*args), setattr(progress, "_next_draw", 1e12)))
+    make_trainer(callbacks=[progress]).fit(tiny_module(), datamodule=tiny_data())
+    assert draws == []
+
+
+def test_the_terminal_is_usable_after_an_exception(make_trainer, tiny_module, tiny_data, terminal):
+    class Failing(tiny_module):
+        def training_step(self, batch, batch_idx):
+            if self.global_step == 2:
+                raise RuntimeError("broken")
+            return super().training_step(batch, batch_idx)
+
+    stdout = sys.stdout
+    with pytest.raises(RuntimeError, match="broken"):
+        make_trainer(callbacks=[ProgressLines()]).fit(Failing(), datamodule=tiny_data())
+    assert sys.stdout is stdout
+    assert terminal.file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in terminal.file.getvalue()
+
+
+def test_other_processes_are_silent(make_trainer, tiny_module, tiny_data, capsys, monkeypatch):
+    progress = ProgressLines(plain_seconds=0.0)
+    monkeypatch.setattr(progress, "enable", lambda: None)
+    progress.disable()
+    make_trainer(callbacks=[progress]).fit(tiny_module(), datamodule=tiny_data())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.6, "1:00"), (3725, "1:02:05")])
+def test_clock(seconds, text):
+    assert _clock(seconds) == text

@@ -1,0 +1,155 @@
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import boltlab
+from boltlab import checkpoint, runs
+
+QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
+
+
+def only_run(verb="train"):
+    (folder,) = runs.folders("logs", verb)
+    return folder
+
+
+def test_a_run_leaves_everything_in_its_folder(boltlab):
+    code, out, err = boltlab("train", *QUICK, "name=my run")
+    folder = only_run()
+    assert code == 0, err
+    assert str(folder.resolve()) in out and "test_acc" in out
+    assert "my-run" in folder.name
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files >= {
+        "config.yaml", "overrides.yaml", "environment.json", "git.patch", "metrics.csv", "summary.json", "classes.json",
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "confusion_matrix.png", "confusion_matrix.csv",
+    }  # fmt: skip
+    assert "${" not in (folder / "config.yaml").read_text().replace("${run_dir}", "")
+    assert yaml.safe_load((folder / "overrides.yaml").read_text()) == [*QUICK, "name=my run"]
+    assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
+    summary = runs.read_summary(folder)
+    assert summary["status"] == "finished" and summary["epochs"] == 2 and summary["steps"] == 12
+    assert {"test_acc", "test_f1", "test_loss", "test_top5"} <= set(summary["test"])
+    assert summary["samples_per_second"] > 0 and 0 <= summary["data_wait_share"] <= 1
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = [float(row["val_acc"]) for row in rows if row.get("val_acc")]
+    assert len(logged) == 2 and max(logged) == pytest.approx(summary["best"]["val_acc"], abs=1e-4)
+    (test_acc,) = [float(row["test_acc"]) for row in rows if row.get("test_acc")]
+    assert test_acc == pytest.approx(summary["test"]["test_acc"], abs=1e-4)
+
+
+def test_checkpoints_are_plain_verified_and_load_as_a_model(boltlab):
+    assert boltlab("train", *QUICK, "scheduler.warmup_epochs=1", "optimizer=sgd")[0] == 0
+    folder = only_run()
+    for name in ("best", "last"):
+        path = folder / "checkpoints" / f"{name}.ckpt"
+        assert checkpoint.verify(path) is None
+        content = torch.load(path, weights_only=True)
+        assert content["config"]["data"]["num_classes"] == 10
+        assert not any("_orig_mod" in key for key in content["state_dict"])
+    model = load_model(folder)
+    assert not model.training and model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert torch.equal(model.net.state_dict()["layers.0.weight"], best_weights(folder)["net.layers.0.weight"])
+
+
+def load_model(folder):
+    return boltlab.load(folder)
+
+
+def best_weights(folder):
+    return checkpoint.read(folder / "checkpoints" / "best.ckpt")["state_dict"]
+
+
+def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(boltlab):
+    for seed in ("1", "1", "2"):
+        assert boltlab("train", *QUICK, f"seed={seed}", "test=false", "augment.degrees=10")[0] == 0
+    other, again, first = (best_weights(folder) for folder in runs.folders("logs"))
+    key = "net.layers.0.weight"
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], other[key])
+
+
+def test_without_a_test_no_test_metric_appears(boltlab):
+    code, out, _ = boltlab("train", *QUICK, "test=false")
+    assert code == 0 and "test_acc" not in out and runs.read_summary(only_run())["test"] == {}
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(boltlab):
+    code, _, err = boltlab("train", *QUICK, "optimizer=sgd", "optimizer.lr=1e30", "scheduler=constant")
+    assert code == 1 and "step" in err and "Traceback" not in err
+    folder = only_run()
+    assert runs.read_summary(folder)["status"] == "failed"
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        weights = checkpoint.read(path)["state_dict"]
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_a_grid_gives_each_job_its_folder_and_goes_on_after_a_failure(boltlab):
+    code, out, err = boltlab("train", "-m", *QUICK, "test=false", "optimizer=sgd", "optimizer.lr=0.1,1e30", "seed=1,2")
+    assert code == 1
+    folders = sorted(runs.folders("logs"), key=lambda f: int(f.name))
+    assert [f.name for f in folders] == ["0", "1", "2", "3"] and len({f.parent for f in folders}) == 1
+    assert [runs.read_summary(f)["status"] for f in folders] == ["finished", "finished", "failed", "failed"]
+    lines = [line for line in err.splitlines() if line.startswith("failed")]
+    assert [line.split()[:3] for line in lines] == [["failed", "job", "2"], ["failed", "job", "3"]]
+    assert "optimizer.lr=1e+30" in lines[0] and "not finite" in lines[0]
+    assert [runs.load_config(f).seed for f in folders] == [1, 2, 1, 2]
+    assert f"sweep folder  {folders[0].parent.resolve()}" in out
+
+
+def test_regression_on_a_table(boltlab):
+    code, out, _ = boltlab("train", "data=diabetes", "model=mlp_regressor", "trainer.max_epochs=1", "logger=csv")
+    assert code == 0 and "test_r2" in out and "test_acc" not in out
+    assert set(runs.read_summary(only_run())["best"]) == {"val_mse"}
+
+
+def test_what_the_class_refuses_is_a_mistake_of_its_key(boltlab):
+    code, _, err = boltlab("train", *QUICK, "model=mlp", "model.net.dropout=2.0")
+    assert code == 2 and "model.net" in err and "between 0 and 1" in err
+    assert runs.read_summary(only_run())["status"] == "failed"
+
+
+def test_a_missing_data_set_is_a_short_message(boltlab, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    code, _, err = boltlab("train", "data=mnist", "logger=csv")
+    assert code == 1 and "data=digits" in err and len(err.splitlines()) < 10 and "Traceback" not in err
+
+
+def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
+    command = [sys.executable, "-m", "boltlab", "train", "trainer.max_epochs=100000", "logger=csv"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not list(Path("logs").rglob("last.ckpt")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        assert runs.status(runs.read_summary(only_run())) == "running"
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, out
+    assert runs.status(runs.read_summary(only_run())) == "interrupted"
+    assert "Traceback" not in out
+
+
+def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
+    more = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=[csv,wandb]")
+    done = boltlab_process("train", "model=linear", "trainer.max_epochs=1", *more, timeout=200)
+    assert done.returncode == 0, done.stderr
+    folder = only_run()
+    assert runs.read_summary(folder)["status"] == "finished"
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    with (folder / "metrics.csv").open() as file:
+        assert len([row for row in csv.DictReader(file) if row.get("val_acc")]) == 1

@@ -1,0 +1,152 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_diabetes
+
+from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses
+from boltlab.errors import DataError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FLOWERS = "length,width,kind,comment\n" + "".join(
+    f"{n}.5,{n * n},{kind},text {n}\n" for n, kind in enumerate(["rose", "aster", "10", "2"] * 10)
+)
+
+
+def table(tmp_path, text=FLOWERS):
+    path = tmp_path / "table, 1.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def classes(tmp_path, text=FLOWERS, **options):
+    defaults = {"target": "kind", "task": "classification", "features": ["width", "length"]}
+    return CSV(path=table(tmp_path, text), **{**defaults, **options})
+
+
+def test_classification(tmp_path):
+    data = classes(tmp_path)
+    assert (data.input_shape, data.num_classes, data.task) == ((2,), 4, "classification")
+    assert data.class_names == ["2", "10", "aster", "rose"]  # numbers by value, then text
+    x, y = next(iter(data.train_dataloader()))
+    assert (x.dtype, y.dtype, x.shape[1:]) == (torch.float32, torch.int64, (2,))
+    total = sum(data.class_counts(split) for split in ("train", "val", "test"))
+    assert total.tolist() == [10, 10, 10, 10]
+    raw = (data.dataset("val").x.double() * data.std + data.mean)[0]
+    number = round(raw[1].item() - 0.5)
+    assert raw.tolist() == pytest.approx([number**2, number + 0.5], rel=1e-4)  # the order of `features`
+    assert data.class_names[data.dataset("val").labels[0]] == ["rose", "aster", "10", "2"][number % 4]
+
+
+def test_discover_fills_what_the_config_leaves_to_the_data(tmp_path):
+    arguments = {"path": table(tmp_path), "target": "kind", "task": "classification", "features": ["length"],
+                 "num_classes": "auto", "class_names": "auto", "input_shape": "auto", "batch_size": "x"}  # fmt: skip
+    found = CSV.discover(arguments)
+    assert found == {"input_shape": (1,), "num_classes": 4, "class_names": ["2", "10", "aster", "rose"]}
+    arguments |= {"task": "regression", "target": "width"}
+    assert CSV.discover(arguments) == {"input_shape": (1,), "num_classes": None, "class_names": None}
+    assert CSV.discover({"target": "kind"}) == {}
+    resolved = CSV(**{**arguments, "path": "gone.csv", "input_shape": (1,), "batch_size": 8})
+    assert resolved.input_shape == (1,)
+
+
+def test_standardized_by_the_training_rows_alone():
+    data = Diabetes(test_fraction=0.5)
+    train, test = data.dataset("train").x.double(), data.dataset("test").x.double()
+    torch.testing.assert_close(train.mean(0), torch.zeros(10).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std(0, correction=0), torch.ones(10).double(), atol=1e-5, rtol=0)
+    assert test.mean(0).abs().max() > 0.01
+    raw = {tuple(row) for row in load_diabetes(scaled=False).data.round(3).tolist()}
+    assert tuple(v + 0.0 for v in (test[0] * data.std + data.mean).numpy().round(3).tolist()) in raw
+
+
+def test_target_of_a_regression_keeps_its_unit_unless_asked():
+    plain, scaled = Diabetes(), Diabetes(standardize_target=True)
+    assert plain.task == scaled.task == "regression"
+    y = plain.dataset("train").labels
+    assert (y.dtype, y.min() >= 25, y.max() <= 346, plain.target_std) == (torch.float32, True, True, 1.0)
+    again = scaled.dataset("train").labels * scaled.target_std + scaled.target_mean
+    torch.testing.assert_close(again, y)
+    assert abs(scaled.dataset("train").labels.mean()) < 1e-5
+
+
+def test_a_constant_column_becomes_zero(tmp_path):
+    text = "a,b,y\n" + "".join(f"7,{n},{n}\n" for n in range(20))
+    data = CSV(path=table(tmp_path, text), target="y", task="regression")
+    assert data.dataset("train").x[:, 0].tolist() == [0.0] * len(data.dataset("train"))
+    assert torch.isfinite(data.dataset("test").x).all()
+
+
+def test_no_header_row_bom_semicolons_quotes_and_blank_lines(tmp_path):
+    text = "\ufeff" + "".join(f'{n} ; "{n}e-1";{n * 2}\n\n' for n in range(20))
+    data = CSV(path=table(tmp_path, text), columns=["a", "b", "y"], delimiter=";", target="y", task="regression")
+    assert data.feature_columns == ["a", "b"]
+    x, y = data.table()
+    assert x[3].tolist() == [3.0, pytest.approx(0.3)]
+    assert y.tolist() == [2.0 * n for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("length,width,kind\n1,2,a\n1,,b\n,,c\n", {}, r"column 'width' has 2 missing values, the first in line 3"),
+        ("length,width,kind\n1,2,a\n1,NaN,b\n", {}, r"column 'width' has a missing value in line 3"),
+        ("length,width,kind\n1,2,a\n1,2,\n", {}, r"column 'kind' has a missing value in line 3"),
+        (
+            FLOWERS,
+            {"features": None},
+            r"column 'comment', line 2: 'text 0' is not a number; data.features=\[…\] leaves",
+        ),
+        ("length,width,kind\n1,inf,a\n", {}, r"column 'width', line 2: 'inf' is not a number"),
+        ("length,width,kind\n1,2\n", {}, r"line 2: 2 cells, but 3 columns: length, width, kind"),
+        ("length,length,kind\n1,2,a\n", {}, r"two columns have the same name"),
+        (FLOWERS, {"target": "colour"}, r"has no column 'colour'; it has 'length', 'width', 'kind', 'comment'"),
+        (FLOWERS, {"features": ["height"]}, r"has no column 'height'"),
+        (FLOWERS, {"features": ["kind"]}, r"data.target=kind is also among data.features"),
+        ("kind\na\n", {"features": None}, r"has no column besides the target 'kind'"),
+        ("length,width,kind\n", {}, r"has no rows"),
+        ("", {}, r"has no rows"),
+        (FLOWERS, {"class_names": ["2", "10", "rose"], "num_classes": 3}, r"'aster' in column 'kind' is not among"),
+        (FLOWERS, {"delimiter": "ab"}, r"is no CSV file in UTF-8: \"delimiter\" must be a 1-character string"),
+        (FLOWERS, {"task": "regression", "target": "kind"}, r"column 'kind', line 2: 'rose' is not a number$"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, text, options, message):
+    with pytest.raises(DataError, match=message):
+        classes(tmp_path, text, **options).dataset("train")
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(DataError, match=r"data.path=none.csv does not exist \(looked for .*none.csv\)"):
+        CSV(path="none.csv", target="y", task="regression")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00,")
+    with pytest.raises(DataError, match="is no CSV file in UTF-8"):
+        CSV(path=str(tmp_path / "binary.csv"), target="y", task="regression")
+
+
+def test_the_houses_are_what_their_script_makes():
+    spec = importlib.util.spec_from_file_location("make_houses", EXAMPLES / "make_houses.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert (EXAMPLES / "houses.csv").read_text(encoding="utf-8") == script.houses()
+    data = CSV(path=str(EXAMPLES / "houses.csv"), columns=["rooms", "area", "year", "price"], target="price",
+               task="regression")  # fmt: skip
+    x, y = data.dataset("train").x.double(), data.dataset("train").labels.double()
+    design = torch.cat([x, torch.ones(len(x), 1)], 1)
+    residual = y - design @ torch.linalg.lstsq(design, y.unsqueeze(1)).solution.squeeze(1)
+    assert 15 < residual.std() < 21  # the noise of the script: 18
+
+
+def test_synthetic_classes_can_be_told_apart():
+    data = SyntheticClasses(num_rows=2000)
+    assert (data.input_shape, data.num_classes, data.class_names[-1]) == ((100,), 10, "9")
+    assert SyntheticClasses.discover({"num_features": 30, "num_classes": 3}) == {
+        "input_shape": [30],
+        "class_names": ["0", "1", "2"],
+    }
+    train, test = data.dataset("train"), data.dataset("test")
+    assert torch.equal(test.x, SyntheticClasses(num_rows=2000, seed=3).dataset("test").x)
+    centres = torch.stack([train.x[train.labels == label].mean(0) for label in range(10)])
+    accuracy = (torch.cdist(test.x, centres).argmin(1) == test.labels).float().mean()
+    assert accuracy > 0.6

@@ -1,0 +1,221 @@
+"""What reaches the file of an offline run, and that no server can hold a training up."""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import wandb
+
+from boltlab.loggers.wandb import WandbLogger
+
+KEY = "a" * 40
+
+
+@pytest.fixture(autouse=True)
+def _clean_wandb(monkeypatch, tmp_path):
+    """No key, no settings, no session of another test."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def server():
+    """A loopback server; ``server(handle)`` answers each POST with the HTTP status that ``handle(body)`` returns."""
+    servers = []
+
+    def serve(handle):
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                status = handle(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+                self.send_response(status)
+                self.send_header("Content-Length", "2")
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            def log_message(self, *arguments):
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for each in servers:
+        each.shutdown()
+        each.server_close()
+
+
+def offline_folder(run_dir: Path) -> Path:
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    return folder
+
+
+def records(folder: Path) -> list[dict]:
+    """What `wandb sync` would upload."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
+    run_dir = tmp_path / "run folder"
+    run_dir.mkdir()
+    (run_dir / "environment.json").write_text('{"git_commit": "0123456789abcdef"}')
+    (run_dir / "git.patch").write_text("+a line")
+    config = {"seed": 0, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}, "name": None, "augment": {}}
+    logged = [({"train_loss": 1.5, "epoch": 0}, 9), ({"val_acc": 0.25, "epoch": 0}, 9), ({"train_loss": 0.5}, 19)]
+
+    logger = WandbLogger(run_dir, project="a project", tags=["one", "two"], group="a group")
+    logger.log_hyperparams(config)
+    for metrics, step in logged:
+        logger.log_metrics(metrics, step)
+    logger.finish()
+
+    folder = offline_folder(run_dir)
+    found = records(folder)
+    history = [record["history"]["item"] for record in found if record["type"] == "history"]
+    values = [{name: value for name, value in row.items() if not name.startswith("_")} for row in history]
+    assert values == [{**metrics, "trainer/global_step": step} for metrics, step in logged]
+    saved = {}
+    for record in found:
+        saved |= record.get("config", {}).get("update", {})
+    assert saved == config
+    (run,) = [record["run"] for record in found if record["type"] == "run"]
+    assert (run["display_name"], run["project"], run["run_group"]) == ("run folder", "a project", "a group")
+    assert run["tags"] == ["one", "two"]
+    assert run["run_id"] == logger.version
+    assert "0123456789abcdef" in json.dumps(found)
+    files = {entry["path"] for record in found if record["type"] == "files" for entry in record["files"]["files"]}
+    assert {"environment.json", "git.patch"} <= files
+    assert (folder / "files" / "git.patch").read_text() == "+a line"
+    assert found[-1]["exit"]["exit_code"] == 0
+
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("W&B is offline (no API key; `wandb login` saves one). To upload this run: wandb sync '")
+    assert Path(warning.split("'")[1]).resolve() == folder.resolve()
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_every_logger_is_a_run_of_its_own(tmp_path):
+    """As the jobs of a grid, the first of which is left unfinished."""
+    for name in ("one", "two"):
+        logger = WandbLogger(tmp_path / name)
+        logger.log_hyperparams({"job": name})
+        logger.log_metrics({"loss": 1.0}, 0)
+    logger.finish()
+    jobs = {}
+    for name in ("one", "two"):
+        found = records(offline_folder(tmp_path / name))
+        assert [record["type"] for record in found].count("history") == 1
+        jobs[name] = [record["config"]["update"] for record in found if record["type"] == "config"]
+    assert jobs == {"one": [{"job": "one"}], "two": [{"job": "two"}]}
+
+
+def test_a_failed_run_says_so(tmp_path):
+    logger = WandbLogger(tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finalize("failed")
+    assert records(offline_folder(tmp_path))[-1]["exit"]["exit_code"] == 1
+
+
+def start(tmp_path, caplog, **arguments):
+    """Mode of the run, its one warning (or None), and the seconds that the start took."""
+    began = time.monotonic()
+    logger = WandbLogger(tmp_path / "run", **arguments)
+    logger.log_metrics({"loss": 1.0}, 0)
+    seconds = time.monotonic() - began
+    logger.log_metrics({"loss": 0.5}, 1)
+    mode = "disabled" if logger.experiment.disabled else "offline" if logger.experiment.offline else "online"
+    logger.finish()
+    if mode == "offline":
+        history = [record for record in records(offline_folder(tmp_path / "run")) if record["type"] == "history"]
+        assert len(history) == 2
+    found = warnings_of(caplog)
+    assert len(found) <= 1
+    return mode, found[0] if found else None, seconds
+
+
+def test_a_closed_port(tmp_path, caplog, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    mode, warning, seconds = start(tmp_path, caplog)
+    assert (mode, "cannot be reached" in warning) == ("offline", True)
+    assert seconds < 8
+
+
+def test_a_server_that_accepts_and_never_answers(tmp_path, caplog, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        mode, warning, seconds = start(tmp_path, caplog, timeout_seconds=1.0)
+    assert (mode, "does not answer within 1 s" in warning) == ("offline", True)
+    assert 1 <= seconds < 8
+
+
+def test_a_key_that_the_server_refuses(tmp_path, caplog, monkeypatch, server):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server(lambda body: 401))
+    mode, warning, _ = start(tmp_path, caplog)
+    assert (mode, "refuses the API key" in warning) == ("offline", True)
+
+
+def test_a_server_that_fails_after_it_took_the_key(tmp_path, caplog, monkeypatch, server):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server(lambda body: 200 if b"query { viewer { id } }" in body else 500))
+    mode, warning, seconds = start(tmp_path, caplog, timeout_seconds=2.0)
+    assert (mode, "CommError" in warning) == ("offline", True)
+    assert seconds < 12
+
+
+def test_a_key_of_the_wrong_form(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    mode, warning, _ = start(tmp_path, caplog)
+    assert (mode, "API key must have" in warning) == ("offline", True)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_disabled_writes_and_says_nothing(tmp_path, caplog, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    assert start(tmp_path, caplog)[:2] == ("disabled", None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["environment", "argument"])
+def test_offline_on_request_asks_no_server(tmp_path, caplog, monkeypatch, server, where):
+    asked = []
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", server(lambda body: asked.append(body) or 500))
+    if where == "environment":
+        monkeypatch.setenv("WANDB_MODE", "offline")
+    mode, warning, _ = start(tmp_path, caplog, mode="offline" if where == "argument" else "auto")
+    assert (mode, "as asked for" in warning) == ("offline", True)
+    assert asked == []
+
+
+def test_nothing_starts_before_the_first_use(tmp_path):
+    WandbLogger(tmp_path / "run").finalize("success")
+    assert not (tmp_path / "run").exists()
