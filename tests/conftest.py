@@ -1,19 +1,15 @@
 """Every test runs in an empty folder of its own, offline, with one thread."""
 
 import os
+import subprocess
+import sys
+
+import pytest
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
-
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,9 @@ def test_without_a_terminal_an_epoch_is_one_plain_line(make_trainer, tiny_module
     number, clock = r"\d+\.\d{4}", r"(\d+\.\d s|\d+:\d\d)"
     for epoch, line in enumerate(lines, 1):
         left = "" if epoch == 3 else f"  {clock} left"
-        expected = rf"epoch {epoch}/3  train_loss {number}  val_loss {number}  val_acc {number}  [\d,]+ samples/s  {clock}"
+        expected = (
+            rf"epoch {epoch}/3  train_loss {number}  val_loss {number}  val_acc {number}  [\d,]+ samples/s  {clock}"
+        )
         assert re.fullmatch(expected + left, line), line
 
 

@@ -101,7 +101,7 @@ def test_a_grid_gives_each_job_its_folder_and_goes_on_after_a_failure(boltlab):
     assert [runs.read_summary(f)["status"] for f in folders] == ["finished", "finished", "failed", "failed"]
     lines = [line for line in err.splitlines() if line.startswith("failed")]
     assert [line.split()[:3] for line in lines] == [["failed", "job", "2"], ["failed", "job", "3"]]
-    assert "optimizer.lr=1e+30" in lines[0] and "not finite" in lines[0]
+    assert "optimizer.lr=1e+30" in lines[0] and "loss is nan" in lines[0]
     assert [runs.load_config(f).seed for f in folders] == [1, 2, 1, 2]
     assert f"sweep folder  {folders[0].parent.resolve()}" in out
 

@@ -135,7 +135,7 @@ def jpeg(size=(64, 64)):
         (png_header(100_000, 100_000), "pixels are refused"),
     ],
 )
-@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_files_are_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "a b.jpg"
     path.write_bytes(content)

@@ -36,9 +36,7 @@ def trainer(tmp_path: Any) -> Callable[..., L.Trainer]:
     """Trainer on one CPU process without anything that writes."""
 
     def make(**arguments: Any) -> L.Trainer:
-        quiet = {
-            name: False for name in ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
-        }
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
         return L.Trainer(**{"accelerator": "cpu", "default_root_dir": tmp_path, "max_epochs": 1, **quiet, **arguments})
 
     return make

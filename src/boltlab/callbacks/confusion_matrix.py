@@ -105,6 +105,7 @@ def write_numbers(matrix: Tensor, class_names: list[str], folder: Path) -> None:
 def draw(matrix: Tensor, class_names: list[str], path: Path) -> None:
     """A heat map of the shares of each true class; small ones carry the numbers of samples."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes longer to import than the rest of this module
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     classes = len(class_names)
@@ -113,7 +114,8 @@ def draw(matrix: Tensor, class_names: list[str], path: Path) -> None:
     figure = Figure(figsize=(inches + 1.5, inches + 1.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    norm = PowerNorm(0.5, vmin=0, vmax=1)  # a share of 0.01 is still seen
+    image = axes.imshow(shares.numpy(), cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     correct, total = int(matrix.diag().sum()), int(matrix.sum())
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {correct / max(1, total):.2%} of {total:,}")
@@ -125,7 +127,7 @@ def draw(matrix: Tensor, class_names: list[str], path: Path) -> None:
         axes.set_yticks(range(classes), labels, fontsize=size, parse_math=False)
     if classes <= MAX_NUMBERED_CLASSES:
         for row, column in torch.nonzero(matrix).tolist():
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > 0.3 else "black"
             axes.text(column, row, str(int(matrix[row, column])), ha="center", va="center", color=colour, fontsize=8)
     with warnings.catch_warnings():
         # matplotlib's own font lacks, for example, Chinese; the CSV has the names whatever the picture shows.

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from wandb.sdk.lib import RunDisabled
     from wandb.wandb_run import Run
 
+Mode = Literal["online", "offline", "disabled"]
+
 log = logging.getLogger(__name__)
 
 SAVED_FILES = ("environment.json", "git.patch")
@@ -93,7 +95,8 @@ class WandbLogger(LightningWandbLogger):
         deadline = time.monotonic() + self._timeout_seconds
         if wandb.run is not None:
             wandb.finish()
-        # wandb's own telemetry goes to the server too, complains on stderr where it cannot, and holds up the exit.
+        # wandb's telemetry about itself asks the server for offline runs too, and holds up the exit where none answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         with suppress(ImportError):
             from wandb.analytics.opentelemetry import opentelemetry_proxy
 
@@ -118,7 +121,7 @@ class WandbLogger(LightningWandbLogger):
             log.warning("W&B is offline (%s). To upload this run: wandb sync '%s'", reason, folder)
         return run
 
-    def _init(self, mode: str, init_timeout: float = 10.0) -> "Run | RunDisabled":
+    def _init(self, mode: Mode, init_timeout: float = 10.0) -> "Run | RunDisabled":
         import wandb
 
         environment = self._dir / "environment.json"
@@ -133,7 +136,7 @@ class WandbLogger(LightningWandbLogger):
         # _wandb_init is what the base class has gathered for this call.
         return wandb.init(**{**self._wandb_init, "mode": mode, "settings": settings})
 
-    def _choose_mode(self, deadline: float) -> tuple[str, str]:
+    def _choose_mode(self, deadline: float) -> tuple[Mode, str]:
         """The mode of ``wandb.init``, and for "offline" why."""
         import wandb
 
