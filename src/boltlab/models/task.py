@@ -78,6 +78,7 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.compile_net = compile
         self.channels_last = channels_last
+        self._sharded = False
         self.train_metrics = self._collection("train", metrics["train"])
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
@@ -161,6 +162,14 @@ class Task(L.LightningModule):
         self.train_metrics.reset()
 
     # -- building
+
+    def configure_model(self) -> None:
+        """Shards the net for `trainer=fsdp` (FSDP2); called more than once, also on other strategies."""
+        if self.device_mesh is not None and not self._sharded:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+            self._sharded = True
 
     def setup(self, stage: str) -> None:
         if stage != "fit":
