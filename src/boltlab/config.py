@@ -331,7 +331,7 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
     """Says why an override's key names nothing in the config, with the nearest name that does."""
     where = override.input_line
     parts = override.key_or_group.split(".")
-    if override.is_add() and len(parts) > 1:  # a `+` adds an argument: `check` knows whether it exists
+    if (override.is_add() or override.is_force_add()) and len(parts) > 1:  # a `+` adds an argument: `check` knows whether it exists
         return None
     node: Any = config
     for depth, part in enumerate(parts):

@@ -1,0 +1,90 @@
+"""Every shipped recipe takes real steps; the linear regression arrives at the closed-form solution."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LinearRegression
+
+import boltlab as package
+from boltlab import runs
+from boltlab.config import CONFIG_DIR, build, compose, groups
+
+# Data that is at hand in place of a download, of the shape that the recipe's net is made for.
+STAND_IN = {
+    "mnist_mlp": ["data=digits"],
+    "mnist_mlp_plain_sgd": ["data=digits"],
+    "mnist_lenet": ["data=digits"],
+    "cifar10_net": ["data=small_folder", "data.root=images"],
+    "image_folder_cnn": ["data.root=images", "data.batch_size=2"],
+}
+SHORT = ["logger=csv", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=3"]
+
+
+@pytest.fixture(autouse=True)
+def examples(tmp_path):
+    (tmp_path / "examples").symlink_to(CONFIG_DIR.parent / "examples")
+
+
+@pytest.fixture
+def images(tmp_path):
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = draw.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.jpg")
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_an_experiment_runs(experiment, boltlab, images):
+    code, _, err = boltlab("train", f"experiment={experiment}", *SHORT, *STAND_IN.get(experiment, []))
+    assert code == 0, err
+    folder = next(runs.folders("logs"))
+    summary = runs.read_summary(folder)
+    assert summary["status"] == "finished" and summary["test"] and experiment in folder.name
+
+
+def test_the_recipes_say_what_their_names_mean():
+    mlp = compose("train", ["experiment=mnist_mlp"]).config
+    assert list(mlp.model.net.hidden_sizes) == [128] and mlp.data.batch_size == 64 and mlp.trainer.max_epochs == 10
+    assert (mlp.optimizer.lr, mlp.optimizer.momentum, mlp.optimizer.weight_decay) == (0.01, 0.9, 0)
+    plain = compose("train", ["experiment=mnist_mlp_plain_sgd"]).config
+    assert plain.optimizer.momentum == 0 and plain.model == {**mlp.model, "optimizer": plain.optimizer}
+    cifar = compose("train", ["experiment=cifar10_net"]).config
+    assert (cifar.data.batch_size, cifar.optimizer.lr, cifar.trainer.max_epochs) == (4, 0.001, 2)
+    parameters = {
+        name: sum(p.numel() for p in build(compose("train", [f"experiment={name}"]).config, "model").net.parameters())
+        for name in ("mnist_mlp", "mnist_lenet", "cifar10_net", "dense_64")
+    }
+    assert parameters == {"mnist_mlp": 101_770, "mnist_lenet": 61_706, "cifar10_net": 62_006, "dense_64": 11_274}
+
+
+def test_make_train_is_the_quickstart():
+    default, quickstart = (compose("train", given).config for given in ([], ["experiment=digits_quickstart"]))
+    assert default == quickstart
+
+
+@pytest.mark.parametrize(("data", "epochs"), [("houses", 500), ("diabetes", 3000)])
+def test_gradient_descent_arrives_at_the_closed_form(data, epochs, boltlab):
+    quiet = (
+        "callbacks=last",
+        "logger=csv",
+        "test=false",
+        "trainer.accelerator=cpu",
+        "trainer.enable_progress_bar=false",
+    )
+    length = (f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}")
+    code, _, err = boltlab("train", "experiment=linear_regression", f"data={data}", *quiet, *length)
+    assert code == 0, err
+    folder = next(runs.folders("logs"))
+    module = build(runs.load_config(folder), "data")
+    train, test = module.dataset("train"), module.dataset("test")
+    closed = LinearRegression().fit(train.x.double().numpy(), train.labels.double().numpy())
+    model = package.load(folder, checkpoint="last")
+    with torch.inference_mode():
+        ours = model.predict_step((test.x,)).flatten().double().numpy()
+    exact = closed.predict(test.x.double().numpy())
+    # Within a thousandth of the spread of the exact predictions.
+    assert np.abs(ours - exact).max() < 1e-3 * exact.std()
