@@ -56,7 +56,7 @@ MISTAKES = {
     "optimizer.lr='0.1'": ("optimizer.lr=0.1", "AdamW takes float; a number in quotes is text: drop the quotes"),
     "optimizer.lr=": ("optimizer.lr=", "is empty: give a value, or optimizer.lr=null for none"),
     "data.batch_size=32.5": ("data.batch_size=32.5", "Digits takes int"),
-    "seed=abc": ("seed=abc", "takes int"),
+    "seed=abc": ("seed=abc", "takes int from 0 below 4294967296"),
     "precision=bf15-mixed": (
         "precision=bf15-mixed",
         "takes one of auto, 32, bf16-mixed, 16-mixed, bf16-true, 16-true, 64, 16: did you mean 'bf16-mixed'?",
@@ -73,7 +73,23 @@ MISTAKES = {
     ),
     "~trainer._target_": ("trainer", "names no class: its `_target_` is missing"),
     "~model.net.num_outputs": ("model.net.num_outputs", "LeNet needs it: give +model.net.num_outputs=…"),
+    "seed=-1": ("seed=-1", "takes int from 0 below 4294967296"),
+    "optimizer.lr=interval(0,1)": (
+        "optimizer.lr=interval(0,1)",
+        "names no list of values: write a,b,c or range(start,stop,step)",
+    ),
+    # what would have no effect
+    "model.optimizer.lr=0.5": ("model.optimizer.lr=0.5", "model.optimizer is taken from optimizer: set optimizer.lr=…"),
+    "+trainer.logger=false": ("trainer.logger", "logger are chosen by the group of that name"),
+    "run_dir=here": ("run_dir=here", "is filled in by the run; log_dir=… and name=… choose where it goes"),
+    "hydra.run.dir=here": ("hydra.run.dir=here", "has no effect here: log_dir=… and name=… choose the run folder"),
     # values that do not go together
+    "callbacks=none": ("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false"),
+    "trainer.max_epochs=0": ("trainer.max_epochs=0", "leaves no checkpoint to test: test=false"),
+    "trainer.enable_checkpointing=false": (
+        "trainer.enable_checkpointing=false",
+        "contradicts callbacks best, last: leave them out",
+    ),
     "monitor=val_accuracy": (
         "monitor=val_accuracy",
         "nothing logs this metric: did you mean 'val_acc'? logged: test_acc, test_f1, test_loss, test_precision, "
@@ -123,9 +139,16 @@ def test_all_mistakes_are_listed_at_once_and_fit_a_screen(boltlab):
     assert len(err.splitlines()) < 24 and "Traceback" not in err
 
 
+def test_cfg_names_a_mistake_too(boltlab):
+    code, out, err = boltlab("train", "--cfg", "job", "modle=x")
+    assert (code, out) == (2, "") and "did you mean 'model'" in err
+
+
 def test_mistakes_of_a_grid_are_found_before_its_first_job(boltlab):
-    code, _, err = boltlab("train", "-m", "optimizer.lr=0.1,fast", "model=lenet,lennet,mlp", "seed=1,x")
-    assert code == 2 and "3 mistakes" in err
+    code, _, err = boltlab(
+        "train", "-m", "optimizer.lr=0.1,fast", "model=lenet,lennet,mlp", "seed=1,x", "data=glob(mn*)"
+    )
+    assert code == 2 and "4 mistakes" in err and "is a pattern: name the choices, a,b,c" in err
     assert "optimizer.lr=fast" in err and "model=lennet" in err and "seed=x" in err
     assert not Path("logs").exists()
 
@@ -207,7 +230,8 @@ def small_data(tmp_path):
 def test_every_shipped_choice_passes_the_check(group, choice, small_data):
     if group == "logger" and choice == "mlflow":
         pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
-    config = compose("train", [f"{group}={choice}", *NEEDS.get((group, choice), [])]).config
+    needs = ["test=false"] if group == "callbacks" else NEEDS.get((group, choice), [])
+    config = compose("train", [f"{group}={choice}", *needs]).config
     assert "auto" not in (config.data.get("num_classes"), config.precision)
     OmegaConf.to_container(config, resolve=True)
 

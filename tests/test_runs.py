@@ -46,6 +46,28 @@ def test_a_run_folder_is_complete_and_survives_being_moved(tmp_path):
     assert str(folder) not in (moved / "config.yaml").read_text()
 
 
+def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypatch):
+    import subprocess
+
+    def git(*arguments):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "old.py").write_text("a = 1\n")
+    (tmp_path / ".gitignore").write_text("ignored.py\n")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (tmp_path / "old.py").write_text("a = 2\n")
+    (tmp_path / "new.py").write_text("b = 3\n")
+    (tmp_path / "ignored.py").write_text("c = 4\n")
+    before = git("status", "--porcelain")
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "old.py"))
+    patch = runs._uncommitted().decode()
+    assert "+a = 2" in patch and "+b = 3" in patch and "c = 4" not in patch
+    assert git("status", "--porcelain") == before
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     folder = make(tmp_path)
     with pytest.raises(UserError, match="holds a run already"):

@@ -54,12 +54,17 @@ def _run(verb: str, rest: list[str]) -> int:
     import importlib
 
     from boltlab.check import ConfigError
-    from boltlab.config import report
+    from boltlab.config import compose, report
     from boltlab.errors import UserError
 
     sweep = [a for a in rest if a in ("-m", "--multirun")]
     flags = [a for a in rest if a.startswith("-") and a not in sweep]
     try:
+        if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
+            from omegaconf import OmegaConf
+
+            print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
+            return 0
         if flags and flags[0] in _HYDRA_FLAGS:
             _hydra(verb, rest)
             return 0

@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -209,6 +209,11 @@ class Checker:
                         "nothing logs this metric", self.config.monitor, logged, f"logged: {', '.join(logged)}"
                     )
                     self.add(f"monitor={self.config.monitor}", message)
+        for key in ("callbacks", "logger", "plugins"):
+            if key in (self.config.get("trainer") or {}):
+                what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
+                self.add(f"trainer.{key}", f"{key} {what}")
+        self._needs_a_checkpoint()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
             processes = process_count(self.config)
@@ -218,6 +223,18 @@ class Checker:
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
+
+    def _needs_a_checkpoint(self) -> None:
+        trainer = self.config.get("trainer")
+        if not self.config.get("test") or trainer is None or trainer.get("fast_dev_run"):
+            return
+        kept = [name for name, node in (self.config.get("callbacks") or {}).items() if "dirpath" in (node or {})]
+        if kept and trainer.get("enable_checkpointing") is False:
+            self.add("trainer.enable_checkpointing=false", f"contradicts callbacks {', '.join(kept)}: leave them out")
+        elif not kept:
+            self.add("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false")
+        elif trainer.get("max_epochs") == 0:
+            self.add("trainer.max_epochs=0", "leaves no checkpoint to test: test=false")
 
 
 def locate(name: Any) -> Callable[..., Any]:
@@ -300,7 +317,7 @@ def _holds_built(value: Any) -> bool:
 def _expected(value: Any, annotation: Any) -> str:
     literals, others = _alternatives(annotation)
     # What YAML can write comes first; classes are named only where there is nothing else.
-    writable = [name for name in others if name in _WRITABLE or "[" in name]
+    writable = [name for name in others if name.split()[0] in _WRITABLE or "[" in name]
     names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
     message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
     near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
@@ -337,6 +354,11 @@ def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
         return literals, others
     if annotation is type(None):
         return [], ["null"]
+    if origin is Annotated:
+        kind, *limits = typing.get_args(annotation)
+        bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
+        bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
+        return [], [" ".join([kind.__name__, *bounds])]
     return [], [
         getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation).replace("typing.", "")
     ]

@@ -12,8 +12,9 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,7 +32,7 @@ Precision = Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true", "16-tru
 class Train:
     """Root keys of `boltlab train`; the groups (data, model, …) are checked against the classes that they name."""
 
-    seed: int
+    seed: Annotated[int, Ge(0), Lt(2**32)]
     monitor: str  # the metric that chooses the best checkpoint, stops early and is returned to a sweep
     mode: Literal["min", "max"]
     test: bool
@@ -75,8 +76,8 @@ class Predict:
     checkpoint: Literal["best", "last"]
     output: str | None
     format: Literal["csv", "json"]
-    top_k: int
-    batch_size: int
+    top_k: Annotated[int, Ge(1)]
+    batch_size: Annotated[int, Ge(1)]
     device: str
     log_dir: str
 
@@ -145,8 +146,10 @@ def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[st
     return mine, [o for o in overrides if o not in mine]
 
 
-def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
+def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = True) -> Composed:
     """Composes `configs/<verb>.yaml` with the overrides; with `sweep`, values may be lists to run through (`-m`).
+
+    Without `check`, what needs torch and the rest to be imported is left out: the values behind `_target_`.
 
     Raises:
         ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
@@ -198,8 +201,10 @@ def compose(verb: str, overrides: list[str], sweep: bool = False) -> Composed:
     config: DictConfig | None = base
     if kept:
         config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
-    if config is None:
+    if config is None or (mistakes and not check):
         raise ConfigError(mistakes)
+    if not check:
+        return Composed(verb, config, overrides, choices)
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
@@ -252,6 +257,7 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
 
 def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
@@ -267,8 +273,17 @@ def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]
             )
             mistakes.append(Mistake(text, message))
             continue
-        if override.value() == "" and "'" not in value and '"' not in value and not override.is_delete():
+        bare = key.lstrip("+~")
+        if bare.startswith("hydra.") and not bare.startswith(("hydra.launcher.", "hydra.sweeper.")):
+            mistakes.append(Mistake(text, "has no effect here: log_dir=… and name=… choose the run folder"))
+        elif key == "run_dir":
+            mistakes.append(Mistake(text, "is filled in by the run; log_dir=… and name=… choose where it goes"))
+        elif override.value() == "" and "'" not in value and '"' not in value and not override.is_delete():
             mistakes.append(Mistake(text, f"is empty: give a value, or {key}=null for none"))
+        elif override.is_sweep_override() and not override.is_discrete_sweep():
+            mistakes.append(Mistake(text, "names no list of values: write a,b,c or range(start,stop,step)"))
+        elif override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            mistakes.append(Mistake(text, "is a pattern: name the choices, a,b,c"))
         elif override.is_sweep_override() and not sweep:
             mistakes.append(Mistake(text, f"names several values: add -m to run them all; if it is one text, {quoted}"))
         else:
@@ -331,7 +346,9 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
     """Says why an override's key names nothing in the config, with the nearest name that does."""
     where = override.input_line
     parts = override.key_or_group.split(".")
-    if (override.is_add() or override.is_force_add()) and len(parts) > 1:  # a `+` adds an argument: `check` knows whether it exists
+    if (override.is_add() or override.is_force_add()) and len(
+        parts
+    ) > 1:  # a `+` adds an argument: `check` knows whether it exists
         return None
     node: Any = config
     for depth, part in enumerate(parts):
@@ -355,9 +372,11 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
                 else ""
             )
             return Mistake(where, suggest(f"{path} has no {part!r}", part, names, f"keys: {', '.join(names)}{more}"))
-        node = node._get_node(part)
-        if isinstance(node, (DictConfig, ListConfig)) is False and depth < len(parts) - 1:
-            node = OmegaConf.select(config, ".".join(parts[: depth + 1]))
+        child = node._get_node(part)
+        if depth < len(parts) - 1 and OmegaConf.is_interpolation(node, part):
+            here, origin = ".".join(parts[: depth + 1]), str(child._value()).strip("${}")
+            return Mistake(where, f"{here} is taken from {origin}: set {origin}.{'.'.join(parts[depth + 1 :])}=…")
+        node = child
     return None
 
 

@@ -15,8 +15,10 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     config.run_dir = str(folder)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
-    (folder / "git.patch").write_bytes(_git("diff", "HEAD", "--binary") or b"")
+    (folder / "git.patch").write_bytes(_uncommitted())
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
@@ -70,7 +72,7 @@ def load_config(folder: Path) -> DictConfig:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    config = OmegaConf.create(path.read_text(encoding="utf-8").replace("run_dir: ${run_dir}", "run_dir: null", 1))
+    config = OmegaConf.create(path.read_text(encoding="utf-8"))
     assert isinstance(config, DictConfig)
     config.run_dir = str(folder.resolve())
     return config
@@ -83,6 +85,27 @@ def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
     beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
     beside.replace(folder / "summary.json")
     return summary
+
+
+def end(folder: Path, **values: Any) -> dict[str, Any]:
+    """Writes how a run ended, with the time that it took."""
+    ended = time.time()
+    return write_summary(
+        folder, ended=ended, seconds=round(ended - read_summary(folder).get("started", ended), 2), **values
+    )
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+        end(folder, status="interrupted")
+        raise KeyboardInterrupt from None
+    except BaseException as e:
+        end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
+        raise
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -181,11 +204,20 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor()
 
 
-def _git(*arguments: str) -> bytes | None:
+def _uncommitted() -> bytes:
+    """The clone's changes since HEAD as a patch, new files included: in an index of its own, so that git's stays."""
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", ":/", **index) is None:
+            return b""
+        return _git("diff", "--cached", "--binary", "HEAD", **index) or b""
+
+
+def _git(*arguments: str, **variables: str) -> bytes | None:
     """What git says of the clone that this code runs from; None where there is no git or no clone."""
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False, env={**os.environ, **variables})
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -92,3 +92,24 @@ def test_mistakes(boltlab, arguments, code, message):
 def test_a_mistake_in_the_runs_own_keys(boltlab, trained):
     code, _, err = boltlab("eval", "run=latest", "data.bach_size=3", "data.num_workers=x")
     assert code == 2 and "did you mean 'batch_size'" in err and not list(runs.folders("logs", "eval"))
+
+
+@pytest.mark.parametrize("override", ["model=mlp", "model.net.dropout=0.5", "seed=3", "optimizer.lr=1", "compile=true"])
+def test_what_the_training_has_settled_is_not_changed_silently(boltlab, trained, override):
+    code, _, err = boltlab("eval", "run=latest", override)
+    assert code == 2 and "belongs to the trained run" in err
+    assert not list(runs.folders("logs", "eval"))
+
+
+def test_an_evaluation_that_fails_says_so(boltlab, trained):
+    assert boltlab("eval", "run=latest", "data=fashion_mnist")[0] == 1
+    summary = runs.read_summary(next(runs.folders("logs", "eval")))
+    assert summary["status"] == "failed" and "T-shirt" in summary["reason"] and summary["model"] == "linear"
+
+
+def test_precision_and_devices_of_the_training_are_not_those_of_the_evaluation(boltlab, trained):
+    path = trained / "config.yaml"
+    path.write_text(path.read_text().replace("devices: 1", "devices: 2"))
+    assert boltlab("eval", "run=latest", "precision=64")[0] == 0
+    evaluated = runs.load_config(next(runs.folders("logs", "eval")))
+    assert evaluated.trainer.devices == 1 and evaluated.trainer.precision == 64

@@ -66,7 +66,11 @@ def test_fails_only_where_nothing_could_be_read(boltlab, trained, photos):
     code, _, err = boltlab("predict", "run=latest", "input=nowhere")
     assert code == 1 and "input=nowhere names no image" in err
     code, _, err = boltlab("predict", "run=latest", "input=photos", "output=p.xlsx")
-    assert code == 1 and ".csv or .json" in err
+    assert code == 2 and ".csv or .json" in err
+    code, _, err = boltlab("predict", "run=latest", "input=photos", "device=abacus")
+    assert code == 1 and "device=abacus is none of" in err
+    code, _, err = boltlab("predict", "run=latest", "input=photos", "top_k=0", "batch_size=0")
+    assert code == 2 and "top_k=0" in err and "batch_size=0" in err and "takes int from 1" in err
 
 
 def test_files_are_found_once_and_sorted(photos):

@@ -153,3 +153,12 @@ def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     with (folder / "metrics.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row.get("val_acc")]) == 1
+
+
+def test_a_mistake_of_one_process_ends_all_of_them_at_once_with_its_message(boltlab_process):
+    more = ("trainer.devices=2", "trainer.accelerator=cpu", "optimizer=sgd", "optimizer.lr=1e30", "scheduler=constant")
+    done = boltlab_process("train", *QUICK, *more, timeout=200)
+    assert done.returncode == 1
+    assert "loss is nan" in done.stderr.splitlines()[-1]
+    assert done.stdout.count(str(only_run().resolve())) == 1  # trained once, not restarted
+    assert "loss is nan" in runs.read_summary(only_run())["reason"]

@@ -1,11 +1,13 @@
 """`boltlab eval`: all metrics of a run's checkpoint on a split, also of another data set."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
+from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands.train import make_trainer, numbers, print_metrics
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
@@ -14,28 +16,48 @@ from boltlab.errors import UserError
 def main(overrides: list[str]) -> int:
     """Evaluates in a folder of its own under `<log_dir>/eval` and prints the metrics."""
     own, for_run = split_overrides("eval", overrides)
-    composed = compose("eval", own)
-    options = composed.config
+    options = compose("eval", own).config
+    refuse_trained(for_run)
     source = runs.find(options.run, options.log_dir)
     trained = runs.load_config(source)
-    trained.precision = trained.trainer.precision
-    # The callbacks and loggers of an evaluation are its own; the rest is the run's.
+    # The callbacks and loggers of an evaluation are its own, and it runs in one process; the rest is the run's.
     trained.update({"callbacks": options.callbacks, "logger": options.logger, "log_dir": options.log_dir})
-    config = edit(trained, for_run)
-    folder = runs.new_folder(options.log_dir, "eval", f"{runs.read_summary(source).get('name', 'run')}_{options.split}")
+    trained.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto"})
+    trained.test = False  # it asks for a checkpoint callback, which an evaluation has no use for
+    config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run])
+    if process_count(config) > 1:
+        raise UserError("boltlab eval runs in one process: trainer.devices=1")
+    summary = runs.read_summary(source)
+    folder = runs.new_folder(options.log_dir, "eval", f"{summary.get('name', 'run')}_{options.split}")
     runs.prepare(folder, config, overrides)
-    metrics = evaluate(config, source, options.split, options.checkpoint)
-    runs.write_summary(
-        folder,
-        status="finished",
-        evaluated=str(source),
-        split=options.split,
-        data=runs.read_summary(source).get("data"),
-        test=metrics,
-    )
+    known = {key: summary.get(key) for key in ("name", "data", "model")}
+    runs.write_summary(folder, **known, evaluated=str(source), split=options.split)
+    with runs.recorded(folder):
+        metrics = evaluate(config, source, options.split, options.checkpoint)
+        runs.end(folder, status="finished", test=metrics)
     print_metrics(f"{options.split} split, {options.checkpoint} checkpoint of {source}", metrics)
     print(f"evaluation folder  {folder}")
     return 0
+
+
+def refuse_trained(overrides: list[str]) -> None:
+    """Refuses overrides of what the training has settled, or that nothing would read any more.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    mistakes = []
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key.split(".")[0] in _CHANGEABLE:
+            continue
+        settled = f"belongs to the trained run; to change it here: {', '.join(_CHANGEABLE)}"
+        mistakes.append(Mistake(text, "is part of data: data.data_dir=…" if key == "data_dir" else settled))
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+_CHANGEABLE = ("data", "augment", "trainer", "precision")
 
 
 def evaluate(config: DictConfig, source: Path, split: str, which: str) -> dict[str, float]:

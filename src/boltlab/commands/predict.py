@@ -11,28 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs
+from boltlab.check import ConfigError, Mistake
+from boltlab.commands.eval import refuse_trained
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
-
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def main(overrides: list[str]) -> int:
     """Writes one row a file; unreadable files are listed with their reason. Fails only where no file could be read."""
     own, for_run = split_overrides("predict", overrides)
     options = compose("predict", own).config
+    refuse_trained(for_run)
+    kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
+    if kind not in ("csv", "json"):
+        raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     folder = runs.find(options.run, options.log_dir)
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     config = edit(runs.load_config(folder), for_run)
     rows = list(predict(config, folder, files, options.checkpoint, options.batch_size, options.device, options.top_k))
-    kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
-    if kind not in ("csv", "json"):
-        raise UserError(f"output={options.output}: the name of the file must end in .csv or .json")
-    text = to_json(rows) if kind == "json" else to_csv(rows, options.top_k)
+    text = to_json(rows) if kind == "json" else to_csv(rows)
     if options.output:
         path = Path(options.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
+        except OSError as e:
+            raise UserError(f"output={path} cannot be written: {e.strerror}") from e
         print(f"{len(rows)} files  {path}")
     else:
         sys.stdout.write(text)
@@ -48,11 +52,13 @@ def find_files(inputs: list[str]) -> list[Path]:
     Raises:
         UserError: an input names nothing.
     """
+    from boltlab.data.image_folder import EXTENSIONS
+
     found: list[Path] = []
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            here = [p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file()]
+            here = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
         elif path.exists():
             here = [path]
         else:
@@ -76,8 +82,15 @@ def predict(
     if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
         raise UserError("boltlab predict takes images, this run was trained on tables")
     place = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
-    where = place or torch.device("cpu" if device == "auto" else device)
-    model = checkpoint.restore(checkpoint.read(checkpoint.find(folder, which))).to(where)
+    try:
+        where = place or torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as e:
+        raise UserError(f"device={device} is none of auto, cpu, cuda, mps") from e
+    model = checkpoint.restore(checkpoint.read(checkpoint.find(folder, which)))
+    try:
+        model = model.to(where)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device={device}: {str(e).splitlines()[0]}") from e
     data = build(config, "data")
     names = list(config.data.class_names)
 
@@ -108,7 +121,7 @@ def predict(
                 yield {"file": str(path), **best[0], "top_k": best, "error": None}
 
 
-def to_csv(rows: list[dict[str, Any]], top_k: int) -> str:
+def to_csv(rows: list[dict[str, Any]]) -> str:
     """CSV with a header; the second to k-th class stand in columns of their own."""
     width = max([len(row["top_k"]) for row in rows], default=0)
     more = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("class", "probability")]

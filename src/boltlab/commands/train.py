@@ -37,17 +37,9 @@ def run(composed: Composed, folder: Path) -> float | None:
     config = composed.config
     runs.prepare(folder, config, composed.overrides)
     runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
-    try:
+    with runs.recorded(folder):
         launch(fit, folder, config)
-    except (KeyboardInterrupt, SystemExit):
-        _end(folder, status="interrupted")
-        raise KeyboardInterrupt from None
-    except BaseException as e:
-        _end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
-        raise
     summary = runs.read_summary(folder)
-    if summary.get("status") == "interrupted":
-        raise KeyboardInterrupt
     _print_end(folder, summary)
     return summary.get("best", {}).get(config.monitor)
 
@@ -82,7 +74,7 @@ def fit(folder_name: str) -> None:
         kept = trainer.checkpoint_callbacks
         best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
         throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
-        _end(
+        runs.end(
             folder,
             status="finished",
             best={} if best_score is None else {config.monitor: float(best_score)},
@@ -102,7 +94,8 @@ def make_trainer(config: DictConfig, **arguments: Any) -> Any:
     """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
     from boltlab.checkpoint import SafeCheckpointIO
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     # Epoch values are logged whatever the interval is.
@@ -121,12 +114,6 @@ def make_trainer(config: DictConfig, **arguments: Any) -> Any:
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Metric tensors as plain numbers, per-class and other long ones left out."""
     return {key: float(value) for key, value in sorted(metrics.items()) if value.numel() == 1}
-
-
-def _end(folder: Path, **values: Any) -> None:
-    summary = runs.read_summary(folder)
-    ended = time.time()
-    runs.write_summary(folder, ended=ended, seconds=round(ended - summary.get("started", ended), 2), **values)
 
 
 def _print_end(folder: Path, summary: dict[str, Any]) -> None:
@@ -166,8 +153,8 @@ def sweep(overrides: list[str]) -> int:
     composed = compose("train", overrides, sweep=True)
     top = runs.new_folder(composed.config.log_dir, "train", f"sweep_{name_of(composed)}")
     _failures.clear()
-    where = [] if any(o.startswith("hydra.sweep.dir=") for o in overrides) else [f"hydra.sweep.dir='{top}'"]
-    sys.argv = ["boltlab", "--multirun", *overrides, *where]
+    quoted = str(top).replace("'", "\\'")
+    sys.argv = ["boltlab", "--multirun", *overrides, f"hydra.sweep.dir='{quoted}'"]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
     print(f"\nsweep folder  {top}")
     for name, reason in _failures:
