@@ -49,6 +49,12 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
         raise UserError(f"cannot make a run folder in {parent}: {e.strerror}; choose another with log_dir=…") from e
 
 
+def shown(folder: Path) -> Path:
+    """The folder as it is printed: relative to the current one where it lies inside."""
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
 def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     """Writes into a new folder all that is known before the run starts."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ def test_a_run_leaves_everything_in_its_folder(boltlab):
     code, out, err = boltlab("train", *QUICK, "name=my run")
     folder = only_run()
     assert code == 0, err
-    assert str(folder.resolve()) in out and "test_acc" in out
+    assert str(folder) in out and "test_acc" in out
     assert "my-run" in folder.name
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert files >= {
@@ -103,7 +103,7 @@ def test_a_grid_gives_each_job_its_folder_and_goes_on_after_a_failure(boltlab):
     assert [line.split()[:3] for line in lines] == [["failed", "job", "2"], ["failed", "job", "3"]]
     assert "optimizer.lr=1e+30" in lines[0] and "loss is nan" in lines[0]
     assert [runs.load_config(f).seed for f in folders] == [1, 2, 1, 2]
-    assert f"sweep folder  {folders[0].parent.resolve()}" in out
+    assert f"sweep folder  {folders[0].parent}" in out
 
 
 def test_regression_on_a_table(boltlab):
@@ -160,5 +160,5 @@ def test_a_mistake_of_one_process_ends_all_of_them_at_once_with_its_message(bolt
     done = boltlab_process("train", *QUICK, *more, timeout=200)
     assert done.returncode == 1
     assert "loss is nan" in done.stderr.splitlines()[-1]
-    assert done.stdout.count(str(only_run().resolve())) == 1  # trained once, not restarted
+    assert done.stdout.count(str(only_run())) == 1  # trained once, not restarted
     assert "loss is nan" in runs.read_summary(only_run())["reason"]

@@ -35,8 +35,8 @@ def main(overrides: list[str]) -> int:
     with runs.recorded(folder):
         metrics = evaluate(config, source, options.split, options.checkpoint)
         runs.end(folder, status="finished", test=metrics)
-    print_metrics(f"{options.split} split, {options.checkpoint} checkpoint of {source}", metrics)
-    print(f"evaluation folder  {folder}")
+    print_metrics(f"{options.split} split, {options.checkpoint} checkpoint of {runs.shown(source)}", metrics)
+    print(f"evaluation folder  {runs.shown(folder)}")
     return 0
 
 

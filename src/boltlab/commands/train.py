@@ -59,7 +59,7 @@ def fit(folder_name: str) -> None:
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:
-        print(f"{folder}\n", flush=True)
+        print(f"{runs.shown(folder)}\n", flush=True)
     trainer.fit(model, datamodule=data)
     fitted = time.perf_counter() - started
     if trainer.interrupted:
@@ -123,7 +123,7 @@ def _print_end(folder: Path, summary: dict[str, Any]) -> None:
             f"test split, best checkpoint ({chosen})" if chosen else "test split, last checkpoint", summary["test"]
         )
     minutes, seconds = divmod(summary.get("seconds", 0.0), 60)
-    print(f"run folder  {folder}  ({minutes:.0f} min {seconds:.0f} s)", flush=True)
+    print(f"run folder  {runs.shown(folder)}  ({minutes:.0f} min {seconds:.0f} s)", flush=True)
 
 
 def print_metrics(title: str, metrics: dict[str, float]) -> None:
@@ -156,7 +156,7 @@ def sweep(overrides: list[str]) -> int:
     quoted = str(top).replace("'", "\\'")
     sys.argv = ["boltlab", "--multirun", *overrides, f"hydra.sweep.dir='{quoted}'"]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
-    print(f"\nsweep folder  {top}")
+    print(f"\nsweep folder  {runs.shown(top)}")
     for name, reason in _failures:
         print(f"failed  {name}: {reason}", file=sys.stderr)
     return 1 if _failures else 0
@@ -181,6 +181,6 @@ def _job(config: DictConfig) -> float | None:
     except Exception as e:
         traceback.print_exc()
         reason = f"{type(e).__name__}: {e}"
-    print(f"{folder}: {reason}", file=sys.stderr)
+    print(f"{runs.shown(folder)}: {reason}", file=sys.stderr)
     _failures.append((f"job {job.job.num}  {' '.join(overrides)}", reason.splitlines()[0].strip()))
     return math.nan
