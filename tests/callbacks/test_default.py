@@ -6,6 +6,8 @@ import logging
 import pytest
 from hydra.utils import instantiate
 
+from boltlab.config import compose as train_config
+
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
@@ -56,9 +58,10 @@ def test_the_guard_comes_before_whatever_saves(composed):
 
 
 @pytest.mark.parametrize("debug", ["fast", "limit", "overfit", "profiler"])
-def test_debug_runs_are_short_untracked_and_lie_apart(composed, debug):
-    config = composed(f"debug={debug}", "log_dir=null")  # the command line wins over what debug says
-    assert config.log_dir is None
+def test_debug_runs_are_short_untracked_and_lie_apart(debug):
+    config = train_config("train", [f"debug={debug}"]).config
+    assert config.log_dir == "logs/debug"
+    assert train_config("train", [f"debug={debug}", "log_dir=elsewhere"]).config.log_dir == "elsewhere"
     assert list(config.logger) == ["csv"]
     assert config.trainer.max_epochs * (config.trainer.limit_train_batches or config.trainer.overfit_batches) <= 200
 
