@@ -45,8 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" in rest or "-h" in rest:
         _verb_help(verb)
         return 0
-    if verb == "train" and any(flag in rest for flag in ("-sc", "--shell-completion")):
-        return _complete(rest[1:])
     return _run(verb, rest)
 
 
