@@ -8,6 +8,7 @@ started by torch's elastic launcher, which ends all of them when one fails.
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,24 @@ from omegaconf import DictConfig
 
 from boltlab.check import process_count
 from boltlab.errors import UserError
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep the memory that it frees, where the C library is glibc.
+
+    glibc gives large blocks back to the system at once, which clears every page of them when they are asked for again:
+    a quarter of a convolutional net's training step on a CPU, and four fifths of a batch's normalization. What a user
+    has set in the environment (MALLOC_…) is left as it is.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with suppress(OSError, AttributeError, TypeError):  # another C library, another system
+        import ctypes
+
+        m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> None:
@@ -29,6 +48,7 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
     nodes = int(config.trainer.get("num_nodes", 1))
     if nodes > 1:
         raise UserError(f"trainer.num_nodes={nodes}: one command starts the processes of one machine only")
+    keep_freed_memory()
     if processes == 1:
         entry(str(folder))
         return
@@ -60,6 +80,7 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
 
 def _rank(entry: Callable[[str], Any], folder: str) -> None:
     """One process of several: the text of a UserError is left where the parent finds it."""
+    keep_freed_memory()
     try:
         entry(folder)
     except UserError as e:

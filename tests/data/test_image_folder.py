@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from boltlab.data.augment import Augment
 from boltlab.data.image_folder import ImageFolder, check_folder, class_names
+from boltlab.data.loader import TensorData
 from boltlab.errors import DataError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
@@ -100,7 +102,8 @@ def test_class_names_of_the_config_keep_the_labels(root):
 
 def test_a_saved_run_is_built_without_its_folder(tmp_path):
     data = module(tmp_path / "gone", class_names=["a", "b"], num_classes=2)
-    assert data.eval_transform(Image.new("RGB", (99, 50))).shape == (3, 16, 16)
+    Image.new("RGB", (99, 50)).save("image.png")
+    assert data.eval_pixels("image.png").shape == (3, 16, 16)
     with pytest.raises(DataError, match="does not exist"):
         data.dataset("train")
 
@@ -228,3 +231,93 @@ def test_every_real_photograph_is_readable(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert len(class_names(folder)) == 200
     assert list(check_folder(folder)) == []
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 9), ("val", 3)):
+        for name in ("a", "b"):
+            folder = tmp_path / "noisy" / split / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                size = (28 + index, 24, 3)
+                pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator).numpy()
+                Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=95)
+    return tmp_path / "noisy"
+
+
+def batches(data, split):
+    loader = data.train_dataloader() if split == "train" else data.dataloader(split)
+    return [(x, y) for x, y in loader]
+
+
+def equal(one, other):
+    return len(one) == len(other) and all(
+        torch.equal(x, a) and torch.equal(y, b) for (x, y), (a, b) in zip(one, other, strict=True)
+    )
+
+
+def fitting(**options):
+    return Augment(input_shape=(3, 16, 16), **{"crop": "padded", "flip_probability": 0.5, **options})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_folder_in_memory_gives_the_batches_of_the_files(noisy, workers):
+    for resize in (None, 20):
+        options = {"augment": fitting(), "batch_size": 5, "resize": resize, "num_workers": workers}
+        files, memory = module(noisy, **options), module(noisy, cache="memory", **options)
+        for split in ("train", "val"):
+            assert equal(batches(files, split), batches(memory, split))
+        assert isinstance(memory.train_dataloader().dataset.source, TensorData)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+@pytest.mark.parametrize("crop", ["padded", "resized"])
+def test_a_cache_that_keeps_every_pixel_changes_nothing(noisy, cache, crop):
+    options = {"augment": fitting(crop=crop), "batch_size": 5, "input_shape": (3, 16, 16)}
+    files = module(noisy, **options)
+    cached = module(noisy, cache=cache, cache_size=100, cache_dir="cache", **options)  # nothing is shrunk to 100
+    for split in ("train", "val"):
+        assert equal(batches(files, split), batches(cached, split))
+
+
+def test_a_cache_on_disk_is_found_again_and_notices_changes(noisy, monkeypatch):
+    options = {"augment": fitting(crop="resized"), "cache": "disk", "cache_dir": "cache", "batch_size": 5}
+    first = batches(module(noisy, **options), "train")
+    assert first[0][0].shape == (5, 3, 16, 16)
+    built = []
+    monkeypatch.setattr("boltlab.data.cache._build", lambda *arguments: built.append(arguments))
+    assert equal(batches(module(noisy, **options), "train"), first)
+    assert not built
+    os.utime(noisy / "train" / "a" / "0.jpg", (1, 1))
+    with pytest.raises(DataError):  # not built, so not there
+        batches(module(noisy, **options), "train")
+    assert built
+
+
+def test_a_cache_of_small_images_on_disk_is_taken_by_whole_batches(root):
+    data = module(root, input_shape=(3, 20, 20), cache="disk", cache_dir="cache", augment=None)
+    source = data.train_dataloader().dataset.source
+    assert isinstance(source, TensorData)
+    assert equal(batches(data, "train"), batches(module(root, input_shape=(3, 20, 20)), "train"))
+
+
+def test_unreadable_files_are_left_out_of_a_cache_in_memory(noisy):
+    (noisy / "train" / "b" / "3.jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"b.3.jpg: not an image.*class 'b'"):
+        batches(module(noisy, cache="memory"), "train")
+    data = module(noisy, cache="memory", max_bad_files=1)
+    with pytest.warns(UserWarning, match="skipped .1 of at most 1."):
+        seen = torch.cat([y for _, y in batches(data, "train")])
+    assert seen.bincount().tolist() == [9, 8]
+    for cache in ("disk", "memory"):
+        stored = module(noisy, cache=cache, cache_dir="cache", max_bad_files=1, augment=fitting(crop="resized"))
+        with pytest.warns(UserWarning, match="skipped .1 of at most 1."):
+            assert sum(len(y) for _, y in batches(stored, "train")) == 17
+
+
+def test_a_folder_that_does_not_fit_in_memory(noisy, monkeypatch):
+    monkeypatch.setattr("boltlab.data.image_folder.available_memory", lambda: 5000)
+    with pytest.raises(DataError, match="18 images of 16x16 need 1.38e-05 GB .* data.cache=disk"):
+        batches(module(noisy, cache="memory"), "train")

@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from boltlab.data.augment import Augment
 from boltlab.data.digits import Digits
-from boltlab.data.images import AugmentAndFit, Fit, ImageDataModule
+from boltlab.data.images import ImageDataModule, fit_images
+from boltlab.data.resize import fit
 
 
 def noise(*shape):
@@ -16,38 +16,26 @@ def noise(*shape):
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 20, 40)])
 @pytest.mark.parametrize("size", [(28, 28), (50, 31), (10, 80), (1, 1)])
-def test_fit_makes_the_input_shape_of_any_image(shape, size):
-    for image in (noise(3, *size), noise(1, *size), Image.new("L", size[::-1]), Image.new("RGB", size[::-1])):
-        assert Fit(shape)(image).shape == shape
-    assert Fit(shape)(noise(5, 3, *size)).shape == (5, *shape)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_image_is_fitted(shape, size, channels):
+    fitted = fit_images(noise(5, channels, *size), shape)
+    assert fitted.shape == (5, *shape)
+    assert fitted.is_contiguous()
 
 
-def test_fit_leaves_an_image_of_the_right_size_as_it_is():
-    image = noise(3, 32, 32)
-    assert torch.equal(Fit((3, 32, 32))(image), image)
-    assert torch.equal(Fit((3, 28, 28))(noise(1, 28, 28)), noise(1, 28, 28).expand(3, 28, 28))
+def test_images_of_the_right_size_stay_as_they_are():
+    images = noise(2, 3, 32, 32)
+    assert fit_images(images, (3, 32, 32)) is images
+    assert torch.equal(fit_images(noise(2, 1, 28, 28), (3, 28, 28)), noise(2, 1, 28, 28).expand(2, 3, 28, 28))
 
 
-@pytest.mark.parametrize("size", [(300, 400), (500, 260), (224, 224), (100, 180)])
-def test_fit_is_the_standard_evaluation_crop(size):
-    image = v2.functional.to_pil_image(noise(3, *size))
-    standard = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224), v2.PILToTensor()])
-    assert torch.equal(Fit((3, 224, 224), resize=256)(image), standard(image))
-
-
-def test_an_augmentation_that_crops_to_size_sees_the_stored_image():
-    sizes = []
-
-    class Spy(Augment):
-        def __call__(self, image):
-            sizes.append(image.size)
-            return super().__call__(image)
-
-    image = Image.new("RGB", (300, 400))
-    for crop, size in (("resized", (300, 400)), ("padded", None)):
-        augment = Spy(input_shape=(3, 224, 224), crop=crop)
-        assert AugmentAndFit(augment, Fit((3, 224, 224), resize=256))(image).shape == (3, 224, 224)
-        assert size is None or sizes == [size]
+@pytest.mark.parametrize(("size", "resize"), [((60, 80), None), ((60, 80), 40), ((100, 52), 50), ((20, 36), 32)])
+def test_a_batch_in_memory_is_fitted_as_a_file_is(size, resize):
+    images = noise(3, 3, *size)
+    together = fit_images(images, (3, 32, 32), resize)
+    for image, fitted in zip(images, together, strict=True):
+        alone = fit(image.permute(1, 2, 0).contiguous().numpy(), (32, 32), resize)
+        assert (fitted.permute(1, 2, 0).int() - torch.from_numpy(alone).int()).abs().max() <= 1
 
 
 def test_normalize_and_back_is_exact_for_every_pixel_value():
@@ -76,8 +64,9 @@ def test_another_input_shape():
     x, _ = next(iter(data.val_dataloader()))
     assert x.shape == (64, 3, 32, 32)
     assert data.normalize(x).shape == (64, 3, 32, 32)  # one mean for all channels
-    assert data.eval_transform(Image.new("RGBA", (50, 60))).shape == (3, 32, 32)
-    assert Digits().eval_transform(Image.new("RGB", (50, 60))).shape == (1, 28, 28)
+    Image.new("RGBA", (50, 60)).save("file.png")
+    assert data.eval_pixels("file.png").shape == (3, 32, 32)
+    assert Digits().eval_pixels("file.png").shape == (1, 28, 28)
 
 
 def test_check_arguments():

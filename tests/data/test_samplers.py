@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, random_key
+from boltlab.data.samplers import Draws, EvalSampler, TrainSampler, own_random_state, random_key
 from boltlab.errors import DataError
 
 
@@ -17,6 +17,24 @@ def test_random_key_is_splitmix64():
     assert random_key(0) == 0xE220A8397B1DCDAF  # first output of the reference implementation seeded with 0
     keys = {random_key(seed, epoch, index) for seed in range(3) for epoch in range(3) for index in range(100)}
     assert len({key & 0xFFFFFFFF for key in keys}) == 900  # torch's generator uses the lower half alone
+
+
+def test_draws_are_random_key_to_the_bit():
+    indices = torch.tensor([0, 1, 7, 2**40])
+    draws = Draws(3, 2**33, indices).uniforms(5, 3)
+    expected = [[(random_key(3, 2**33, i, j) >> 40) / 2**24 for j in (5, 6, 7)] for i in indices.tolist()]
+    assert draws.tolist() == expected
+    assert Draws(3, 2**33, indices)[torch.tensor([2])].uniform(6).tolist() == [expected[2][1]]
+
+
+def test_draws_are_uniform_and_independent():
+    numbers = Draws(0, 0, torch.arange(20_000)).uniforms(0, 4)
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    torch.testing.assert_close(numbers.mean(0), torch.full((4,), 0.5), atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.corrcoef(numbers.T), torch.eye(4), atol=0.03, rtol=0)
+    neighbours = torch.corrcoef(torch.stack([numbers[:-1, 0], numbers[1:, 0]]))[0, 1]
+    assert abs(neighbours) < 0.03
 
 
 def test_own_random_state_is_put_back_after_an_error():
@@ -41,6 +59,21 @@ def test_an_epoch_is_a_permutation_of_seed_and_epoch():
     assert first != epoch_of(TrainSampler(100, 8, seed=0), epoch=1)
     assert first != epoch_of(TrainSampler(100, 8, seed=1))
     assert epoch_of(TrainSampler(100, 8, seed=0, shuffle=False)) == list(range(100))
+
+
+def test_several_batches_in_a_fetch_are_the_same_batches():
+    one, several = TrainSampler(100, 8, seed=0), TrainSampler(100, 8, seed=0, batches_per_fetch=5)
+    assert [len(indices) for _, indices in several] == [40, 40, 20]
+    assert epoch_of(several) == epoch_of(one)
+    assert len(epoch_of(TrainSampler(97, 8, seed=0, batches_per_fetch=5))) == 96  # the tail of one batch, not of five
+
+
+def test_the_start_leaves_out_what_was_trained():
+    sampler = TrainSampler(20, 8, seed=0)
+    whole = epoch_of(sampler)
+    for start in range(4):
+        sampler.start = start
+        assert [i for _, indices in sampler for i in indices.tolist()] == whole[8 * start :]
 
 
 def test_ranks_share_an_epoch_and_make_the_same_steps():

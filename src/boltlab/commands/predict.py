@@ -76,7 +76,6 @@ def predict(
     import torch
 
     from boltlab import checkpoint
-    from boltlab.data.decode import read_image
     from boltlab.errors import DataError
 
     if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
@@ -96,7 +95,7 @@ def predict(
 
     def load(path: Path) -> Any:
         try:
-            return data.eval_transform(read_image(path, data.input_shape[0]))
+            return data.eval_pixels(path)
         except DataError as e:
             return e
 

@@ -1,28 +1,45 @@
-"""Augmentation of single training images with torchvision.transforms.v2; every file of configs/augment sets this class.
+"""Augmentation of training images by whole batches; every file of configs/augment sets this one class.
 
-An image is a PIL image or a uint8 tensor [C,H,W]; it comes back as the same kind. All draws come from torch's default
-CPU generator, which the data module seeds for each (seed, epoch, sample).
+What is drawn for an image follows (seed, epoch, index) alone (`samplers.Draws`), so the same image comes out on every
+path: from memory, a cache or a file, in any thread, process or batch, and, up to rounding in what interpolates, on any
+device.
 """
 
+import math
 from typing import Any, Literal
 
-from PIL import Image
-from torch import Tensor, nn
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+
+from boltlab.data.samplers import Draws, own_random_state, random_key
+
+# Which of a sample's numbers (Draws) each operation takes: switching one on or off moves no other.
+TOP, LEFT, FLIP, ANGLE, SHIFT, SCALE, SHEAR, COLOUR, CUTOUT, ERASE, RESIZED = 0, 1, 2, 3, 4, 6, 7, 10, 20, 22, 30
+TRIES = 10
+GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision and Pillow weigh
 
 
 class Augment:
-    """Crop, flip, rotation and a policy, in that order; each is off by default.
+    """Crop, flip, affine, policy, colour, cutout, erasing, in that order; each is off by default.
 
     input_shape: (C, H, W) of what comes out.
     allow_flip, flip_probability: mirrors left to right; `allow_flip=false` (digits, letters) switches it off.
     crop: "padded" pads each side by `padding` pixels ("auto": an eighth of the shorter side) and takes a random window
         of the input's size; "resized" takes a random part of the stored image (`min_area`..1 of its area, sides in
         ratio 3/4..4/3) and scales it to the input's size (Inception crop, arXiv:1409.4842).
-    degrees: rotates by up to that much either way.
+    degrees, translate, zoom, shear: one affine map, bilinear: rotated by up to `degrees` either way, moved by up to
+        the share `translate` of each side, scaled by a factor in 1-zoom..1+zoom, sheared by up to `shear` degrees.
+    brightness, contrast, saturation: factors in 1-x..1+x; hue: turned by up to `hue` (0..0.5) of the circle, at
+        constant luma (YIQ). One colour matrix an image, clipped once.
     policy: "randaugment" (arXiv:1909.13719; `num_ops` operations of strength `magnitude`, 0..30) or "trivialaugment"
-        (arXiv:2103.10158; one operation of random strength).
-    fill: grey value 0..255 of what the crop, rotation and policy uncover.
+        (arXiv:2103.10158; one operation of random strength). They are torchvision's and have no batch form: images are
+        changed one by one, in worker processes.
+    cutout: side in pixels of a square that is painted over, its centre anywhere in the image (arXiv:1708.04552).
+    erase_probability: of painting over a rectangle of 2 to 33 % of the area (random erasing, arXiv:1708.04896).
+    fill: grey value 0..255 of what the operations uncover or paint over.
     """
 
     def __init__(
@@ -35,42 +52,248 @@ class Augment:
         padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant",
         min_area: float = 0.08,
         degrees: float = 0.0,
+        translate: float = 0.0,
+        zoom: float = 0.0,
+        shear: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
         policy: Literal["none", "randaugment", "trivialaugment"] = "none",
         num_ops: int = 2,
         magnitude: int = 9,
+        cutout: int = 0,
+        erase_probability: float = 0.0,
         fill: int = 0,
     ) -> None:
-        _, height, width = input_shape
-        bilinear: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
-        steps: list[nn.Module] = []
+        self.channels, self.height, self.width = input_shape
+        self.flip_probability = flip_probability if allow_flip else 0.0
+        self.padding = 0
         if crop == "padded":
-            pixels = round(min(height, width) / 8) if padding == "auto" else padding
-            steps.append(v2.RandomCrop((height, width), padding=pixels, fill=fill, padding_mode=padding_mode))
-        elif crop == "resized":
-            steps.append(v2.RandomResizedCrop((height, width), scale=(min_area, 1.0), antialias=True))
-        if allow_flip and flip_probability > 0:
-            steps.append(v2.RandomHorizontalFlip(flip_probability))
-        if degrees > 0:
-            steps.append(v2.RandomRotation(degrees, **bilinear))
-        if policy == "randaugment":
-            steps.append(v2.RandAugment(num_ops, magnitude, **bilinear))
-        elif policy == "trivialaugment":
-            steps.append(v2.TrivialAugmentWide(**bilinear))
-        self.steps = steps
-        self.active = bool(steps)
-        self.resizes = crop == "resized"  # wants the stored image, before it is fitted to the input's size
+            self.padding = round(min(self.height, self.width) / 8) if padding == "auto" else padding
+        self.padding_mode, self.min_area, self.fill = padding_mode, min_area, fill
+        self.degrees, self.translate, self.zoom, self.shear = degrees, translate, zoom, shear
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+        self.cutout, self.erase_probability = cutout, erase_probability
+        bilinear: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
+        self.policy = {
+            "none": None,
+            "randaugment": v2.RandAugment(num_ops, magnitude, **bilinear),
+            "trivialaugment": v2.TrivialAugmentWide(**bilinear),
+        }[policy]
+        self.resizes = crop == "resized"  # takes the stored image, before it is fitted to the input's size
+        self.affine = any((degrees, translate, zoom, shear))
+        self.colour = any((brightness, contrast, saturation, hue))
+        self.active = bool(
+            self.resizes or self.padding or self.flip_probability or self.affine or self.colour or self.policy
+            or cutout or erase_probability
+        )  # fmt: skip
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
         problems = []
-        for name, low, high in (("flip_probability", 0, 1), ("min_area", 0, 1), ("degrees", 0, 180), ("fill", 0, 255),
-                                ("magnitude", 0, 30), ("padding", 0, 10_000), ("num_ops", 1, 100)):  # fmt: skip
+        ranges = {"flip_probability": (0, 1), "min_area": (0, 1), "degrees": (0, 180), "fill": (0, 255),
+                  "magnitude": (0, 30), "padding": (0, 10_000), "num_ops": (1, 100), "translate": (0, 1),
+                  "zoom": (0, 0.99), "shear": (0, 89), "brightness": (0, 1), "contrast": (0, 1), "saturation": (0, 1),
+                  "hue": (0, 0.5), "cutout": (0, 10_000), "erase_probability": (0, 1)}  # fmt: skip
+        for name, (low, high) in ranges.items():
             value = arguments.get(name)
             if isinstance(value, (int, float)) and not low <= value <= high:
                 problems.append((name, f"{value} is outside {low}..{high}"))
+        shape, padding = arguments.get("input_shape"), arguments.get("padding")
+        if isinstance(shape, (list, tuple)) and isinstance(padding, int) and arguments.get("crop") == "padded":
+            most = min(shape[-2:]) - (arguments.get("padding_mode") == "reflect")
+            if arguments.get("padding_mode") in ("reflect", "symmetric") and padding > most:
+                problems.append(("padding", f"{padding} is more than the {most} pixels that can be mirrored"))
         return problems
 
-    def __call__(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        for step in self.steps:
-            image = step(image)
-        return image
+    # ---------------------------------------------------------------- the crop that resizes
+
+    def boxes(self, draws: Draws) -> list[list[float]]:
+        """The numbers that `box` takes, one list for each sample."""
+        rows: list[list[float]] = draws.uniforms(RESIZED, 2 * TRIES + 2).tolist()
+        return rows
+
+    def box(self, numbers: list[float], height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the part of an image of that size that is scaled to the input's size.
+
+        As torchvision's RandomResizedCrop draws it: ten tries, then the largest part in the centre whose sides are in
+        ratio 3/4..4/3.
+        """
+        low, high = math.log(3 / 4), math.log(4 / 3)
+        for attempt in range(TRIES):
+            area = height * width * (self.min_area + (1 - self.min_area) * numbers[2 * attempt])
+            ratio = math.exp(low + (high - low) * numbers[2 * attempt + 1])
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = numbers[2 * TRIES], numbers[2 * TRIES + 1]
+                return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+        w, h = width, height
+        if width / height < 3 / 4:
+            h = round(w / (3 / 4))
+        elif width / height > 4 / 3:
+            w = round(h * (4 / 3))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    # ---------------------------------------------------------------- whole batches
+
+    def pad(self, images: Tensor) -> Tensor:
+        """What the padded crop takes its windows from: uint8 [N,C,H,W] on the host to [N,C,H+2·padding,W+2·padding]."""
+        sides, mode = (self.padding, self.padding), self.padding_mode
+        fill = {"constant_values": self.fill} if mode == "constant" else {}
+        return torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), sides, sides), mode, **fill))  # type: ignore[call-overload]
+
+    def __call__(self, images: Tensor | None, draws: Draws, padded: Tensor | None = None) -> Tensor:
+        """uint8 [B,C,H,W] of the input's size to the same; `images` itself may be changed.
+
+        padded: `pad` of all images of the split, made before; `images` is None then.
+        """
+        top, left, flip = draws.uniforms(TOP, 3).unbind(1)
+        if self.padding:
+            choices = 2 * self.padding + 1
+            corner = ((top * choices).long(), (left * choices).long())
+            if padded is not None:
+                images = _windows(padded, draws.indices, *corner, self.height, self.width)
+            elif images is not None and images.device.type == "cpu":
+                images = _windows(self.pad(images), torch.arange(len(images)), *corner, self.height, self.width)
+            elif images is not None:
+                images = _windows_by_index(images, *corner, self.padding, self.padding_mode, self.fill)
+        assert images is not None
+        if self.flip_probability:
+            images = _flip(images, flip < self.flip_probability)
+        if self.affine:
+            images = self._affine(images, draws)
+        if self.policy is not None:
+            images = self._one_by_one(self.policy, images, draws)
+        if self.colour:
+            images = self._colour(images, draws)
+        if self.cutout:
+            images = self._cutout(images, draws)
+        if self.erase_probability:
+            images = self._erase(images, draws)
+        return images
+
+    def _affine(self, images: Tensor, draws: Draws) -> Tensor:
+        numbers = 2 * draws.uniforms(ANGLE, SHEAR + 1 - ANGLE) - 1  # -1..1: angle, two shifts, scale, shear
+        angle = numbers[:, 0] * math.radians(self.degrees)
+        shear = torch.tan(numbers[:, SHEAR - ANGLE] * math.radians(self.shear))
+        scale = 1 + numbers[:, SCALE - ANGLE] * self.zoom
+        shift = numbers[:, SHIFT - ANGLE : SHIFT - ANGLE + 2] * self.translate * 2  # the grid's sides are 2 long
+        cos, sin, ratio = angle.cos() / scale, angle.sin() / scale, self.height / self.width
+        # Where in the source a place of the result comes from, as torchvision composes it, around the centre.
+        rows = torch.stack([cos - shear * sin, ratio * (sin + shear * cos), -sin / ratio, cos], dim=1).view(-1, 2, 2)
+        theta = torch.cat([rows, -(rows @ shift.unsqueeze(2))], dim=2)
+        grid = F.affine_grid(theta, [len(images), 1, self.height, self.width], align_corners=False)
+        moved = F.grid_sample(images.float() - self.fill, grid, mode="bilinear", align_corners=False)
+        return (moved + self.fill).round_().clamp_(0, 255).byte()
+
+    def _colour(self, images: Tensor, draws: Draws) -> Tensor:
+        numbers = 2 * draws.uniforms(COLOUR, 4) - 1
+        limits = torch.tensor([self.brightness, self.contrast, self.saturation], device=images.device)
+        bright, contrast, saturation = (1 + numbers[:, :3] * limits).unbind(1)
+        pixels = images.flatten(2).float()
+        means = pixels.mean(2)  # [B, C]
+        gain = bright * contrast
+        if images.shape[1] == 1:
+            shift = (1 - contrast) * bright * means[:, 0]
+            mixed = pixels * gain.view(-1, 1, 1) + shift.view(-1, 1, 1)
+        else:
+            grey = torch.tensor(GREY, device=images.device)
+            turn = numbers[:, 3] * self.hue * 2 * math.pi
+            colours = gain.view(-1, 1, 1) * _saturate_and_turn(saturation, turn)
+            shift = (1 - contrast) * bright * (means @ grey)  # contrast is about the image's mean grey
+            mixed = torch.baddbmm(shift.view(-1, 1, 1), colours, pixels)
+        return mixed.round_().clamp_(0, 255).byte().view_as(images)
+
+    def _cutout(self, images: Tensor, draws: Draws) -> Tensor:
+        centre_y = (draws.uniform(CUTOUT) * self.height).long()
+        centre_x = (draws.uniform(CUTOUT + 1) * self.width).long()
+        top, left = centre_y - self.cutout // 2, centre_x - self.cutout // 2
+        side = torch.full_like(top, self.cutout)
+        return self._paint(images, top, left, side, side)
+
+    def _erase(self, images: Tensor, draws: Draws) -> Tensor:
+        chance, area, ratio, top, left = draws.uniforms(ERASE, 5).unbind(1)
+        pixels = (0.02 + 0.31 * area) * self.height * self.width
+        ratio = torch.exp(math.log(0.3) + ratio * (math.log(3.3) - math.log(0.3)))
+        height = (pixels * ratio).sqrt().round().clamp(max=self.height - 1)
+        width = (pixels / ratio).sqrt().round().clamp(max=self.width - 1)
+        height = torch.where(chance < self.erase_probability, height, 0)  # no pixel of the others
+        top, left = (top * (self.height - height + 1)).floor(), (left * (self.width - width + 1)).floor()
+        return self._paint(images, top, left, height, width)
+
+    def _paint(self, images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+        rows = torch.arange(self.height, device=images.device) - top.unsqueeze(1)
+        columns = torch.arange(self.width, device=images.device) - left.unsqueeze(1)
+        rows = (rows >= 0) & (rows < height.unsqueeze(1))
+        columns = (columns >= 0) & (columns < width.unsqueeze(1))
+        return images.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), self.fill)
+
+    @staticmethod
+    def _one_by_one(policy: torch.nn.Module, images: Tensor, draws: Draws) -> Tensor:
+        changed = []
+        with own_random_state() as seed_random_state:
+            for image, index in zip(images, draws.indices.tolist(), strict=True):
+                seed_random_state(random_key(draws.seed, draws.epoch, index))
+                changed.append(policy(image))
+        return torch.stack(changed)
+
+
+def _flip(images: Tensor, mask: Tensor) -> Tensor:
+    if images.device.type != "cpu":  # a mask as an index would wait for the device
+        return torch.where(mask.view(-1, 1, 1, 1), images.flip(-1), images)
+    # numpy copies whole images fast, torch turns them fast.
+    pixels, chosen = images.numpy(), mask.nonzero()[:, 0].numpy()
+    pixels[chosen] = torch.from_numpy(pixels[chosen]).flip(-1).numpy()
+    return images
+
+
+def _windows(padded: Tensor, images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    """[B,C,height,width]: of each of the chosen `images` (int64 [B]) the window whose corner is at (top, left)."""
+    every = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
+    return torch.from_numpy(every[images.numpy(), :, top.numpy(), left.numpy()])
+
+
+def _windows_by_index(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str, fill: int) -> Tensor:
+    """The same pixels, by an index for each of them: quick on accelerators, slow on CPUs."""
+    device = images.device
+    rows, rows_inside = _sources(
+        torch.arange(images.shape[2], device=device) + top[:, None] - padding, mode, images.shape[2]
+    )
+    columns, columns_inside = _sources(
+        torch.arange(images.shape[3], device=device) + left[:, None] - padding, mode, images.shape[3]
+    )
+    batch = torch.arange(len(images), device=device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    windows = images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    if mode == "constant":
+        windows = windows.masked_fill(~(rows_inside[:, None, :, None] & columns_inside[:, None, None, :]), fill)
+    return windows
+
+
+def _sources(places: Tensor, mode: str, size: int) -> tuple[Tensor, Tensor]:
+    """Which pixel of a side stands at each place of the padded side, and which of them are no padding."""
+    inside = (places >= 0) & (places < size)
+    if mode == "reflect":
+        places = (size - 1) - ((size - 1) - places.abs()).abs()
+    elif mode == "symmetric":
+        places = torch.where(places < 0, -1 - places, places)
+        places = torch.where(places >= size, 2 * size - 1 - places, places)
+    return places.clamp(0, size - 1), inside
+
+
+# RGB to YIQ, whose first row is GREY and whose other two span the colour plane.
+_YIQ = torch.tensor([GREY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)])
+_RGB = torch.linalg.inv(_YIQ)
+
+
+def _saturate_and_turn(saturation: Tensor, turn: Tensor) -> Tensor:
+    """[B,3,3]: RGB to YIQ, the colour plane scaled and turned, and back."""
+    cos, sin, one, none = (
+        saturation * turn.cos(),
+        saturation * turn.sin(),
+        torch.ones_like(turn),
+        torch.zeros_like(turn),
+    )
+    plane = torch.stack([one, none, none, none, cos, -sin, none, sin, cos], dim=1).view(-1, 3, 3)
+    return _RGB.to(turn.device) @ plane @ _YIQ.to(turn.device)

@@ -1,33 +1,30 @@
 """The one data module base: splits, sample order, loaders.
 
-A data set is a subclass with one method, `load(split)`, which returns a map-style dataset: `len(d)`, `d[i] -> (x, y)`,
-`d.labels` (int64 [N], or float32 [N] for regression) and, where it can fetch many at once, `d.__getitems__(indices)`.
-The arguments are dataclass fields, so a subclass inherits them and its signature lists them all.
+A data set is a subclass with one method, `load(split)`, which returns `TensorData`, or any dataset with `len(d)`,
+`d[i] -> (x, y)` and `d.labels` (int64 [N], or float32 [N] for regression). The arguments are dataclass fields, so a
+subclass inherits them and its signature lists them all.
 
 Randomness: the order of samples is a permutation of (seed, epoch), strided by rank; augmentation draws from
 (seed, epoch, index). So the number of workers changes nothing, ranks differ and two runs are equal, and the global
-random state is never touched. A random transform must draw from torch's default CPU generator, as
-`torchvision.transforms.v2` does.
+random state is never touched. What a dataset of your own draws in `d[i]` must come from torch's default CPU generator,
+as `torchvision.transforms.v2` does.
 """
 
 import os
-import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
-from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, random_key
+from boltlab.data.loader import Batches, Loader, TensorData, available_cores
+from boltlab.data.samplers import EvalSampler, TrainSampler, random_key
 from boltlab.errors import DataError
 
 Split = Literal["train", "val", "test"]
 
-MAX_AUTO_WORKERS = 8
+MAX_AUTO_WORKERS = 16
 # Below this many samples in memory, starting workers costs more than they save.
 MIN_SAMPLES_FOR_WORKERS = 20_000
 
@@ -66,106 +63,15 @@ def three_splits(
     return {"train": rest[train], "val": rest[val], "test": test}
 
 
-class Batches(Dataset[Any]):
-    """What a worker holds: fetches the batch (epoch, indices) as (x, y, messages of unreadable samples)."""
-
-    def __init__(self, source: Any, transform: Callable[[Any], Any] | None, random: bool, seed: int) -> None:
-        self.source, self.transform, self.random, self.seed = source, transform, random, seed
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[Any, Any, list[str]]:
-        if not isinstance(batch, tuple):
-            raise TypeError("boltlab's samplers were replaced: the Trainer needs use_distributed_sampler=False")
-        epoch, indices = batch
-        if not self.random and hasattr(self.source, "__getitems__"):
-            x, y = self.source.__getitems__(indices)
-            return (self.transform(x) if self.transform else x), y, []
-        samples, problems = [], []
-        with own_random_state() as seed_random_state:
-            for index in indices.tolist():
-                try:
-                    x, y = self.source[index]
-                except DataError as error:
-                    problems.append(str(error))  # as a value: raised in a worker it would carry a traceback as text
-                    continue
-                if self.transform is not None:
-                    if self.random:
-                        seed_random_state(random_key(self.seed, epoch, index))
-                    x = self.transform(x)
-                samples.append((x, y))
-        x, y = default_collate(samples) if samples else (None, None)
-        return x, y, problems
-
-
-class Loader(DataLoader[Any]):
-    """Yields (x, y). Up to `max_bad_files` unreadable samples are skipped and listed; one more is a DataError."""
-
-    def __init__(self, dataset: Batches, sampler: TrainSampler | EvalSampler, max_bad_files: int = 0, **options: Any):
-        super().__init__(
-            dataset,
-            sampler=sampler,
-            batch_size=None,  # the sampler makes the batches
-            collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(0),  # or each epoch would draw from the global random state
-            **options,
-        )
-        self.max_bad_files = max_bad_files
-        self.bad_files: set[str] = set()
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does for an iterator
-        for x, y, problems in super().__iter__():
-            for problem in problems:
-                if problem in self.bad_files:
-                    continue
-                self.bad_files.add(problem)
-                if len(self.bad_files) > self.max_bad_files:
-                    raise DataError(self.too_many_bad_files(problem))
-                warnings.warn(
-                    f"skipped ({len(self.bad_files)} of at most {self.max_bad_files}): {problem}", stacklevel=2
-                )
-            if x is not None:
-                yield x, y
-
-    def too_many_bad_files(self, problem: str) -> str:
-        if self.max_bad_files == 0:
-            return f"{problem}\n(data.max_bad_files=N skips up to N such files)"
-        listed = "\n".join(f"  {message}" for message in sorted(self.bad_files)[:20])
-        return f"more than data.max_bad_files={self.max_bad_files} unreadable files:\n{listed}"
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class TensorData(Dataset[Any]):
-    """A split in memory: `x` [N, ...] and `labels` [N], fetched by whole batches."""
-
-    def __init__(self, x: Tensor, labels: Tensor) -> None:
-        self.x, self.labels = x, labels
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.x[index], self.labels[index]
-
-    def __getitems__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        # numpy copies rows on this thread; torch starts all its threads, which stall where the machine is busy.
-        return torch.from_numpy(self.x.numpy().take(indices.numpy(), axis=0)), self.labels[indices]
-
-    def subset(self, indices: Tensor) -> "TensorData":
-        return TensorData(self.x[indices], self.labels[indices])
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class DataModule(LightningDataModule):
     """Base of all data modules. A loader yields (x, y): x [B, ...] and y int64 [B], or float32 [B] for regression.
 
     batch_size: samples per step over all processes together; the number of processes must divide it.
-    num_workers: "auto" is one for each core of this process, 8 at the most, for files; for data in memory it is 0,
-        or one core less if there are many samples to augment.
+    num_workers: threads that make batches, or processes where the augmentation has no batch form. "auto" is one for
+        each core of this process, 16 at the most, for files; for data in memory it is 0, or one core less if there are
+        many samples to augment one by one.
+    device_memory_share: of a GPU's free memory that a split in memory may take; one that takes more stays on the host.
     seed: of the order of samples and of augmentation.
     split_seed: of the boundary between train and val only: another `seed` keeps it, and it never moves test.
     val_fraction: share of the training samples set aside for validation, or their number if it is an int.
@@ -179,15 +85,18 @@ class DataModule(LightningDataModule):
     split_seed: int = 0
     val_fraction: float | int = 0.1
     sampler: Literal["shuffle", "balanced"] = "shuffle"
+    device_memory_share: float = 0.3
     num_classes: int | Literal["auto"] | None = None
     class_names: list[str] | Literal["auto"] | None = None
 
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
+    batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
 
     def __post_init__(self) -> None:
         super().__init__()
         self._datasets: dict[Split, Any] = {}
+        self._on_device: dict[Split, TensorData] = {}
 
     # What a subclass defines
 
@@ -195,9 +104,9 @@ class DataModule(LightningDataModule):
         """The split's dataset, as the file's head says; called once for each split in use."""
         raise NotImplementedError
 
-    def transform(self, split: Split, augment: bool) -> tuple[Callable[[Any], Any] | None, bool]:
-        """(what is done to x before it enters a batch, whether that draws random numbers)."""
-        return None, False
+    def batches(self, split: Split, augment: bool) -> Batches:
+        """What makes the split's batches."""
+        return Batches(self.dataset(split), self.seed)
 
     # What Lightning and the commands call
 
@@ -229,17 +138,18 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         rank, world_size = self._rank_and_world_size()
-        dataset = self.dataset("train")
+        batches = self.batches("train", augment=True)
         sampler = TrainSampler(
-            len(dataset),
+            len(batches),
             self._batch_size_per_process(world_size),
             self.seed,
             rank,
             world_size,
             shuffle=getattr(self.trainer, "overfit_batches", 0) == 0,
-            labels=dataset.labels if self.sampler == "balanced" else None,
+            labels=batches.source.labels if self.sampler == "balanced" else None,
+            batches_per_fetch=self.batches_per_fetch,
         )
-        return self._loader("train", sampler, augment=True)
+        return self._loader("train", sampler, batches)
 
     def val_dataloader(self) -> Loader:
         return self.dataloader("val")
@@ -250,12 +160,13 @@ class DataModule(LightningDataModule):
     def dataloader(self, split: Split, augment: bool = False) -> Loader:
         """Every sample of the split once, in its stored order; over several processes each sample on one of them."""
         rank, world_size = self._rank_and_world_size()
-        sampler = EvalSampler(len(self.dataset(split)), self._batch_size_per_process(world_size), rank, world_size)
-        return self._loader(split, sampler, augment)
+        batches = self.batches(split, augment)
+        sampler = EvalSampler(len(batches), self._batch_size_per_process(world_size), rank, world_size)
+        return self._loader(split, sampler, batches)
 
     def samples(self, split: Split, indices: list[int], augment: bool = False, epoch: int = 0) -> tuple[Any, Any]:
         """The samples of the split at `indices` as a batch, exactly as epoch number `epoch` would hold them."""
-        x, y, problems = self._batches(split, augment)[epoch, torch.tensor(indices)]
+        x, y, problems = self.batches(split, augment)[epoch, torch.tensor(indices)]
         if problems:
             raise DataError("\n".join(problems))
         return x, y
@@ -267,34 +178,35 @@ class DataModule(LightningDataModule):
 
     # Parts
 
-    def _loader(self, split: Split, sampler: TrainSampler | EvalSampler, augment: bool) -> Loader:
-        batches = self._batches(split, augment)
-        num_workers = self._num_workers(batches)
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        # Lightning advises more workers for every loader that has fewer than two; "auto" chose on purpose.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*", PossibleUserWarning)
+    def _loader(self, split: Split, sampler: TrainSampler | EvalSampler, batches: Batches) -> Loader:
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type == "cuda" and batches.whole:
+            batches.source = self._placed(split, batches.source, device)
+        batches.prepare()
         return Loader(
             batches,
             sampler,
             max_bad_files=getattr(self, "max_bad_files", 0),
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=on_cuda,
+            num_workers=self._num_workers(batches),
+            pin_memory=device.type == "cuda",
         )
 
-    def _batches(self, split: Split, augment: bool) -> Batches:
-        transform, random = self.transform(split, augment)
-        return Batches(self.dataset(split), transform, random, self.seed)
+    def _placed(self, split: Split, data: TensorData, device: torch.device) -> TensorData:
+        """The split on the GPU, where it takes no more than its share of what is free there."""
+        if split not in self._on_device:
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = data.x.nbytes + data.labels.nbytes <= self.device_memory_share * free
+            self._on_device[split] = data.to(device) if fits else data
+        return self._on_device[split]
 
     def _num_workers(self, batches: Batches) -> int:
         if self.num_workers != "auto":
-            return self.num_workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return 0 if batches.whole else self.num_workers
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
-        cores = max(1, cores // processes)
+        cores = max(1, available_cores() // processes)
         if not isinstance(batches.source, TensorData):
             return min(cores, MAX_AUTO_WORKERS)
-        worth_it = batches.random and len(batches) >= MIN_SAMPLES_FOR_WORKERS and cores > 2
+        worth_it = not batches.whole and len(batches) >= MIN_SAMPLES_FOR_WORKERS and cores > 2
         return min(cores - 1, MAX_AUTO_WORKERS) if worth_it else 0
 
     def _batch_size_per_process(self, world_size: int) -> int:

@@ -12,8 +12,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from boltlab.data.base import Split, TensorData, three_splits
+from boltlab.data.base import Split, three_splits
 from boltlab.data.images import ImageDataModule
+from boltlab.data.loader import TensorData
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

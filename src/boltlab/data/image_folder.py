@@ -10,15 +10,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split, split_off, three_splits
-from boltlab.data.decode import read_image
-from boltlab.data.images import ImageDataModule
+from boltlab.data.cache import MEMORY_SHARE, ImageCache, available_memory, progress_bar
+from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
+from boltlab.data.images import ImageBatches, ImageDataModule
+from boltlab.data.loader import Loader, TensorData, available_cores
+from boltlab.data.resize import to_batch
+from boltlab.data.samplers import EvalSampler
 from boltlab.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -31,24 +35,42 @@ FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
 
 
 class FolderData(Dataset[Any]):
-    """Files decoded as they are asked for: (PIL image, class index)."""
+    """Files decoded as they are asked for."""
 
-    def __init__(self, files: list[str], labels: Tensor, class_names: list[str], channels: int) -> None:
+    def __init__(self, files: list[str], labels: Tensor, class_names: list[str], channels: int, decode: Decode) -> None:
         self.files, self.labels, self.class_names, self.channels = files, labels, class_names, channels
+        self.decode = decode
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        label = int(self.labels[index])
+    def pixels(self, index: int) -> np.ndarray:
+        """One image, uint8 [H,W,C] as large as it is stored; DataError names the file and its class."""
         try:
-            return read_image(self.files[index], self.channels), label
+            return read_pixels(self.files[index], self.channels, self.decode)
         except DataError as error:
-            raise DataError(f"{error} (class {self.class_names[label]!r})") from error
+            raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
 
     def subset(self, indices: Tensor) -> "FolderData":
         files = [self.files[i] for i in indices.tolist()]
-        return FolderData(files, self.labels[indices], self.class_names, self.channels)
+        return FolderData(files, self.labels[indices], self.class_names, self.channels, self.decode)
+
+
+class CachedData:
+    """The images of a FolderData as a cache holds them."""
+
+    def __init__(self, images: ImageCache, data: FolderData) -> None:
+        self.images, self.labels, self.class_names = images, data.labels, data.class_names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self, index: int) -> np.ndarray:
+        """As FolderData's."""
+        try:
+            return self.images[index]
+        except DataError as error:
+            raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -61,6 +83,12 @@ class ImageFolder(ImageDataModule):
     `test_fraction`.
     class_names: "auto" takes the folders' names when the config is resolved; a list must name exactly the folders.
     max_bad_files: so many unreadable files of a split are skipped and listed instead of ending the run.
+    cache: "memory" decodes each split once, when it is first used, by all cores; batches are then made as those of
+        MNIST and CIFAR, on the GPU where they fit. "disk" keeps decoded images below `cache_dir`, for later runs and
+        for all processes of the machine. Where the augmentation takes parts of the stored image (augment.crop=resized),
+        whole images are kept, their shorter side shrunk to `cache_size`.
+    cache_size: in pixels; None is `resize`, or 8/7 of the input's shorter side (256 for 224).
+    cache_format: on disk, raw pixels, or JPEG files of a tenth of that size.
     """
 
     root: str
@@ -68,6 +96,10 @@ class ImageFolder(ImageDataModule):
     std: list[float] | None = field(default_factory=lambda: [0.229, 0.224, 0.225])
     test_fraction: float | int = 0.1
     max_bad_files: int = 0
+    cache: Literal["none", "memory", "disk"] = "none"
+    cache_size: int | None = None
+    cache_format: Literal["raw", "jpeg"] = "raw"
+    cache_dir: str = "data/cache"
 
     @classmethod
     def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +111,7 @@ class ImageFolder(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._caches: dict[tuple[Split, bool], TensorData | CachedData] = {}
         if not isinstance(self.class_names, list) or not isinstance(self.num_classes, int):
             found = self.discover({"root": self.root, "class_names": self.class_names or "auto"})
             self.class_names, self.num_classes = found["class_names"], found["num_classes"]
@@ -113,13 +146,63 @@ class ImageFolder(ImageDataModule):
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        return FolderData(files, torch.tensor(labels), self._names, self.input_shape[0])
+        return FolderData(files, torch.tensor(labels), self._names, self.input_shape[0], check_decode(self.decode))
+
+    def source(self, split: Split, stored: bool) -> Any:
+        data = self.dataset(split)
+        if self.cache == "none":
+            return data
+        if (split, stored) not in self._caches:
+            self._caches[split, stored] = self._cached(data, stored)
+        return self._caches[split, stored]
+
+    def _cached(self, data: FolderData, stored: bool) -> TensorData | CachedData:
+        channels, height, width = self.input_shape
+        if self.cache == "memory" and not stored:
+            fastest = self.decode == "fastest"
+            return decoded(
+                ImageBatches(data, self.seed, self.input_shape, self.resize, None, fastest), self.max_bad_files
+            )
+        size = self.cache_size or self.resize or round(min(height, width) * 8 / 7)
+        if self.cache == "memory":
+            return CachedData(ImageCache.in_memory(data.files, channels, size, data.decode), data)
+        images = ImageCache.open(data.files, channels, size, self.cache_format, self.cache_dir, data.decode)
+        stacked = images.stacked()
+        if stored or stacked is None or stacked.shape[1:3] != (height, width) or not fits_in_memory(stacked.nbytes):
+            return CachedData(images, data)
+        return TensorData(to_batch(stacked, channels_last=False), data.labels)
 
     def load(self, split: Split) -> FolderData:
         if split == "test" and "test" not in self._splits:
             rank_zero_warn(f"{self.root} has no folder 'test': the test split is the validation split")
             return self._splits["val"]
         return self._splits[split]
+
+
+def decoded(batches: ImageBatches, max_bad_files: int) -> TensorData:
+    """All readable images of the batches' source, fitted, in memory. DataError if that has no room for them."""
+    channels, height, width = batches.input_shape
+    count = len(batches)
+    needed = count * channels * height * width
+    if not fits_in_memory(needed):
+        free = (available_memory() or 0) / 1e9
+        raise DataError(
+            f"data.cache=memory: {count} images of {height}x{width} need {needed / 1e9:.3g} GB of memory, {free:.3g} GB"
+            " are free; data.cache=disk keeps them in a file"
+        )
+    loader = Loader(batches, EvalSampler(count, 256), max_bad_files, available_cores())
+    x, y, done = torch.empty(count, channels, height, width, dtype=torch.uint8), torch.empty(count, dtype=torch.long), 0
+    with progress_bar(count, 0, "decoding images", True) as advance:
+        for images, labels in loader:
+            part = slice(done, done + len(images))
+            x[part], y[part], done = images, labels, part.stop
+            advance(len(images))
+    return TensorData(x[:done], y[:done])
+
+
+def fits_in_memory(size: int) -> bool:
+    free = available_memory()
+    return free is None or size <= MEMORY_SHARE * free
 
 
 def split_folders(root: Path) -> dict[Split, Path]:

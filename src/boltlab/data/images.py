@@ -1,60 +1,121 @@
 """The base of the image data modules: loaders carry uint8 [B,C,H,W]; the device makes normalized floats of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from boltlab.data.augment import Augment
 from boltlab.data.base import DataModule, Split
+from boltlab.data.cache import available_memory
+from boltlab.data.decode import check_decode, read_pixels
+from boltlab.data.loader import Batches, Made, TensorData
+from boltlab.data.resize import covering_size, crop_resize, fit, normalize_into, to_batch
+from boltlab.data.samplers import Draws
+from boltlab.errors import DataError, UserError
 
 
-class Fit:
-    """An image (PIL, or uint8 tensor [..., C, H, W]) of any size becomes uint8 [..., C, H, W] of `input_shape`.
+def fit_images(images: Tensor, input_shape: tuple[int, int, int], resize: int | None = None) -> Tensor:
+    """uint8 [N,C,H,W] of any size and 1 or 3 channels to `input_shape`; see `resize.fit`, whose geometry it has."""
+    channels, height, width = input_shape
+    got = (images.shape[2], images.shape[3])
+    size = covering_size(got, (height, width), resize)
+    if size != got:
+        parts = [F.resize(part, list(size), antialias=True) for part in images.split(1024)]
+        images = torch.cat(parts)
+    if size != (height, width):
+        images = F.center_crop(images, [height, width]).contiguous()
+    if images.shape[1] == channels:
+        return images
+    return images.expand(-1, channels, -1, -1).contiguous() if channels == 3 else F.rgb_to_grayscale(images)
 
-    It is scaled, keeping its proportions, until its shorter side is `resize` pixels (default: until it just covers
-    the input), then cropped at the centre.
+
+class ImageBatches(Batches):
+    """Batches uint8 [B,C,H,W] of `input_shape`, those for training augmented.
+
+    The source holds images in memory (`TensorData`), or gives the pixels of one: `pixels(index) -> uint8 [H,W,C]`.
     """
 
-    def __init__(self, input_shape: tuple[int, int, int], resize: int | None = None) -> None:
-        self.input_shape, self.resize = input_shape, resize
+    def __init__(
+        self,
+        source: Any,
+        seed: int,
+        input_shape: tuple[int, int, int],
+        resize: int | None = None,
+        augment: Augment | None = None,
+        fastest: bool = False,
+    ) -> None:
+        super().__init__(source, seed)
+        self.input_shape, self.resize, self.augment, self.fastest = input_shape, resize, augment, fastest
+        self.resizes = augment is not None and augment.resizes
+        self.padded: Tensor | None = None
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        channels, height, width = self.input_shape
-        got_height, got_width = F.get_size(image)
-        if self.resize is not None or (got_height, got_width) != (height, width):
-            factor = 1.0 if self.resize is None else self.resize / min(height, width)
-            cover_height, cover_width = round(height * factor), round(width * factor)
-            if got_height * cover_width < got_width * cover_height:
-                size = [cover_height, cover_height * got_width // got_height]
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the augmentation has a part without a batch form."""
+        return self.augment is not None and self.augment.policy is not None
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.source, TensorData) and not self.resizes and not self.one_by_one
+
+    @property
+    def threads(self) -> bool:
+        return hasattr(self.source, "pixels") and not self.one_by_one
+
+    def prepare(self) -> None:
+        """Pads all images once, where memory is plenty: a fifth of the time of a crop is padding, one batch or all."""
+        if self.whole and self.augment is not None and self.augment.padding and self.source.x.device.type == "cpu":
+            free = available_memory()
+            if free is not None and self.source.x.nbytes < free / 16:
+                self.padded = self.augment.pad(self.source.x)
+
+    def make(self, epoch: int, indices: Tensor) -> Made:
+        problems: list[str] = []
+        x: Any
+        draws = None if self.augment is None else Draws(self.seed, epoch, indices)
+        if self.padded is not None:
+            x, y = None, self.source.labels[indices]
+        elif isinstance(self.source, TensorData) and not self.resizes:
+            x, y = self.source.take(indices)
+            draws = draws and draws.to(x.device)
+        elif hasattr(self.source, "pixels"):
+            x, y, problems, kept = self._read(indices, draws)
+            draws = draws[kept] if draws is not None and problems else draws
+        else:
+            x, y, problems = super().make(epoch, indices)
+        if self.augment is not None and draws is not None and y is not None:
+            x = self.augment(x, draws, self.padded)
+        return x, y, problems
+
+    def _read(self, indices: Tensor, draws: Draws | None) -> tuple[Any, Any, list[str], Tensor]:
+        """The samples that can be read, the messages of the others, and which of `indices` could be read."""
+        channels, *size = self.input_shape
+        numbers = self.augment.boxes(draws) if self.resizes and self.augment is not None and draws is not None else None
+        images = np.empty((len(indices), *size, channels), np.uint8)
+        kept: list[int] = []
+        problems = []
+        for place, index in enumerate(indices.tolist()):
+            try:
+                pixels = self.source.pixels(index)
+            except DataError as error:
+                problems.append(str(error))  # as a value: raised in a worker it would carry a traceback as text
+                continue
+            out = images[len(kept)]
+            if numbers is not None and self.augment is not None:
+                box = self.augment.box(numbers[place], *pixels.shape[:2])
+                crop_resize(pixels, box, (size[0], size[1]), self.fastest, out=out)
             else:
-                size = [cover_width * got_height // got_width, cover_width]
-            image = F.center_crop(F.resize(image, size, antialias=True), [height, width])
-        tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-        if tensor.shape[-3] == channels:
-            return tensor
-        if tensor.shape[-3] == 1:
-            return tensor.expand(*tensor.shape[:-3], channels, -1, -1)
-        return F.rgb_to_grayscale(tensor, num_output_channels=channels)
-
-
-class AugmentAndFit:
-    """The training transform: an augmentation that crops to size itself sees the image as it is stored."""
-
-    def __init__(self, augment: Augment, fit: Fit) -> None:
-        self.augment = augment
-        self.fit = Fit(fit.input_shape) if augment.resizes else fit
-
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        if self.augment.resizes:
-            return self.fit(self.augment(image))
-        augmented = self.augment(self.fit(image))
-        assert isinstance(augmented, Tensor)
-        return augmented
+                out[...] = fit(pixels, (size[0], size[1]), self.resize, self.fastest)
+            kept.append(place)
+        chosen = torch.tensor(kept, dtype=torch.int64)
+        if not kept:
+            return None, None, problems, chosen
+        return to_batch(images[: len(kept)], False), self.source.labels[indices[chosen]], problems, chosen
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -66,6 +127,8 @@ class ImageDataModule(DataModule):
     augment: built from configs/augment; used on training batches only.
     allow_flip: a mirrored image keeps its class (not so for digits and letters); the augmentation obeys it.
     resize: length of the shorter side before evaluation's centre crop; None means that of the crop.
+    decode: how image files are read. "fast" (simplejpeg) and "pillow" give the same pixels; "auto" is fast where its
+        library is there. "fastest" scales with OpenCV, which does not antialias: photographs differ by 1.4 of 255.
     """
 
     input_shape: tuple[int, int, int] = (3, 224, 224)
@@ -74,17 +137,22 @@ class ImageDataModule(DataModule):
     augment: Augment | None = None
     allow_flip: bool = True
     resize: int | None = None
+    decode: Literal["auto", "pillow", "fast", "fastest"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         channels, height, width = self.input_shape
         self.input_shape = (channels, height, width)
-        self.fit = Fit(self.input_shape, self.resize)
+        self._fitted_data: dict[Split, TensorData] = {}
         self._scale_and_shift: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
         problems = DataModule.check_arguments(arguments)
+        try:
+            check_decode(arguments.get("decode", "auto"))
+        except UserError as error:
+            problems.append(("decode", str(error)))
         shape = arguments.get("input_shape")
         if isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
             channels, height, width = shape
@@ -105,20 +173,34 @@ class ImageDataModule(DataModule):
             problems.append(("std", f"{list(std)}: a standard deviation is above 0"))
         return problems
 
-    def transform(self, split: Split, augment: bool) -> tuple[Callable[[Any], Any], bool]:
-        if augment and self.augment is not None and self.augment.active:
-            return AugmentAndFit(self.augment, self.fit), True
-        return self.fit, False
+    def batches(self, split: Split, augment: bool) -> Batches:
+        active = self.augment if augment and self.augment is not None and self.augment.active else None
+        source = self.source(split, stored=active is not None and active.resizes)
+        return ImageBatches(source, self.seed, self.input_shape, self.resize, active, self.decode == "fastest")
 
-    def eval_transform(self, image: Image.Image) -> Tensor:
-        """What evaluation does to one image from disk: uint8 [C,H,W]."""
-        mode = "L" if self.input_shape[0] == 1 else "RGB"
-        return self.fit(image if image.mode == mode else image.convert(mode))
+    def source(self, split: Split, stored: bool) -> Any:
+        """Where batches come from: with `stored` images as large as they are stored, else as evaluation sees them."""
+        data = self.dataset(split)
+        return data if stored or not isinstance(data, TensorData) else self._fitted(split, data)
+
+    def _fitted(self, split: Split, data: TensorData) -> TensorData:
+        """The split with every image at `input_shape`, made once."""
+        if tuple(data.x.shape[1:]) == self.input_shape and self.resize is None:
+            return data
+        if split not in self._fitted_data:
+            self._fitted_data[split] = TensorData(fit_images(data.x, self.input_shape, self.resize), data.labels)
+        return self._fitted_data[split]
+
+    def eval_pixels(self, path: str | Path) -> Tensor:
+        """What evaluation makes of one image file: uint8 [C,H,W]."""
+        channels, height, width = self.input_shape
+        way = check_decode(self.decode)
+        pixels = fit(read_pixels(path, channels, way), (height, width), self.resize, way == "fastest")
+        return to_batch(pixels[None], False)[0]
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 [B,C,H,W] to float32 of mean 0 and standard deviation 1 (by `mean` and `std`), on the same device."""
-        scale, shift = self._channel_statistics(images.device)
-        return images.float().mul_(scale).add_(shift)
+        return normalize_into(images, *self._channel_statistics(images.device))
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`: float [B,C,H,W] to uint8, clipped to 0..255."""

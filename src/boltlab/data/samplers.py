@@ -22,6 +22,53 @@ def random_key(*numbers: int) -> int:
     return key
 
 
+class Draws:
+    """Uniform random numbers for the samples `indices` (int64 [B], on any device) of an epoch.
+
+    Number `j` of a sample is a function of (seed, epoch, index, j) alone: it is the same in every process, thread and
+    batch, and to the bit on every device. Drawing one number more somewhere moves no other.
+    """
+
+    def __init__(self, seed: int, epoch: int, indices: Tensor) -> None:
+        self.seed, self.epoch, self.indices = seed, epoch, indices
+        self._keys = _mix(indices + _as_int64(random_key(seed, epoch) + _GOLDEN))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: Tensor) -> "Draws":
+        """The draws of some of the samples: by a mask or by positions."""
+        return Draws(self.seed, self.epoch, self.indices[chosen])
+
+    def to(self, device: torch.device) -> "Draws":
+        return self if self.indices.device == device else Draws(self.seed, self.epoch, self.indices.to(device))
+
+    def uniform(self, number: int) -> Tensor:
+        """Number `number` of each sample, float32 [B] in 0..1 without 1."""
+        return self.uniforms(number, 1)[:, 0]
+
+    def uniforms(self, first: int, count: int) -> Tensor:
+        """Numbers `first` to `first + count - 1` of each sample, float32 [B, count] in 0..1 without 1."""
+        offsets = [_as_int64(number + _GOLDEN) for number in range(first, first + count)]
+        keys = _mix(self._keys.unsqueeze(1) + torch.tensor(offsets, device=self._keys.device))
+        return ((keys >> 40) & 0xFF_FFFF).float() * 2**-24
+
+
+_GOLDEN = 0x9E37_79B9_7F4A_7C15
+
+
+def _as_int64(number: int) -> int:
+    """The signed number of the same 64 bits."""
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _mix(keys: Tensor) -> Tensor:
+    """What `random_key` does to the sum of key and number, on int64, which wraps around as uint64 does."""
+    keys = (keys ^ ((keys >> 30) & 0x3_FFFF_FFFF)) * _as_int64(0xBF58_476D_1CE4_E5B9)
+    keys = (keys ^ ((keys >> 27) & 0x1F_FFFF_FFFF)) * _as_int64(0x94D0_49BB_1331_11EB)
+    return keys ^ ((keys >> 31) & 0x1_FFFF_FFFF)
+
+
 @contextmanager
 def own_random_state() -> Iterator[Callable[[int], object]]:
     """Yield the function that seeds torch's CPU generator; put the generator's state back at the end."""
@@ -34,6 +81,9 @@ def own_random_state() -> Iterator[Callable[[int], object]]:
 
 class TrainSampler(SequentialSampler):
     """Yields (epoch, indices of one batch of this rank). Lightning calls `set_epoch` before each epoch.
+
+    `batches_per_fetch` batches come at once, for `steps_per_execution`; `start` fetches of the epoch are left out (they
+    were trained before the run was interrupted).
 
     Every rank makes the same number of steps: with several ranks the few samples (fewer than there are ranks) that do
     not divide are left out, others in each epoch. The last batch is smaller; one that would hold a single sample is
@@ -53,13 +103,15 @@ class TrainSampler(SequentialSampler):
         world_size: int = 1,
         shuffle: bool = True,
         labels: Tensor | None = None,
+        batches_per_fetch: int = 1,
     ) -> None:
         self.per_rank = size // world_size
         if self.per_rank == 0:
             raise DataError(f"{size} training samples are too few for {world_size} processes")
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.per_fetch = batch_size * batches_per_fetch
+        self.epoch = self.start = 0
         self.by_class = None
         if labels is not None:
             members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
@@ -81,11 +133,12 @@ class TrainSampler(SequentialSampler):
         return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
 
     def __len__(self) -> int:
-        return -(-self.per_rank // self.batch_size)
+        return -(-self.per_rank // self.per_fetch)
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
-        for indices in self.order()[self.rank :: self.world_size][: self.per_rank].split(self.batch_size):
+        mine = self.order()[self.rank :: self.world_size][self.start * self.per_fetch : self.per_rank]
+        for indices in mine.split(self.per_fetch) if len(mine) else ():
             yield epoch, indices
 
 

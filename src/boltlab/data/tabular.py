@@ -11,7 +11,8 @@ import torch
 from sklearn.datasets import load_diabetes, make_classification
 from torch import Tensor
 
-from boltlab.data.base import DataModule, Split, TensorData, three_splits
+from boltlab.data.base import DataModule, Split, three_splits
+from boltlab.data.loader import TensorData
 from boltlab.errors import DataError
 
 

@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from boltlab.data.base import Split, TensorData, split_off
+from boltlab.data.base import Split, split_off
 from boltlab.data.images import ImageDataModule
+from boltlab.data.loader import TensorData
 from boltlab.errors import DataError
 
 ROUNDS = 2  # over all mirrors
