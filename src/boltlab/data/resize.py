@@ -1,0 +1,131 @@
+"""Crop, scale and flip one uint8 image [H,W,C], and make a batch of many. Nothing here draws a random number.
+
+The antialiased bilinear kernel is torch's for uint8, which works in AVX2 on pixels that lie as [H,W,3]: 0.026 of 255
+from Pillow's on ImageNet photographs (mean absolute difference), never more than 1, in 0.2 of the time. OpenCV's linear
+resize (`fastest`) does not antialias: 1.4 of 255 away, in 0.8 of the time again.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TORCH_SERIAL_ELEMENTS = 32_767  # at::internal::GRAIN_SIZE: from this many on, torch's loops start OpenMP's threads
+_cv2: Any = None
+
+
+def crop_resize(
+    pixels: np.ndarray,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
+    fastest: bool = False,
+    flip: bool = False,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """The part `box` (top, left, height, width) of uint8 [H,W,C], scaled to `size` (height, width), then mirrored.
+
+    It is written into `out` (uint8 [height,width,C], C-contiguous) where one is given. Any thread may call it.
+    """
+    top, left, height, width = box
+    part = pixels[top : top + height, left : left + width]
+    if out is None:
+        out = np.empty((*size, pixels.shape[2]), np.uint8)
+    if part.shape[:2] != tuple(size):
+        scaled = np.empty_like(out) if flip else out
+        (_resize_linear if fastest else _resize_antialiased)(part, scaled)
+        part = scaled
+    if flip:
+        _mirror(part, out)
+    elif part is not out:
+        np.copyto(out, part)
+    return out
+
+
+def fit(pixels: np.ndarray, size: tuple[int, int], resize: int | None = None, fastest: bool = False) -> np.ndarray:
+    """uint8 [H,W,C] of any size to `size` (height, width), with the geometry of `boltlab.data.images.Fit`."""
+    scaled_size = covering_size(pixels.shape[:2], size, resize)
+    scaled = crop_resize(pixels, (0, 0, *pixels.shape[:2]), scaled_size, fastest)
+    top, left = (round((had - wanted) / 2) for had, wanted in zip(scaled_size, size, strict=True))
+    return np.ascontiguousarray(scaled[top : top + size[0], left : left + size[1]])
+
+
+def covering_size(got: tuple[int, int], size: tuple[int, int], resize: int | None = None) -> tuple[int, int]:
+    """(height, width) that an image of `got` has before its centre crop of `size`, in its own proportions.
+
+    It just covers the crop; with `resize`, whatever makes the crop's shorter side `resize` pixels.
+    """
+    (got_height, got_width), (height, width) = got, size
+    if resize is None and got == size:
+        return got
+    factor = 1.0 if resize is None else resize / min(height, width)
+    cover_height, cover_width = round(height * factor), round(width * factor)
+    if got_height * cover_width < got_width * cover_height:
+        return cover_height, cover_height * got_width // got_height
+    return cover_width * got_height // got_width, cover_width
+
+
+def shrunk(pixels: np.ndarray, shorter: int) -> np.ndarray:
+    """uint8 [H,W,C] scaled in its proportions until its shorter side has `shorter` pixels; smaller ones stay."""
+    height, width = pixels.shape[:2]
+    if min(height, width) <= shorter:
+        return pixels
+    return crop_resize(pixels, (0, 0, height, width), covering_size((height, width), (shorter, shorter)))
+
+
+def to_batch(images: np.ndarray, channels_last: bool) -> Tensor:
+    """uint8 [B,H,W,C] to a tensor [B,C,H,W]: with `channels_last` the same memory, else copied to be contiguous."""
+    batch = images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(
+        batch if channels_last else np.ascontiguousarray(batch)
+    )  # numpy copies on this thread alone
+
+
+def normalize_into(images: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """images.float() * scale + shift to the bit, for uint8 [B,C,H,W] and float32 [C,1,1] on one device.
+
+    `out` (float32 [B,C,H,W], strides as those of `images`) is what makes it cheap on a CPU: fresh memory costs five
+    times as much as the arithmetic, for the system clears it page by page. Where the channels lie innermost, scale and
+    shift are tiled along the rows: torch's inner loop would have but C steps.
+    """
+    if out is None:
+        out = torch.empty_like(images, dtype=torch.float32)  # keeps the strides
+    rows_in, rows_out = images, out
+    channels, width = images.shape[1], images.shape[3]
+    if channels > 1 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (images, out)):
+        rows_in, rows_out = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, out))
+        scale, shift = (x.expand(channels, 1, 1).flatten().repeat(width) for x in (scale, shift))
+    rows_out.copy_(rows_in).mul_(scale).add_(shift)
+    return out
+
+
+def _resize_antialiased(part: np.ndarray, out: np.ndarray) -> None:
+    # A view of a larger image would be copied by torch, which starts OpenMP's threads for that in every thread here.
+    source = _nchw(part.copy()) if _needs_copy(part) else _nchw(part)
+    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out.shape[:2]), False, out=_nchw(out))
+
+
+def _needs_copy(part: np.ndarray) -> bool:
+    return not (part.flags.c_contiguous and part.flags.writeable)  # torch warns of memory that is read-only
+
+
+def _resize_linear(part: np.ndarray, out: np.ndarray) -> None:
+    global _cv2
+    if _cv2 is None:
+        import cv2
+
+        cv2.setNumThreads(0)  # the loader has threads of its own
+        _cv2 = cv2
+    _cv2.resize(part, out.shape[1::-1], dst=out, interpolation=_cv2.INTER_LINEAR)
+
+
+def _mirror(part: np.ndarray, out: np.ndarray) -> None:
+    """Left to right. torch's flip takes a tenth of numpy's time; in pieces, so that it starts no thread."""
+    source, target = _nchw(part.copy() if _needs_copy(part) else part), _nchw(out)
+    rows = max(1, TORCH_SERIAL_ELEMENTS // (out.shape[1] * out.shape[2]))
+    for some, flipped in zip(source.split(rows, dim=2), target.split(rows, dim=2), strict=True):
+        torch.ops.aten.flip.out(some, [3], out=flipped)
+
+
+def _nchw(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
