@@ -72,8 +72,8 @@ def read_pixels(path: str | Path, channels: int, decode: Decode) -> np.ndarray:
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def plain_jpeg(data: bytes | np.ndarray, channels: int) -> np.ndarray | None:
-    """The file in `data` (uint8 [N]) as uint8 [H,W,C]; None where it is up to Pillow to decode or to refuse."""
+def plain_jpeg(data: bytes | memoryview, channels: int) -> np.ndarray | None:
+    """The file whose bytes are `data` as uint8 [H,W,C]; None where it is up to Pillow to decode or to refuse."""
     if simplejpeg is None or not _is_plain_jpeg(memoryview(data)):
         return None
     try:
@@ -87,7 +87,7 @@ def plain_jpeg(data: bytes | np.ndarray, channels: int) -> np.ndarray | None:
 
 def _is_plain_jpeg(data: memoryview) -> bool:
     """Whether the headers promise a JPEG that every decoder reads alike: 8 bits, grey or YCbCr, upright, no bomb."""
-    if data[:2] != b"\xff\xd8":
+    if bytes(data[:2]) != b"\xff\xd8":
         return False
     at, end, good_frame, exif_seen = 2, len(data) - 4, False, False
     while at <= end and data[at] == 0xFF:
@@ -104,7 +104,7 @@ def _is_plain_jpeg(data: memoryview) -> bool:
                 return False
             exif_seen = True
         elif marker == 0xEE:  # Adobe's: of its colour transforms only YCbCr is everyone's
-            if at - start >= 12 and data[start : start + 5] == b"Adobe" and data[start + 11] != 1:
+            if at - start >= 12 and bytes(data[start : start + 5]) == b"Adobe" and data[start + 11] != 1:
                 return False
         elif not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):  # tables, comment, applications
             return False
