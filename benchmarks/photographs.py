@@ -1,4 +1,4 @@
-"""Photographs from class folders to normalized training batches [64,3,224,224], against torchvision's and timm's loaders.
+"""Photographs from class folders to normalized batches [64,3,224,224], against torchvision's and timm's loaders.
 
     python benchmarks/photographs.py FOLDER    # FOLDER/<class>/<image>, some hundred photographs
 
@@ -49,7 +49,7 @@ def crop_box(draw: random.Random, height: int, width: int) -> tuple[int, int, in
 
 
 class Ours:
-    """The building blocks of boltlab's loader in the smallest loop: threads fill uint8 batches, the caller normalizes."""
+    """The building blocks of boltlab's loader in the smallest loop: threads fill batches, the caller normalizes."""
 
     def __init__(
         self, read: Callable[[int], np.ndarray], number: int, fastest: bool, threads: int = 0, nchw: bool = False
