@@ -181,7 +181,7 @@ def test_a_killed_build_goes_on_and_others_wait(tmp_path, files):
     assert all(np.array_equal(cache[i], expected(file, 24)) for i, file in enumerate(many))
 
 
-@pytest.mark.parametrize("lost", ["index", "images", "both", "zeros", "problems"])
+@pytest.mark.parametrize("lost", ["index", "images", "both", "zeros", "all zeros", "problems"])
 def test_whatever_an_interruption_left_is_used_rightly(tmp_path, files, monkeypatch, lost):
     Path(files[1]).write_bytes(b"")
     finished = ImageCache.open(files, 3, 24, "raw", tmp_path / "cache", "fast")
@@ -193,17 +193,20 @@ def test_whatever_an_interruption_left_is_used_rightly(tmp_path, files, monkeypa
         os.truncate(entry / "images.bin", finished.index[3, 0] + 7)
     if lost == "zeros":  # as after a power cut
         (entry / "index.bin").write_bytes((entry / "index.bin").read_bytes()[: 32 * 2] + bytes(32 * 4))
+    if lost == "all zeros":
+        (entry / "index.bin").write_bytes(bytes(32 * 6))
     if lost == "problems":
-        (entry / "problems").write_text('[5, "of a build before"]\n[1, "kept"]\n[3, "cut o')
+        os.truncate(entry / "index.bin", 32)
+        (entry / "problems").write_text('[5, "of a build before"]\n[1, "cut o')
     made = []
     make = cache_module._entry
     monkeypatch.setattr(cache_module, "_estimate", lambda files, make: 0)
     monkeypatch.setattr(cache_module, "_entry", lambda file, *rest: made.append(file) or make(file, *rest))
     again = ImageCache.open(files, 3, 24, "raw", tmp_path / "cache", "fast")
     assert np.array_equal(again.images, reference) and np.array_equal(again.index, finished.index)
-    kept = {"index": 4, "images": 3, "both": 3, "zeros": 2, "problems": 6}[lost]
+    kept = {"index": 4, "images": 3, "both": 3, "zeros": 2, "all zeros": 0, "problems": 1}[lost]
     assert sorted(made) == sorted(files[kept:])
-    assert again.problems == ({1: "kept"} if lost == "problems" else finished.problems)
+    assert again.problems == finished.problems
 
 
 @pytest.mark.parametrize("name", ["images.bin", "index.bin", "cache.json"])
