@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import struct
 import zlib
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boltlab.data.decode import MAX_PIXELS, read_image
-from boltlab.errors import DataError
+from boltlab.data.decode import MAX_PIXELS, check_decode, plain_jpeg, read_image, read_pixels
+from boltlab.errors import DataError, UserError
+
+needs_simplejpeg = pytest.mark.skipif(importlib.util.find_spec("simplejpeg") is None, reason="simplejpeg is missing")
 
 
 def gradient(mode="RGB", size=(24, 16)):
@@ -160,3 +163,115 @@ def test_an_image_at_the_limit_is_read(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="24 x 16 pixels are refused"):
         read_image(tmp_path / "a.png", 3)
     assert Image.MAX_IMAGE_PIXELS == MAX_PIXELS
+
+
+def photograph(size=(75, 50)):
+    """Smooth colours and some noise, so that chroma is upsampled and every coefficient is in use."""
+    height, width = size[1], size[0]
+    y, x = np.mgrid[0:height, 0:width]
+    smooth = np.stack([np.sin(x / 9) + np.cos(y / 7), np.cos(x / 5 + y / 11), np.sin(y / 3)], -1) * 60 + 128
+    noise = np.random.default_rng(0).normal(0, 20, smooth.shape)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image=None, file_format="JPEG", **options):
+    buffer = io.BytesIO()
+    (photograph() if image is None else image).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def oriented(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+PLAIN = {
+    "4:2:0": encoded(),
+    "4:2:2": encoded(subsampling=1),
+    "4:4:4": encoded(subsampling=0),
+    "progressive": encoded(progressive=True),
+    "restart markers": encoded(restart_marker_blocks=2),
+    "optimized": encoded(optimize=True, quality=95),
+    "grey": encoded(photograph().convert("L")),
+    "one pixel": encoded(photograph((1, 1))),
+    "comment": encoded(comment=b"hello"),
+    "upright": encoded(exif=oriented(1)),
+    "exif without orientation": encoded(exif=b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"),
+    "junk behind the end": encoded() + b"junk",
+}
+OTHERS = {
+    "rotated": encoded(exif=oriented(6)),
+    "rotated by XMP": encoded(xmp=b'<x:xmpmeta tiff:Orientation="6"/>'),
+    "broken EXIF": encoded(exif=b"Exif\0\0II*\0\x01\x12nonsense"),
+    "CMYK": encoded(photograph().convert("CMYK")),
+    "RGB inside": encoded(keep_rgb=True),
+    "PNG": encoded(file_format="PNG"),
+    "WebP": encoded(file_format="WEBP"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("decode", ["pillow", "fast", "fastest"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
+def test_every_way_reads_the_same_pixels(tmp_path, name, channels, decode):
+    (tmp_path / "a.jpg").write_bytes((PLAIN | OTHERS)[name])
+    pixels = read_pixels(tmp_path / "a.jpg", channels, decode)
+    reference = np.asarray(read_image(tmp_path / "a.jpg", channels))
+    assert np.array_equal(pixels, reference.reshape(pixels.shape)) and pixels.shape[2] == channels
+    assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
+
+
+@needs_simplejpeg
+def test_only_plain_jpegs_go_past_pillow(monkeypatch):
+    assert [name for name, data in PLAIN.items() if plain_jpeg(data, 3) is None] == []
+    assert [name for name, data in OTHERS.items() if plain_jpeg(data, 3) is not None] == []
+    monkeypatch.setattr("boltlab.data.decode.MAX_PIXELS", 75 * 50 - 1)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", None)  # a bomb is refused by its header
+    assert plain_jpeg(encoded(), 3) is None
+
+
+def pixels_or_reason(path, decode):
+    try:
+        return read_pixels(path, 3, decode)
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("kind", ["cut", "flipped", "inserted"])
+def test_a_damaged_file_is_judged_by_pillow(tmp_path, kind):
+    random = np.random.default_rng(0)
+    path = tmp_path / "a.jpg"
+    for _ in range(40):
+        data = bytearray(PLAIN[("4:2:0", "progressive", "restart markers")[random.integers(3)]])
+        at = int(random.integers(len(data)))
+        if kind == "cut":
+            data = data[:at]
+        elif kind == "flipped":
+            data[at] ^= 1 << int(random.integers(8))
+        else:
+            data[at:at] = random.bytes(9)
+        path.write_bytes(data)
+        expected, got = (pixels_or_reason(path, decode) for decode in ("pillow", "fast"))
+        assert np.array_equal(got, expected)
+
+
+def test_every_way_names_what_is_no_file(tmp_path):
+    for decode in ("pillow", "fast"):
+        with pytest.raises(DataError, match="No such file"):
+            read_pixels(tmp_path / "none.jpg", 3, decode)
+        with pytest.raises(DataError, match=str(tmp_path.name)):
+            read_pixels(tmp_path, 3, decode)
+
+
+def test_a_missing_library_is_named_with_the_cure(monkeypatch):
+    monkeypatch.setattr("boltlab.data.decode.simplejpeg", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert check_decode("auto") == "pillow" and check_decode("pillow") == "pillow"
+    with pytest.raises(UserError, match=r"decode=fast needs simplejpeg: pip install 'boltlab\[photos\]'"):
+        check_decode("fast")
+    with pytest.raises(UserError, match=r"decode=fastest needs simplejpeg and OpenCV: pip install"):
+        check_decode("fastest")
+    monkeypatch.setattr("boltlab.data.decode.simplejpeg", object())
+    assert check_decode("auto") == "fast"

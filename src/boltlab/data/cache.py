@@ -43,7 +43,7 @@ except ImportError:  # Windows
 Format = Literal["raw", "jpeg"]
 # What one image becomes: its bytes, height, width; or why it cannot be read.
 Entry = tuple[Any, int, int] | str
-NOTHING = (np.empty(0, np.uint8), -1, 0)
+NOTHING: tuple[Any, int, int] = (np.empty(0, np.uint8), -1, 0)
 
 VERSION = 1
 SYNC_IMAGES = 256  # a killed build repeats so many at most

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 TORCH_SERIAL_ELEMENTS = 32_767  # at::internal::GRAIN_SIZE: from this many on, torch's loops start OpenMP's threads
+CACHED_ELEMENTS = 2**18  # float32: 1 MiB
 _cv2: Any = None
 
 
@@ -95,18 +96,22 @@ def normalize_into(images: Tensor, scale: Tensor, shift: Tensor, out: Tensor | N
     if channels > 1 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (images, out)):
         rows_in, rows_out = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, out))
         scale, shift = (x.expand(channels, 1, 1).flatten().repeat(width) for x in (scale, shift))
-    rows_out.copy_(rows_in).mul_(scale).add_(shift)
+    some = len(images)
+    if images.device.type == "cpu":  # pieces that stay in the cores' caches through the three passes
+        some = max(1, CACHED_ELEMENTS * torch.get_num_threads() // max(1, images[0].numel()))
+    for source, target in zip(rows_in.split(some), rows_out.split(some), strict=True):
+        target.copy_(source).mul_(scale).add_(shift)
     return out
 
 
 def _resize_antialiased(part: np.ndarray, out: np.ndarray) -> None:
     # A view of a larger image would be copied by torch, which starts OpenMP's threads for that in every thread here.
-    source = _nchw(part.copy()) if _needs_copy(part) else _nchw(part)
-    torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out.shape[:2]), False, out=_nchw(out))
+    torch.ops.aten._upsample_bilinear2d_aa.out(_nchw(_own(part)), list(out.shape[:2]), False, out=_nchw(out))
 
 
-def _needs_copy(part: np.ndarray) -> bool:
-    return not (part.flags.c_contiguous and part.flags.writeable)  # torch warns of memory that is read-only
+def _own(part: np.ndarray) -> np.ndarray:
+    """Contiguous, and writable: torch warns of memory that is not."""
+    return part if part.flags.c_contiguous and part.flags.writeable else part.copy()
 
 
 def _resize_linear(part: np.ndarray, out: np.ndarray) -> None:
@@ -120,11 +125,11 @@ def _resize_linear(part: np.ndarray, out: np.ndarray) -> None:
 
 
 def _mirror(part: np.ndarray, out: np.ndarray) -> None:
-    """Left to right. torch's flip takes a tenth of numpy's time; in pieces, so that it starts no thread."""
-    source, target = _nchw(part.copy() if _needs_copy(part) else part), _nchw(out)
+    """Left to right. torch's flip takes an eighth of numpy's time; in pieces, so that it starts no thread."""
+    source = torch.from_numpy(_own(part))
     rows = max(1, TORCH_SERIAL_ELEMENTS // (out.shape[1] * out.shape[2]))
-    for some, flipped in zip(source.split(rows, dim=2), target.split(rows, dim=2), strict=True):
-        torch.ops.aten.flip.out(some, [3], out=flipped)
+    for top in range(0, len(out), rows):
+        out[top : top + rows] = torch.flip(source[top : top + rows], [1]).numpy()
 
 
 def _nchw(pixels: np.ndarray) -> Tensor:
