@@ -39,9 +39,8 @@ class Row:
 
 def show(title: str, unit: str, rows: list[Row]) -> None:
     """Prints a Markdown table: the medians, the median of the ratios and the goal."""
-    print(
-        f"\n### {title}\n\n| what | ours, {unit} | peer, {unit} | ours / peer | goal |\n| --- | ---: | ---: | ---: | --- |"
-    )
+    print(f"\n### {title}\n\n| what | ours, {unit} | peer, {unit} | ours / peer | goal |")
+    print("| --- | ---: | ---: | ---: | --- |")
     for row in rows:
         ours, peer = statistics.median(row.ours), statistics.median(row.peer)
         print(f"| {row.what} | {ours:.4g} | {peer:.4g} | {ratio(row.ours, row.peer):.2f} | {row.goal} |", flush=True)

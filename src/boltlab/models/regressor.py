@@ -41,15 +41,10 @@ class Regressor(Task):
         compile: bool = False,
         channels_last: bool = False,
     ) -> None:
-        metrics = {split: self._metrics(split) for split in ("train", "val", "test")}
-        super().__init__(net, optimizer, scheduler, metrics, l1, decay_norms_and_biases, compile, channels_last)
-
-    @staticmethod
-    def _metrics(split: str) -> dict[str, Metric]:
-        metrics: dict[str, Metric] = {"mse": MeanSquaredError()}
-        if split != "train":
-            metrics |= {"mae": MeanAbsoluteError(), "r2": ExactR2()}
-        return metrics
+        metrics: dict[str, dict[str, Metric]] = {
+            split: {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()} for split in ("val", "test")
+        }
+        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases, compile, channels_last)
 
     @staticmethod
     def logged_metrics(arguments: dict[str, Any]) -> set[str]:
@@ -65,3 +60,7 @@ class Regressor(Task):
         if output.shape != target.shape:  # broadcasting would train a wrong model in silence
             raise ValueError(f"net gives {tuple(output.shape)} for targets {tuple(target.shape)}; both must be [B]")
         return F.mse_loss(output, target.to(output.dtype)), len(target)
+
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """Sum of the squared errors."""
+        return (output - target).square().sum()

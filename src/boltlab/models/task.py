@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from boltlab.callbacks.overhead import spare
 from boltlab.models.schedulers import Schedule
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -52,8 +53,42 @@ class MeanLoss(Metric):
         return self.total / self.weight
 
 
+class EpochMeans(Metric):
+    """Means over a training epoch: of the loss, weighted as in `MeanLoss`, and of one more value of each sample.
+
+    The sums stay on the device. `add` goes past what torchmetrics does around each `update`, which costs more than a
+    small net's step; everything else (processes, state dict, precision) is torchmetrics'.
+    """
+
+    update_called = True  # known to nobody if `add` is not counted
+    loss: Tensor
+    weight: Tensor
+    value: Tensor
+    samples: Tensor
+
+    def __init__(self, name: str) -> None:
+        super().__init__(compute_with_cache=False)
+        self.name = name
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
+        for state in ("loss", "weight", "value", "samples"):
+            self.add_state(state, torch.zeros((), dtype=dtype), dist_reduce_fx="sum", persistent=True)
+
+    def add(self, loss: Tensor, weight: Tensor | int, value: Tensor, samples: int) -> None:
+        """`loss`: the batch's mean, which stands for `weight`; `value`: the batch's sum over `samples` samples."""
+        self.loss.add_(loss * weight)
+        self.weight.add_(weight)
+        self.value.add_(value)
+        self.samples.add_(samples)
+
+    update = add
+
+    def compute(self) -> dict[str, Tensor]:
+        means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
+        return {name: mean.float() for name, mean in means.items()}
+
+
 class Task(L.LightningModule):
-    """Base of the Lightning modules: a subclass brings its metrics, `criterion` and `predict`.
+    """Base of the Lightning modules: a subclass brings its metrics, `criterion`, `train_value` and `predict`.
 
     Epoch values come from the metric objects alone, which sum over samples and over processes, so that uneven batches
     weigh what they should. They are part of the state dict: a run that goes on in the middle of an epoch loses nothing.
@@ -64,6 +99,7 @@ class Task(L.LightningModule):
         net: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Schedule | None,
+        train_value_name: str,
         metrics: dict[str, dict[str, Metric]],
         l1: float,
         decay_norms_and_biases: bool,
@@ -79,9 +115,16 @@ class Task(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self._sharded = False
-        self.train_metrics = self._collection("train", metrics["train"])
+        self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this one 44 times a step, and torch would look for parameters and modules each time.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
@@ -99,6 +142,10 @@ class Task(L.LightningModule):
         """Mean loss of the batch (0-d) and the weight it has in the epoch's mean."""
         raise NotImplementedError
 
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """Sum over the batch of what is counted in training beside the loss (0-d)."""
+        raise NotImplementedError
+
     def predict(self, output: Tensor) -> Tensor:
         """From the net's output to what a user reads: probabilities or values."""
         return output
@@ -113,36 +160,58 @@ class Task(L.LightningModule):
         output: Tensor = self.net(x)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> dict[str, Tensor]:
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
-        metrics.update(preds=output.detach(), target=target, value=loss.detach(), weight=weight)
-        return loss, output, target
+        metrics.update(preds=output, target=target, value=loss, weight=weight)
+        return {"output": output, "target": target}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss, _, _ = self._step(batch, self.train_metrics)
-        # self.log costs more than a small net's whole forward pass, so it is called only when Lightning will write.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
-            self.log("train_loss_step", loss.detach(), prog_bar=True)
+        loss = self._training_loss(batch)
+        trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        step = trainer.global_step
+        # Of the batches that one optimizer step accumulates, the last one's loss is logged.
+        steps_now = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if every and (step + 1) % every == 0 and steps_now:
+            self._log_loss(loss, step)
+        return self._regularized(loss)
+
+    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The batch's mean loss, counted."""
+        x, target = batch
+        output = self(x)
+        loss, weight = self.criterion(output, target)
+        with torch.no_grad():
+            self.train_metrics.add(loss, weight, self.train_value(output, target), len(target))
+        return loss
+
+    def _log_loss(self, loss: Tensor, step: int) -> None:
+        # self.log costs several times a small net's step, and keeps on costing in the steps without it.
+        trainer = self.trainer
+        detached = loss.detach()
+        for shown in (trainer.callback_metrics, trainer.progress_bar_metrics):
+            shown["train_loss_step"] = detached  # type: ignore[assignment]
+        value = detached.item()
+        for logger in trainer.loggers:
+            logger.log_metrics({"epoch": trainer.current_epoch, "train_loss_step": value}, step=step)
+
+    def _regularized(self, loss: Tensor) -> Tensor:
         if self.l1:
             loss = loss + self.l1 * sum(p.abs().sum() for _, p, decays in decayed_parameters(self.net) if decays)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        _, output, target = self._step(batch, self.val_metrics)
-        return {"output": output, "target": target}
+        return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        _, output, target = self._step(batch, self.test_metrics)
-        return {"output": output, "target": target}
+        return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], batch_idx: int = 0) -> Tensor:
         x = batch if isinstance(batch, Tensor) else batch[0]
         return self.predict(self(x))
 
-    def _log_epoch(self, metrics: MetricCollection) -> None:
+    def _log_epoch(self, metrics: MetricCollection | EpochMeans) -> None:
         # compute() has already joined the processes, uneven shards included; the mean over processes that sync_dist
         # takes is then a mean of equal numbers, and only keeps Lightning from warning.
         self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
@@ -174,6 +243,7 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        spare(self.trainer, self)
         # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
         # needed. (Where a run is resumed, set trainer.ckpt_path: an argument of trainer.fit is not known yet here.)
         if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
@@ -190,7 +260,7 @@ class Task(L.LightningModule):
             {"params": [(name, p) for name, p, decays in named if not (decays or everywhere)], "weight_decay": 0.0},
         ]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        if self.scheduler is None:
+        if self.scheduler is None or not self.scheduler.changes:
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
