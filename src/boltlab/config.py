@@ -39,6 +39,7 @@ class Train:
     precision: Precision | Literal[16, 32, 64]
     compile: bool
     channels_last: bool
+    steps_per_execution: Annotated[int, Ge(1)]
     name: str | None
     tags: list[str]
     log_dir: str

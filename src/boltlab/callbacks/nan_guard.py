@@ -44,7 +44,10 @@ class NaNGuard(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
+        if isinstance(outputs, Mapping) and "step_losses" in outputs:  # of several steps, see steps_per_execution
+            epoch = trainer.current_epoch
+            self._pending += [(loss, step, epoch, batch) for loss, step, batch in outputs["step_losses"]]
+        elif isinstance(loss, Tensor):
             self._pending.append((loss.detach(), trainer.global_step, trainer.current_epoch, batch_idx))
         self._since += 1
         if self._since >= self._stride:

@@ -184,6 +184,9 @@ class DataModule(LightningDataModule):
 
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
+    batches_per_fetch: int = field(
+        init=False, default=1
+    )  # training batches that a loader's item holds, one after another
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -238,8 +241,15 @@ class DataModule(LightningDataModule):
             world_size,
             shuffle=getattr(self.trainer, "overfit_batches", 0) == 0,
             labels=dataset.labels if self.sampler == "balanced" else None,
+            batches_per_fetch=self.batches_per_fetch,
         )
         return self._loader("train", sampler, augment=True)
+
+    def num_train_batches(self) -> int:
+        """Training batches of an epoch on each process, however many of them are fetched at once."""
+        rank, world_size = self._rank_and_world_size()
+        size = self._batch_size_per_process(world_size)
+        return len(TrainSampler(len(self.dataset("train")), size, self.seed, rank, world_size))
 
     def val_dataloader(self) -> Loader:
         return self.dataloader("val")

@@ -35,6 +35,8 @@ def own_random_state() -> Iterator[Callable[[int], object]]:
 class TrainSampler(SequentialSampler):
     """Yields (epoch, indices of one batch of this rank). Lightning calls `set_epoch` before each epoch.
 
+    With `batches_per_fetch` it yields the indices of so many batches at once, of what is left at the end of the epoch.
+
     Every rank makes the same number of steps: with several ranks the few samples (fewer than there are ranks) that do
     not divide are left out, others in each epoch. The last batch is smaller; one that would hold a single sample is
     left out, for batch normalization cannot train on it.
@@ -53,12 +55,14 @@ class TrainSampler(SequentialSampler):
         world_size: int = 1,
         shuffle: bool = True,
         labels: Tensor | None = None,
+        batches_per_fetch: int = 1,
     ) -> None:
         self.per_rank = size // world_size
         if self.per_rank == 0:
             raise DataError(f"{size} training samples are too few for {world_size} processes")
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
+        self.fetch_size = batch_size * batches_per_fetch
         self.epoch = 0
         self.by_class = None
         if labels is not None:
@@ -81,11 +85,11 @@ class TrainSampler(SequentialSampler):
         return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
 
     def __len__(self) -> int:
-        return -(-self.per_rank // self.batch_size)
+        return -(-self.per_rank // self.fetch_size)
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
-        for indices in self.order()[self.rank :: self.world_size][: self.per_rank].split(self.batch_size):
+        for indices in self.order()[self.rank :: self.world_size][: self.per_rank].split(self.fetch_size):
             yield epoch, indices
 
 

@@ -1,5 +1,7 @@
 """What every task shares: metrics by split, the optimizer's parameter groups, the schedule, compilation."""
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,6 +116,10 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.compile_net = compile
         self.channels_last = channels_last
+        # More than one optimizer step in each call of `training_step`: see `_several_steps`, and what sets these three.
+        self.steps_per_execution = 1
+        self.accumulated_batches = 1
+        self.batch_size = 0
         self._sharded = False
         self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
@@ -167,7 +173,9 @@ class Task(L.LightningModule):
         metrics.update(preds=output, target=target, value=loss, weight=weight)
         return {"output": output, "target": target}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | dict[str, Any]:
+        if self.steps_per_execution > 1:
+            return self._several_steps(batch, batch_idx)
         loss = self._training_loss(batch)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
@@ -176,6 +184,64 @@ class Task(L.LightningModule):
         if every and (step + 1) % every == 0 and steps_now:
             self._log_loss(loss, step)
         return self._regularized(loss)
+
+    def _several_steps(self, fetched: tuple[Tensor, Tensor], fetch_idx: int) -> dict[str, Any]:
+        """`steps_per_execution` optimizer steps on as many batches, of which `fetched` is the concatenation.
+
+        They are the steps that Lightning would take one by one, to the bit: all but the last are done here, the last
+        is left to Lightning, which counts one step a call; the others are counted into its numbers here.
+        """
+        trainer = self.trainer
+        loop = trainer.fit_loop.epoch_loop
+        progress = loop.automatic_optimization.optim_progress.optimizer.step
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedules = [
+            c.scheduler for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau
+        ]
+        watching = [callback for callback in trainer.callbacks if hasattr(callback, "on_step_start")]  # type: ignore[attr-defined]
+        autocast = torch.is_autocast_enabled(self.device.type)
+        clip, every = trainer.gradient_clip_val, trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+        batches = list(zip(*(part.split(self.batch_size) for part in fetched), strict=True))
+        steps = [batches[i : i + self.accumulated_batches] for i in range(0, len(batches), self.accumulated_batches)]
+        step = trainer.global_step
+        if trainer.max_steps > 0:
+            steps = steps[: trainer.max_steps - step]
+        batch_idx = fetch_idx * self.steps_per_execution * self.accumulated_batches
+        losses: list[tuple[Tensor, int, int]] = []  # with the number of steps done after it, and the batch
+        for left in range(len(steps) - 1, -1, -1):
+            accumulated = steps.pop(0)
+            for callback in watching:
+                callback.on_step_start(trainer, step)
+            optimizer.zero_grad()
+            for following in range(len(accumulated) - 1, -1, -1):
+                loss = self._training_loss(accumulated.pop(0))
+                if not following and every and (step + 1) % every == 0:
+                    self._log_loss(loss, step)
+                loss = self._regularized(loss) / self.accumulated_batches
+                losses.append((loss.detach(), step + (not following), batch_idx))
+                batch_idx += 1
+                if not left and not following:
+                    return {"loss": loss, "step_losses": losses}
+                # Lightning's backward pass and step stand outside of autocast.
+                with torch.autocast(self.device.type, enabled=False) if autocast else contextlib.nullcontext():
+                    self.backward(loss)
+                    if following:
+                        continue
+                    if clip is not None:
+                        self.configure_gradient_clipping(optimizer, clip, trainer.gradient_clip_algorithm)
+                    optimizer.step()
+            for schedule in schedules:
+                schedule.step()
+            progress.increment_ready()
+            progress.increment_completed()
+            loop._batches_that_stepped += 1  # the step that Lightning writes to the loggers
+            step += 1
+        raise AssertionError("a fetch holds at least one batch")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.steps_per_execution == 1:  # else the batches that one step accumulates have left gradients already
+            optimizer.zero_grad()
 
     def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The batch's mean loss, counted."""
@@ -259,11 +325,30 @@ class Task(L.LightningModule):
             {"params": [(name, p) for name, p, decays in named if decays or everywhere]},
             {"params": [(name, p) for name, p, decays in named if not (decays or everywhere)], "weight_decay": 0.0},
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        optimizer = self._build_optimizer([group for group in groups if group["params"]])
         if self.scheduler is None or not self.scheduler.changes:
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if self.steps_per_execution > 1:
+            # What Lightning counts are executions.
+            steps_per_epoch = self.trainer.datamodule.num_train_batches() / self.accumulated_batches  # type: ignore[attr-defined]
         if math.isfinite(steps_per_epoch):
             steps_per_epoch = math.ceil(steps_per_epoch)
+        if self.steps_per_execution > 1:
+            epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+            total_steps = math.inf if epochs is None or epochs < 0 else epochs * steps_per_epoch
+            total_steps = min(total_steps, steps) if steps > 0 else total_steps
         return [optimizer], self.scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]
+
+    def _build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """`fused: null` takes the fused form of a torch optimizer where this one has it on this device and dtype."""
+        arguments = getattr(self.make_optimizer, "keywords", {})
+        open_choice = arguments.get("fused") is None and "fused" in inspect.signature(self.make_optimizer).parameters
+        # Lightning's 16-mixed refuses to clip gradients that a fused optimizer unscales, shards have other kernels, and
+        # the fused AdamW of 16-bit weights overflows where torch's other one does not.
+        refused = any(hasattr(p, "to_local") or p.dtype == torch.float16 for p in self.net.parameters())
+        if open_choice and not refused and self.trainer.precision != "16-mixed":
+            with contextlib.suppress(RuntimeError):  # torch's word for a device or dtype without it
+                return self.make_optimizer(groups, fused=True)
+        return self.make_optimizer(groups)
