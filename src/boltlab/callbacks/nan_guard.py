@@ -27,6 +27,8 @@ class NaNGuard(Callback):
         NonFiniteLoss: on all processes, at the same step.
     """
 
+    several_steps = True  # see steps_per_execution
+
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
         self._stride = 1

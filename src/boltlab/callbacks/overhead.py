@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 # Called once or more a step, and empty where nobody overrides them.
@@ -53,6 +53,14 @@ class FetchClock(Profiler):
 
     def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         return _NOTHING if self.around is None else self.around.profile(action_name)
+
+
+def needs_each_step(kind: Any) -> bool:
+    """Whether a callback class has a hook of the training step and does not say (`several_steps = True`) that it is
+    content with one call for several steps."""
+    if getattr(kind, "several_steps", False) or kind is ModelCheckpoint:  # its options are looked at apart
+        return False
+    return any(getattr(kind, name, None) is not getattr(Callback, name) for name in STEP_HOOKS)
 
 
 def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:

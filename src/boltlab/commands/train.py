@@ -92,8 +92,11 @@ def fit(folder_name: str) -> None:
 
 def make_trainer(config: DictConfig, **arguments: Any) -> Any:
     """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
+    import torch
+
     from boltlab.checkpoint import SafeCheckpointIO
 
+    torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Task
+from boltlab.models.task import Compile, Task
 
 
 class Classifier(Task):
@@ -33,7 +33,7 @@ class Classifier(Task):
         class_weights: Literal["balanced"] | list[float] | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         channels_last: bool = False,
     ) -> None:
         metrics = {split: self._metrics(num_classes) for split in ("val", "test")}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Task
+from boltlab.models.task import Compile, Task
 
 
 class ExactR2(R2Score):
@@ -38,7 +38,7 @@ class Regressor(Task):
         scheduler: Schedule | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         channels_last: bool = False,
     ) -> None:
         metrics: dict[str, dict[str, Metric]] = {

@@ -4,16 +4,20 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich import get_console
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from boltlab.callbacks.overhead import spare
 from boltlab.models.schedulers import Schedule
+
+# Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
+Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -105,7 +109,7 @@ class Task(L.LightningModule):
         metrics: dict[str, dict[str, Metric]],
         l1: float,
         decay_norms_and_biases: bool,
-        compile: bool,
+        compile: Compile,
         channels_last: bool,
     ) -> None:
         super().__init__()
@@ -116,9 +120,7 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.compile_net = compile
         self.channels_last = channels_last
-        # More than one optimizer step in each call of `training_step`: see `_several_steps`, and what sets these three.
-        self.steps_per_execution = 1
-        self.accumulated_batches = 1
+        self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
         self.batch_size = 0
         self._sharded = False
         self.train_metrics = EpochMeans(train_value_name)
@@ -131,6 +133,8 @@ class Task(L.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
+
+    steps_per_execution = 1  # optimizer steps in each call of `training_step`; the train command sets it
 
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
@@ -315,7 +319,31 @@ class Task(L.LightningModule):
         if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
             self.net.load_pretrained()  # type: ignore[operator]
         if self.compile_net:
-            self.net.compile()  # in place: torch.compile(net) would put "_orig_mod." into every checkpoint key
+            # In place: torch.compile(net) would put "_orig_mod." into every checkpoint key.
+            self.net.compile(mode=self._compile_mode())
+
+    def _compile_mode(self) -> str:
+        if isinstance(self.compile_net, str):
+            return self.compile_net
+        graphs = self.device.type == "cuda" and self.trainer.world_size == 1
+        return "reduce-overhead" if graphs else "default"
+
+    def on_train_start(self) -> None:
+        """Says what was chosen: much of it is chosen by itself."""
+        if not self.trainer.is_global_zero:
+            return
+        optimizer = self.trainer.optimizers[0]
+        fused = "fused " if any(group.get("fused") for group in optimizer.param_groups) else ""
+        tf32 = "TF32" if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else ""
+        parts = [
+            f"{self.device}: precision {self.trainer.precision}",
+            "channels_last" if self.channels_last else "contiguous",
+            tf32,
+            f"{fused}{type(optimizer).__name__}",
+            f"compiled ({self._compile_mode()})" if self.compile_net else "not compiled",
+            f"{self.steps_per_execution} steps per execution" if self.steps_per_execution > 1 else "",
+        ]
+        get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         named = list(decayed_parameters(self.net))
