@@ -32,8 +32,8 @@ MISTAKES = {
     # unknown arguments: in the YAML's keys, and behind a plus
     "optimizer.lrr=0.1": (
         "optimizer.lrr=0.1",
-        "optimizer has no 'lrr': did you mean 'lr'? keys: _target_, _partial_, lr, betas, weight_decay; "
-        "another argument of torch.optim.AdamW: +optimizer.lrr=…",
+        "optimizer has no 'lrr': did you mean 'lr'? keys: _target_, _partial_, lr, betas, weight_decay, "
+        "fused; another argument of torch.optim.AdamW: +optimizer.lrr=…",
     ),
     "+optimizer.esp=0.1": (
         "optimizer.esp=0.1",

@@ -25,17 +25,17 @@ class LRMonitor(Callback):
     def on_train_batch_start(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
     ) -> None:
-        self.on_step_start(trainer, trainer.global_step)
-
-    def on_step_start(self, trainer: "pl.Trainer", step: int) -> None:
-        """Before every optimizer step: with `steps_per_execution` Lightning's hooks are called once in several."""
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (step + 1) % every or step == self._logged_step:  # accumulated batches share a step
             return
         self._logged_step = step
-        rates = learning_rates(trainer)
+        rates = self.step_metrics(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **rates}, step=step)
+
+    def step_metrics(self, trainer: "pl.Trainer") -> dict[str, float]:
+        """Our tasks log it together with their loss, and leave out the hook above."""
+        return learning_rates(trainer)
 
 
 def learning_rates(trainer: "pl.Trainer") -> dict[str, float]:

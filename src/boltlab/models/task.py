@@ -62,8 +62,9 @@ class MeanLoss(Metric):
 class EpochMeans(Metric):
     """Means over a training epoch: of the loss, weighted as in `MeanLoss`, and of one more value of each sample.
 
-    The sums stay on the device. `add` goes past what torchmetrics does around each `update`, which costs more than a
-    small net's step; everything else (processes, state dict, precision) is torchmetrics'.
+    A step only keeps what it has computed, on its device; the sums are made of many steps together, for each operation
+    costs as much as a hundredth of a small net's step. `add` goes past what torchmetrics does around each `update`;
+    everything else (processes, state dict, precision) is torchmetrics'.
     """
 
     update_called = True  # known to nobody if `add` is not counted
@@ -72,21 +73,51 @@ class EpochMeans(Metric):
     value: Tensor
     samples: Tensor
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, steps_together: int = 64) -> None:
         super().__init__(compute_with_cache=False)
         self.name = name
+        self.steps_together = steps_together
+        self._steps: list[tuple[Tensor, Tensor | int, Tensor, int]] = []
         dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
         for state in ("loss", "weight", "value", "samples"):
             self.add_state(state, torch.zeros((), dtype=dtype), dist_reduce_fx="sum", persistent=True)
 
     def add(self, loss: Tensor, weight: Tensor | int, value: Tensor, samples: int) -> None:
         """`loss`: the batch's mean, which stands for `weight`; `value`: the batch's sum over `samples` samples."""
-        self.loss.add_(loss * weight)
-        self.weight.add_(weight)
-        self.value.add_(value)
-        self.samples.add_(samples)
+        self._steps.append((loss, weight, value, samples))
+        if len(self._steps) >= self.steps_together:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        steps, self._steps = self._steps, []
+        # Batches of one size are summed as they are: a list of sizes would have to be brought to the device.
+        by_size: dict[int, list[Tensor]] = {}
+        for loss, weight, _, _ in steps:
+            if isinstance(weight, Tensor):
+                self.loss.add_(loss * weight)
+                self.weight.add_(weight)
+            else:
+                by_size.setdefault(weight, []).append(loss)
+        for size, losses in by_size.items():
+            self.loss.add_(torch.stack(losses).sum(dtype=self.loss.dtype), alpha=size)
+            self.weight.add_(size * len(losses))
+        if steps:
+            self.value.add_(torch.stack([value for _, _, value, _ in steps]).sum(dtype=self.value.dtype))
+            self.samples.add_(sum(samples for *_, samples in steps))
 
     update = add
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        self._sum_up()
+        super().sync(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._sum_up()
+        return super().state_dict(*args, **kwargs)
+
+    def reset(self) -> None:
+        self._steps = []
+        super().reset()
 
     def compute(self) -> dict[str, Tensor]:
         means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
@@ -120,6 +151,7 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.compile_net = compile
         self.channels_last = channels_last
+        self._logging: list[Any] = []
         self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
         self.batch_size = 0
         self._sharded = False
@@ -189,6 +221,9 @@ class Task(L.LightningModule):
             self._log_loss(loss, step)
         return self._regularized(loss)
 
+    # Lightning asks for the arguments of `training_step` at each step; so they need not be found anew.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
     def _several_steps(self, fetched: tuple[Tensor, Tensor], fetch_idx: int) -> dict[str, Any]:
         """`steps_per_execution` optimizer steps on as many batches, of which `fetched` is the concatenation.
 
@@ -202,27 +237,30 @@ class Task(L.LightningModule):
         schedules = [
             c.scheduler for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau
         ]
-        watching = [callback for callback in trainer.callbacks if hasattr(callback, "on_step_start")]  # type: ignore[attr-defined]
         autocast = torch.is_autocast_enabled(self.device.type)
         clip, every = trainer.gradient_clip_val, trainer.log_every_n_steps  # type: ignore[attr-defined]
 
         batches = list(zip(*(part.split(self.batch_size) for part in fetched), strict=True))
         steps = [batches[i : i + self.accumulated_batches] for i in range(0, len(batches), self.accumulated_batches)]
         step = trainer.global_step
-        if trainer.max_steps > 0:
+        if 0 < trainer.max_steps < step + len(steps):
             steps = steps[: trainer.max_steps - step]
+            # The training ends inside of this epoch, also where this fetch is its last: nothing of its end is due.
+            trainer.fit_loop.max_batches += 1
+            trainer.val_check_batch = trainer.fit_loop.max_batches
+            loop.batch_progress.is_last_batch = False
         batch_idx = fetch_idx * self.steps_per_execution * self.accumulated_batches
         losses: list[tuple[Tensor, int, int]] = []  # with the number of steps done after it, and the batch
         for left in range(len(steps) - 1, -1, -1):
             accumulated = steps.pop(0)
-            for callback in watching:
-                callback.on_step_start(trainer, step)
             optimizer.zero_grad()
             for following in range(len(accumulated) - 1, -1, -1):
                 loss = self._training_loss(accumulated.pop(0))
                 if not following and every and (step + 1) % every == 0:
                     self._log_loss(loss, step)
-                loss = self._regularized(loss) / self.accumulated_batches
+                loss = self._regularized(loss)
+                if self.accumulated_batches > 1:
+                    loss = loss / self.accumulated_batches
                 losses.append((loss.detach(), step + (not following), batch_idx))
                 batch_idx += 1
                 if not left and not following:
@@ -252,8 +290,8 @@ class Task(L.LightningModule):
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
-        with torch.no_grad():
-            self.train_metrics.add(loss, weight, self.train_value(output, target), len(target))
+        value = self.train_value(output.detach(), target)
+        self.train_metrics.add(loss.detach(), weight, value, target.size(0))
         return loss
 
     def _log_loss(self, loss: Tensor, step: int) -> None:
@@ -262,9 +300,11 @@ class Task(L.LightningModule):
         detached = loss.detach()
         for shown in (trainer.callback_metrics, trainer.progress_bar_metrics):
             shown["train_loss_step"] = detached  # type: ignore[assignment]
-        value = detached.item()
+        values = {"epoch": trainer.current_epoch, "train_loss_step": detached.item()}
+        for callback in self._logging:  # one row for all that is known of a step
+            values |= callback.step_metrics(trainer)
         for logger in trainer.loggers:
-            logger.log_metrics({"epoch": trainer.current_epoch, "train_loss_step": value}, step=step)
+            logger.log_metrics(values, step=step)
 
     def _regularized(self, loss: Tensor) -> Tensor:
         if self.l1:
@@ -313,6 +353,11 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        self._logging = [c for c in self.trainer.callbacks if hasattr(c, "step_metrics")]  # type: ignore[attr-defined]
+        for callback in self._logging:
+            callback.on_train_batch_start = None  # it has nothing left to do there
+        if self.trainer.gradient_clip_val is None and "configure_gradient_clipping" not in vars(type(self)):
+            self.configure_gradient_clipping = None  # type: ignore[assignment]  # as `spare` does it
         spare(self.trainer, self)
         # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
         # needed. (Where a run is resumed, set trainer.ckpt_path: an argument of trainer.fit is not known yet here.)
