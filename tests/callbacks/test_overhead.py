@@ -39,14 +39,8 @@ class Fetches(pl.LightningDataModule):
 
 
 def fit(run_dir, at, *overrides, device="cpu"):
-    quiet = [
-        "experiment=mnist_mlp",
-        "logger=csv",
-        "test=false",
-        "trainer.max_epochs=1",
-        "precision=32",
-        "trainer.limit_val_batches=0",
-    ]
+    quiet = ["experiment=mnist_mlp", "logger=csv", "test=false", "trainer.max_epochs=1", "precision=32"]
+    quiet += ["trainer.limit_val_batches=0", "monitor=train_loss", "mode=min"]
     config = compose("train", [*quiet, *overrides]).config
     config.run_dir = str(run_dir)
     make_train_trainer(config).fit(build(config, "model"), datamodule=Fetches(at, device))
@@ -90,7 +84,8 @@ def test_values_are_read_once_a_step_on_a_cpu_and_only_by_the_guard(run_dir):
 
     fit(run_dir, at, "trainer.accelerator=cpu", "~callbacks.nan_guard")
     assert Count.reads == 3  # the rows of metrics.csv, every ten steps
-    fit(run_dir, at, "trainer.accelerator=cpu")
+    Count.reads = 0
+    fit(run_dir / "guarded", at, "trainer.accelerator=cpu")
     assert Count.reads == 3 + 30
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from boltlab.models.classifier import Classifier
 from boltlab.models.schedulers import Constant, Cosine
-from boltlab.models.task import decayed_parameters
+from boltlab.models.task import EpochMeans, decayed_parameters
 
 SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
 
@@ -194,3 +194,34 @@ def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer
     again.fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y))
     assert again.global_step == 10
     assert Net.fetched == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "precision", "fused"),
+    [
+        (partial(torch.optim.AdamW, fused=None), torch.float32, "32-true", True),
+        (partial(torch.optim.SGD, lr=0.1), torch.float32, "bf16-mixed", True),
+        (partial(torch.optim.AdamW, fused=False), torch.float32, "32-true", False),
+        (partial(torch.optim.AdamW, fused=None), torch.float16, "32-true", None),
+        (partial(torch.optim.AdamW, fused=None), torch.float32, "16-mixed", None),
+        (partial(torch.optim.AdamW, foreach=True), torch.float32, "32-true", None),
+        (torch.optim.RMSprop, torch.float32, "32-true", None),  # has no such form
+    ],
+)
+def test_an_optimizer_is_fused_where_it_can_be(optimizer, dtype, precision, fused, monkeypatch):
+    model = Classifier(nn.Linear(4, 3).to(dtype), optimizer, 3)
+    model._trainer = type("Settings", (), {"precision": precision, "barebones": False})()
+    assert model.configure_optimizers().param_groups[0].get("fused") is fused
+
+
+def test_the_training_means_are_those_of_all_batches():
+    means = EpochMeans("acc", steps_together=3)
+    batches = [(0.5, 8, 4, 8), (1.5, 8, 5, 8), (2.0, 8, 6, 8), (4.0, 3, 1, 3), (1.0, torch.tensor(2.5), 2, 3)]
+    for loss, weight, value, count in batches:
+        means.add(torch.tensor(loss), weight, torch.arange(count) < value)
+    expected = {"train_loss": (4 * 8 + 4 * 3 + 2.5) / (3 * 8 + 3 + 2.5), "train_acc": 18 / 30}
+    assert means.state_dict()["samples"] == 30
+    assert {name: mean.item() for name, mean in means.compute().items()} == pytest.approx(expected)
+    means.reset()
+    means.add(torch.tensor(1.0), 2, torch.tensor([True, False]))
+    assert means.compute()["train_loss"] == 1

@@ -97,8 +97,8 @@ class Classifier(Task):
         return loss, len(target) if weights is None else weights[target].sum()
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
-        """Number of samples that are classified rightly."""
-        return (output.argmax(dim=1) == target).sum()
+        """Whether the sample is classified rightly."""
+        return output.argmax(dim=1) == target
 
     def predict(self, output: Tensor) -> Tensor:
         """Probabilities [B, num_classes]."""

@@ -77,14 +77,14 @@ class EpochMeans(Metric):
         super().__init__(compute_with_cache=False)
         self.name = name
         self.steps_together = steps_together
-        self._steps: list[tuple[Tensor, Tensor | int, Tensor, int]] = []
+        self._steps: list[tuple[Tensor, Tensor | int, Tensor]] = []
         dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
         for state in ("loss", "weight", "value", "samples"):
             self.add_state(state, torch.zeros((), dtype=dtype), dist_reduce_fx="sum", persistent=True)
 
-    def add(self, loss: Tensor, weight: Tensor | int, value: Tensor, samples: int) -> None:
-        """`loss`: the batch's mean, which stands for `weight`; `value`: the batch's sum over `samples` samples."""
-        self._steps.append((loss, weight, value, samples))
+    def add(self, loss: Tensor, weight: Tensor | int, values: Tensor) -> None:
+        """`loss`: the batch's mean, which stands for `weight`; `values` [B] of its samples."""
+        self._steps.append((loss, weight, values))
         if len(self._steps) >= self.steps_together:
             self._sum_up()
 
@@ -92,7 +92,7 @@ class EpochMeans(Metric):
         steps, self._steps = self._steps, []
         # Batches of one size are summed as they are: a list of sizes would have to be brought to the device.
         by_size: dict[int, list[Tensor]] = {}
-        for loss, weight, _, _ in steps:
+        for loss, weight, _ in steps:
             if isinstance(weight, Tensor):
                 self.loss.add_(loss * weight)
                 self.weight.add_(weight)
@@ -102,8 +102,9 @@ class EpochMeans(Metric):
             self.loss.add_(torch.stack(losses).sum(dtype=self.loss.dtype), alpha=size)
             self.weight.add_(size * len(losses))
         if steps:
-            self.value.add_(torch.stack([value for _, _, value, _ in steps]).sum(dtype=self.value.dtype))
-            self.samples.add_(sum(samples for *_, samples in steps))
+            values = torch.cat([values for *_, values in steps])
+            self.value.add_(values.sum(dtype=self.value.dtype))
+            self.samples.add_(len(values))
 
     update = add
 
@@ -185,7 +186,7 @@ class Task(L.LightningModule):
         raise NotImplementedError
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
-        """Sum over the batch of what is counted in training beside the loss (0-d)."""
+        """What is counted in training beside the loss, of each sample [B]."""
         raise NotImplementedError
 
     def predict(self, output: Tensor) -> Tensor:
@@ -290,8 +291,7 @@ class Task(L.LightningModule):
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
-        value = self.train_value(output.detach(), target)
-        self.train_metrics.add(loss.detach(), weight, value, target.size(0))
+        self.train_metrics.add(loss.detach(), weight, self.train_value(output.detach(), target))
         return loss
 
     def _log_loss(self, loss: Tensor, step: int) -> None:
@@ -417,7 +417,8 @@ class Task(L.LightningModule):
     def _build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         """`fused: null` takes the fused form of a torch optimizer where this one has it on this device and dtype."""
         arguments = getattr(self.make_optimizer, "keywords", {})
-        open_choice = arguments.get("fused") is None and "fused" in inspect.signature(self.make_optimizer).parameters
+        open_choice = "fused" in inspect.signature(self.make_optimizer).parameters
+        open_choice &= arguments.get("fused") is None and not arguments.get("foreach")
         # Lightning's 16-mixed refuses to clip gradients that a fused optimizer unscales, shards have other kernels, and
         # the fused AdamW of 16-bit weights overflows where torch's other one does not.
         refused = any(hasattr(p, "to_local") or p.dtype == torch.float16 for p in self.net.parameters())
