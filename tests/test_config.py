@@ -11,8 +11,8 @@ from boltlab.check import ConfigError, type_problem
 from boltlab.config import CONFIG_DIR, compose, edit
 
 ROOT_KEYS = (
-    "seed, monitor, mode, test, precision, compile, channels_last, name, tags, log_dir, data_dir, run_dir, "
-    "augment, data, optimizer, scheduler, model, trainer, callbacks, logger"
+    "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, steps_per_execution, "
+    "name, tags, log_dir, data_dir, run_dir, augment, data, optimizer, scheduler, model, trainer, callbacks, logger"
 )
 ADAMW = "params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused"
 SCHEDULES = "constant, cosine, exponential, multistep, one_cycle, plateau, step"
@@ -32,8 +32,8 @@ MISTAKES = {
     # unknown arguments: in the YAML's keys, and behind a plus
     "optimizer.lrr=0.1": (
         "optimizer.lrr=0.1",
-        "optimizer has no 'lrr': did you mean 'lr'? keys: _target_, _partial_, lr, betas, weight_decay; "
-        "another argument of torch.optim.AdamW: +optimizer.lrr=…",
+        "optimizer has no 'lrr': did you mean 'lr'? keys: _target_, _partial_, lr, betas, weight_decay, "
+        "fused; another argument of torch.optim.AdamW: +optimizer.lrr=…",
     ),
     "+optimizer.esp=0.1": (
         "optimizer.esp=0.1",

@@ -214,6 +214,8 @@ class Checker:
                 what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
                 self.add(f"trainer.{key}", f"{key} {what}")
         self._needs_a_checkpoint()
+        if self.config.get("steps_per_execution", 1) > 1:
+            self._several_steps()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
             processes = process_count(self.config)
@@ -223,6 +225,38 @@ class Checker:
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
+
+    def _several_steps(self) -> None:
+        """What `steps_per_execution` above 1 cannot be combined with: each step would have to be seen from outside."""
+        from boltlab.callbacks.overhead import needs_each_step
+
+        one = "steps_per_execution=1"
+        trainer = self.config.trainer
+        if process_count(self.config) > 1 or trainer.get("strategy", "auto") != "auto":
+            self.add("steps_per_execution", f"runs in one process: trainer=default trainer.devices=1, or {one}")
+        if str(trainer.get("precision", "32")) not in ("32", "32-true", "bf16-mixed"):
+            message = f"with steps_per_execution, take precision=32 or bf16-mixed, or {one}"
+            self.add(f"precision={trainer.precision}", message)
+        whole = {"val_check_interval": (None, 1.0), "limit_train_batches": (None, 1.0), "overfit_batches": (0, None)}
+        for key, allowed in (whole | {"fast_dev_run": (False, None)}).items():
+            value = trainer.get(key)
+            if value not in allowed or (value is not False and isinstance(value, int) and value == 1):
+                message = f"counts batches, which steps_per_execution takes several at a time: {key}=null, or {one}"
+                self.add(f"trainer.{key}={_show(value)}", message)
+        if (self.config.data.get("max_bad_files") or 0) > 0:
+            message = f"would shift the batches of steps_per_execution: 0, or {one}"
+            self.add(f"data.max_bad_files={self.config.data.max_bad_files}", message)
+        for path, target, arguments in self.calls:
+            if path == "model" and not hasattr(target, "steps_per_execution"):
+                self.add("steps_per_execution", f"{target.__name__} has no such thing: {one}")
+            if not path.startswith("callbacks."):
+                continue
+            for key in ("every_n_train_steps", "train_time_interval", "save_on_exception"):
+                if arguments.get(key):
+                    message = f"saves between the steps of one execution: {key}=null, or {one}"
+                    self.add(f"{path}.{key}={_show(arguments[key])}", message)
+            if needs_each_step(target):
+                self.add(path, f"{target.__name__} looks at every step: '~{path}', or {one}")
 
     def _needs_a_checkpoint(self) -> None:
         trainer = self.config.get("trainer")

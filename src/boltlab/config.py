@@ -18,6 +18,7 @@ from annotated_types import Ge, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab import machine
 from boltlab.check import Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
@@ -37,8 +38,10 @@ class Train:
     mode: Literal["min", "max"]
     test: bool
     precision: Precision | Literal[16, 32, 64]
-    compile: bool
-    channels_last: bool
+    channels_last: bool | Literal["auto"]
+    float32_matmul_precision: Literal["auto", "highest", "high", "medium"]
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+    steps_per_execution: Annotated[int, Ge(1)]
     name: str | None
     tags: list[str]
     log_dir: str
@@ -429,30 +432,18 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
     checker.roots(ROOTS[verb].__dataclass_fields__)
     if verb == "eval":  # its callbacks refer to the config of the run: they are checked when they are laid over it
         return checker.found
-    if "precision" not in checker.unknown_roots and config.get("precision") == "auto":
-        config.precision = resolve_precision(config)
+    open_keys = machine.placeholders(config)
     checker.groups()
     if config.get("data") is not None and not checker.found:
         checker.discover()
     checker.walk(config, "")
     if not checker.found:
+        machine.resolve(config, open_keys)
         checker.together()
     return checker.found
 
 
 # ---------------------------------------------------------------- building
-
-
-def resolve_precision(config: DictConfig) -> str:
-    """`precision=auto` as this machine does it best: bf16-mixed where the accelerator has it, else 32-bit."""
-    if config.precision != "auto":
-        return str(config.precision)
-    import torch
-
-    wants_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    if wants_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16-mixed"
-    return "32"
 
 
 def build(config: Any, key: str, **objects: Any) -> Any:

@@ -4,11 +4,12 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from boltlab.models.classifier import Classifier
 from boltlab.models.schedulers import Constant, Cosine
-from boltlab.models.task import decayed_parameters
+from boltlab.models.task import EpochMeans, decayed_parameters
 
 SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
 
@@ -75,14 +76,27 @@ def test_l1_is_trained_but_not_logged(trainer, data):
     assert losses["trained"] == pytest.approx(logged + 0.1 * size, abs=1e-5)
 
 
-def test_training_logs_only_on_the_steps_that_are_written(trainer, data, monkeypatch):
-    x, y = samples()
+class Kept(DummyLogger):
+    """Keeps what is logged: (step, names)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, *sorted(metrics)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_logs_only_on_the_steps_that_are_written(trainer, data, accumulate):
+    x, y = samples()  # five batches: five optimizer steps an epoch, or three
     model = Classifier(nn.Linear(4, 3), SGD, 3)
-    logged = []
-    monkeypatch.setattr(model, "log", lambda name, *_, **__: logged.append((name, model.global_step)))
-    trainer(max_epochs=2, log_every_n_steps=4, limit_val_batches=0).fit(model, datamodule=data(x, y))
-    epochs = [(name, step) for step in (5, 10) for name in ("train_loss", "train_acc")]
-    assert sorted(logged) == sorted([("train_loss_step", 3), ("train_loss_step", 7), *epochs])
+    logger = Kept()
+    settings = {"log_every_n_steps": 3, "accumulate_grad_batches": accumulate, "logger": logger}
+    trainer(max_epochs=2, limit_val_batches=0, **settings).fit(model, datamodule=data(x, y))
+    steps = [(step, "epoch", "train_loss_step") for step in ((2, 5, 8) if accumulate == 1 else (2, 5))]
+    epochs = [(step, "epoch", "train_acc", "train_loss") for step in ((4, 9) if accumulate == 1 else (2, 5))]
+    assert sorted(logger.rows) == sorted(steps + epochs)
 
 
 def test_schedule_counts_optimizer_steps_of_accumulated_batches(trainer, data):
@@ -159,9 +173,7 @@ def test_metric_states_are_saved_and_a_started_epoch_goes_on(trainer, data):
     trainer(callbacks=[Stop()]).fit(model, datamodule=data(x, y))
     fresh = Classifier(nn.Linear(4, 3), SGD, 3)
     fresh.load_state_dict(saved)
-    assert fresh.train_metrics["loss"].weight.item() == 24  # three batches of eight
-    seen = fresh.train_metrics["acc"]
-    assert (seen.tp + seen.fn).item() == 24
+    assert fresh.train_metrics.weight.item() == fresh.train_metrics.samples.item() == 24  # three batches of eight
 
 
 def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer, data, tmp_path):
@@ -182,3 +194,34 @@ def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer
     again.fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y))
     assert again.global_step == 10
     assert Net.fetched == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "precision", "fused"),
+    [
+        (partial(torch.optim.AdamW, fused=None), torch.float32, "32-true", True),
+        (partial(torch.optim.SGD, lr=0.1), torch.float32, "bf16-mixed", True),
+        (partial(torch.optim.AdamW, fused=False), torch.float32, "32-true", False),
+        (partial(torch.optim.AdamW, fused=None), torch.float16, "32-true", None),
+        (partial(torch.optim.AdamW, fused=None), torch.float32, "16-mixed", None),
+        (partial(torch.optim.AdamW, foreach=True), torch.float32, "32-true", None),
+        (torch.optim.RMSprop, torch.float32, "32-true", None),  # has no such form
+    ],
+)
+def test_an_optimizer_is_fused_where_it_can_be(optimizer, dtype, precision, fused, monkeypatch):
+    model = Classifier(nn.Linear(4, 3).to(dtype), optimizer, 3)
+    model._trainer = type("Settings", (), {"precision": precision, "barebones": False})()
+    assert model.configure_optimizers().param_groups[0].get("fused") is fused
+
+
+def test_the_training_means_are_those_of_all_batches():
+    means = EpochMeans("acc", steps_together=3)
+    batches = [(0.5, 8, 4, 8), (1.5, 8, 5, 8), (2.0, 8, 6, 8), (4.0, 3, 1, 3), (1.0, torch.tensor(2.5), 2, 3)]
+    for loss, weight, value, count in batches:
+        means.add(torch.tensor(loss), weight, torch.arange(count) < value)
+    expected = {"train_loss": (4 * 8 + 4 * 3 + 2.5) / (3 * 8 + 3 + 2.5), "train_acc": 18 / 30}
+    assert means.state_dict()["samples"] == 30
+    assert {name: mean.item() for name, mean in means.compute().items()} == pytest.approx(expected)
+    means.reset()
+    means.add(torch.tensor(1.0), 2, torch.tensor([True, False]))
+    assert means.compute()["train_loss"] == 1

@@ -14,6 +14,8 @@ class LRMonitor(Callback):
     Lightning's LearningRateMonitor needs a schedule and a logger; this one works without either.
     """
 
+    several_steps = True  # see steps_per_execution
+
     def __init__(self) -> None:
         self._logged_step = -1
 
@@ -27,9 +29,13 @@ class LRMonitor(Callback):
         if not every or (step + 1) % every or step == self._logged_step:  # accumulated batches share a step
             return
         self._logged_step = step
-        rates = learning_rates(trainer)
+        rates = self.step_metrics(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **rates}, step=step)
+
+    def step_metrics(self, trainer: "pl.Trainer") -> dict[str, float]:
+        """Our tasks log it together with their loss, and leave out the hook above."""
+        return learning_rates(trainer)
 
 
 def learning_rates(trainer: "pl.Trainer") -> dict[str, float]:

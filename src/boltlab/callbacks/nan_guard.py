@@ -27,6 +27,8 @@ class NaNGuard(Callback):
         NonFiniteLoss: on all processes, at the same step.
     """
 
+    several_steps = True  # see steps_per_execution
+
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
         self._stride = 1
@@ -44,7 +46,10 @@ class NaNGuard(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
+        if isinstance(outputs, Mapping) and "step_losses" in outputs:  # of several steps, see steps_per_execution
+            epoch = trainer.current_epoch
+            self._pending += [(loss, step, epoch, batch) for loss, step, batch in outputs["step_losses"]]
+        elif isinstance(loss, Tensor):
             self._pending.append((loss.detach(), trainer.global_step, trainer.current_epoch, batch_idx))
         self._since += 1
         if self._since >= self._stride:

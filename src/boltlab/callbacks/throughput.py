@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-FETCH = "[_TrainingEpochLoop].train_dataloader_next"
+from boltlab.callbacks.overhead import FetchClock
 
 
 class Throughput(Callback):
@@ -20,14 +20,20 @@ class Throughput(Callback):
     of the wait costs nothing, so a small share is good and a large one is worth a look.
     """
 
+    several_steps = True  # see steps_per_execution
+
     def __init__(self) -> None:
         self.samples = 0
         self.steps = 0
         self.seconds = 0.0
-        self.wait_seconds = 0.0
+        self._clock = FetchClock()
+        self._waited_before = 0.0  # what the clock had counted when the fit began
         self._epoch_start = (0, 0.0, 0.0)
         self._mark: float | None = None  # since when the running step counts
-        self._fetch_start = 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        return self._clock.wait_seconds - self._waited_before
 
     @property
     def samples_per_second(self) -> float:
@@ -44,25 +50,12 @@ class Throughput(Callback):
         return (self.samples - samples) / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self.samples, self.steps, self.seconds, self.wait_seconds = 0, 0, 0.0, 0.0
+        self.samples, self.steps, self.seconds = 0, 0, 0.0
         self._mark = None
-        # The loop tells the profiler, whichever it is, when it fetches a batch: nothing else sees the wait alone.
-        profiler: Any = trainer.profiler  # type: ignore[attr-defined]
-        start, stop = profiler.start, profiler.stop
-
-        def timed_start(action_name: str) -> None:
-            if action_name == FETCH:
-                self._fetch_start = time.perf_counter()
-                if self._mark is None:
-                    self._mark = self._fetch_start
-            start(action_name)
-
-        def timed_stop(action_name: str) -> None:
-            stop(action_name)
-            if action_name == FETCH:
-                self.wait_seconds += time.perf_counter() - self._fetch_start
-
-        profiler.start, profiler.stop = timed_start, timed_stop
+        profiler = trainer.profiler  # type: ignore[attr-defined]
+        self._clock = profiler if isinstance(profiler, FetchClock) else FetchClock(profiler)
+        trainer.profiler = self._clock  # type: ignore[attr-defined]
+        self._waited_before = self._clock.wait_seconds
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._epoch_start = (self.samples, self.seconds, self.wait_seconds)
@@ -72,14 +65,13 @@ class Throughput(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        if self._mark is not None:
-            self.seconds += now - self._mark
+        self.seconds += now - (self._clock.fetch_start if self._mark is None else self._mark)
         self._mark = now
         self.samples += batch_samples(batch) * trainer.world_size
         self.steps += 1
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._mark = None  # the next fetch sets it
+        self._mark = None  # the next step counts from its fetch
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         _, seconds, wait_seconds = self._epoch_start
@@ -90,8 +82,8 @@ class Throughput(Callback):
                 logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        for name in ("start", "stop"):
-            trainer.profiler.__dict__.pop(name, None)  # type: ignore[attr-defined]
+        if self._clock.around is not None:
+            trainer.profiler = self._clock.around  # type: ignore[attr-defined]
 
 
 def batch_samples(batch: Any) -> int:

@@ -55,7 +55,7 @@ def fit(folder_name: str) -> None:
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
-    trainer = make_trainer(config)
+    trainer = make_trainer(config, **several_steps(config, data, model))
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:
@@ -92,8 +92,11 @@ def fit(folder_name: str) -> None:
 
 def make_trainer(config: DictConfig, **arguments: Any) -> Any:
     """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
+    import torch
+
     from boltlab.checkpoint import SafeCheckpointIO
 
+    torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
@@ -109,6 +112,17 @@ def make_trainer(config: DictConfig, **arguments: Any) -> Any:
         plugins=[SafeCheckpointIO(plain)],
         **arguments,
     )
+
+
+def several_steps(config: DictConfig, data: Any, model: Any) -> dict[str, Any]:
+    """Prepares data and model for `steps_per_execution`; returns what the Trainer is to be given instead of its own."""
+    if config.steps_per_execution == 1:
+        return {}
+    model.steps_per_execution = config.steps_per_execution
+    model.accumulated_batches = config.trainer.accumulate_grad_batches
+    model.batch_size = config.data.batch_size
+    data.batches_per_fetch = model.steps_per_execution * model.accumulated_batches
+    return {"accumulate_grad_batches": 1}
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:

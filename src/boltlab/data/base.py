@@ -151,6 +151,12 @@ class DataModule(LightningDataModule):
         )
         return self._loader("train", sampler, batches)
 
+    def num_train_batches(self) -> int:
+        """Training batches of an epoch on each process, however many of them are fetched at once."""
+        rank, world_size = self._rank_and_world_size()
+        size = self._batch_size_per_process(world_size)
+        return len(TrainSampler(len(self.batches("train", augment=True)), size, self.seed, rank, world_size))
+
     def val_dataloader(self) -> Loader:
         return self.dataloader("val")
 

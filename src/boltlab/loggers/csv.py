@@ -30,6 +30,7 @@ class CSVLogger(Logger):
         self._columns: list[str] = []
         self._row: dict[str, Any] = {}  # the newest row, which later values of the same step are added to
         self._row_start = 0  # its position in the file, in bytes
+        self._end = 0  # and that of the file's end
 
     @property
     def name(self) -> str:
@@ -56,16 +57,23 @@ class CSVLogger(Logger):
             self._row.update(metrics)
         else:
             self._row = {"step": step, **metrics}
-            self._row_start = self._path.stat().st_size
+            self._row_start = self._end
         if new := [name for name in metrics if name not in self._columns]:
             # A new column changes every line; it happens a few times a run, when validation and test first log.
             rows = self._read(before_byte=self._row_start)
             self._columns += new
             self._rewrite(rows)
-        with self._path.open("r+b") as file:
-            file.seek(self._row_start)
-            file.truncate()
-            file.write(self._lines([self._row]))
+        line = self._lines([self._row])
+        # As few system calls as it takes: this stands in the training loop.
+        file = os.open(self._path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
+        try:
+            os.lseek(file, self._row_start, os.SEEK_SET)
+            os.write(file, line)
+            if self._row_start + len(line) < self._end:
+                os.ftruncate(file, self._row_start + len(line))
+        finally:
+            os.close(file)
+        self._end = self._row_start + len(line)
 
     def _open(self, step: int) -> None:
         """Starts the file, or takes up one that an earlier part of the run has left."""
@@ -84,7 +92,7 @@ class CSVLogger(Logger):
         beside = self._path.with_name("metrics.csv.new")
         beside.write_bytes(content)
         beside.replace(self._path)
-        self._row_start = len(content)
+        self._row_start = self._end = len(content)
 
     def _lines(self, rows: list[dict[str, Any]]) -> bytes:
         text = io.StringIO(newline="")

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Task
+from boltlab.models.task import Compile, Task
 
 
 class Classifier(Task):
@@ -33,11 +33,11 @@ class Classifier(Task):
         class_weights: Literal["balanced"] | list[float] | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         channels_last: bool = False,
     ) -> None:
-        metrics = {split: self._metrics(split, num_classes) for split in ("train", "val", "test")}
-        super().__init__(net, optimizer, scheduler, metrics, l1, decay_norms_and_biases, compile, channels_last)
+        metrics = {split: self._metrics(num_classes) for split in ("val", "test")}
+        super().__init__(net, optimizer, scheduler, "acc", metrics, l1, decay_norms_and_biases, compile, channels_last)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.balanced = class_weights == "balanced"
@@ -51,15 +51,16 @@ class Classifier(Task):
         self.register_buffer("class_weights", weights)
 
     @staticmethod
-    def _metrics(split: str, num_classes: int) -> dict[str, Metric]:
+    def _metrics(num_classes: int) -> dict[str, Metric]:
         # validate_args=False: the checks look into the tensors, which waits for the GPU at every step.
-        metrics: dict[str, Metric] = {"acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
-        if split != "train":
-            metrics["f1"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
-            metrics["precision"] = MulticlassPrecision(num_classes, average="macro", validate_args=False)
-            metrics["recall"] = MulticlassRecall(num_classes, average="macro", validate_args=False)
-            if num_classes > 5:
-                metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
+        metrics: dict[str, Metric] = {
+            "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+            "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+            "precision": MulticlassPrecision(num_classes, average="macro", validate_args=False),
+            "recall": MulticlassRecall(num_classes, average="macro", validate_args=False),
+        }
+        if num_classes > 5:
+            metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
         return metrics
 
     @staticmethod
@@ -94,6 +95,10 @@ class Classifier(Task):
         loss = F.cross_entropy(output, target, weight=weights, label_smoothing=self.label_smoothing)
         # cross_entropy divides by the sum of the samples' weights, so that sum is what the batch's mean stands for.
         return loss, len(target) if weights is None else weights[target].sum()
+
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """Whether the sample is classified rightly."""
+        return output.argmax(dim=1) == target
 
     def predict(self, output: Tensor) -> Tensor:
         """Probabilities [B, num_classes]."""

@@ -32,6 +32,7 @@ class Muon(Optimizer):
     the output layer (the last weight) go to AdamW. Updates are scaled by 0.2 √max(m, n), which gives them AdamW's size
     (Liu et al. 2025), so that one `lr` and one `weight_decay` serve both, and AdamW's values are a good start.
 
+    `fused`: of AdamW, as torch has it.
     `params`: named parameters, or groups of them with their own options, in the order of the net.
 
     Raises:
@@ -48,6 +49,7 @@ class Muon(Optimizer):
         newton_schulz_steps: int = 5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        fused: bool | None = None,
     ) -> None:
         given = list(params)
         groups = [dict(group) for group in given] if given and isinstance(given[0], dict) else [{"params": given}]
@@ -64,7 +66,12 @@ class Muon(Optimizer):
                 if chosen:
                     split.append(group | {"params": chosen, "muon": muon})
         adamw = AdamW(
-            [group for group in split if not group["muon"]], lr, betas=betas, eps=eps, weight_decay=weight_decay
+            [group for group in split if not group["muon"]],
+            lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=fused,
         )
         defaults = {
             "lr": lr,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Task
+from boltlab.models.task import Compile, Task
 
 
 class ExactR2(R2Score):
@@ -38,18 +38,13 @@ class Regressor(Task):
         scheduler: Schedule | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
         channels_last: bool = False,
     ) -> None:
-        metrics = {split: self._metrics(split) for split in ("train", "val", "test")}
-        super().__init__(net, optimizer, scheduler, metrics, l1, decay_norms_and_biases, compile, channels_last)
-
-    @staticmethod
-    def _metrics(split: str) -> dict[str, Metric]:
-        metrics: dict[str, Metric] = {"mse": MeanSquaredError()}
-        if split != "train":
-            metrics |= {"mae": MeanAbsoluteError(), "r2": ExactR2()}
-        return metrics
+        metrics: dict[str, dict[str, Metric]] = {
+            split: {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()} for split in ("val", "test")
+        }
+        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases, compile, channels_last)
 
     @staticmethod
     def logged_metrics(arguments: dict[str, Any]) -> set[str]:
@@ -65,3 +60,7 @@ class Regressor(Task):
         if output.shape != target.shape:  # broadcasting would train a wrong model in silence
             raise ValueError(f"net gives {tuple(output.shape)} for targets {tuple(target.shape)}; both must be [B]")
         return F.mse_loss(output, target.to(output.dtype)), len(target)
+
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """The squared error."""
+        return (output - target).square()

@@ -29,6 +29,11 @@ class Schedule:
         self.warmup_steps = warmup_steps
         self.warmup_epochs = warmup_epochs
 
+    @property
+    def changes(self) -> bool:
+        """Whether the rate ever moves: if not, nothing needs to be done at each step."""
+        return True
+
     @classmethod
     def check_arguments(cls, arguments: dict[str, Any]) -> list[tuple[str, str]]:
         """A length given twice."""
@@ -76,6 +81,10 @@ class Schedule:
 
 class Constant(Schedule):
     """The optimizer's learning rate as it is."""
+
+    @property
+    def changes(self) -> bool:
+        return bool(self.warmup_steps or self.warmup_epochs)
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         return 1.0

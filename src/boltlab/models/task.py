@@ -1,16 +1,23 @@
 """What every task shares: metrics by split, the optimizer's parameter groups, the schedule, compilation."""
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich import get_console
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from boltlab.callbacks.overhead import spare
 from boltlab.models.schedulers import Schedule
+
+# Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
+Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -52,8 +59,74 @@ class MeanLoss(Metric):
         return self.total / self.weight
 
 
+class EpochMeans(Metric):
+    """Means over a training epoch: of the loss, weighted as in `MeanLoss`, and of one more value of each sample.
+
+    A step only keeps what it has computed, on its device; the sums are made of many steps together, for each operation
+    costs as much as a hundredth of a small net's step. `add` goes past what torchmetrics does around each `update`;
+    everything else (processes, state dict, precision) is torchmetrics'.
+    """
+
+    update_called = True  # known to nobody if `add` is not counted
+    loss: Tensor
+    weight: Tensor
+    value: Tensor
+    samples: Tensor
+
+    def __init__(self, name: str, steps_together: int = 64) -> None:
+        super().__init__(compute_with_cache=False)
+        self.name = name
+        self.steps_together = steps_together
+        self._steps: list[tuple[Tensor, Tensor | int, Tensor]] = []
+        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
+        for state in ("loss", "weight", "value", "samples"):
+            self.add_state(state, torch.zeros((), dtype=dtype), dist_reduce_fx="sum", persistent=True)
+
+    def add(self, loss: Tensor, weight: Tensor | int, values: Tensor) -> None:
+        """`loss`: the batch's mean, which stands for `weight`; `values` [B] of its samples."""
+        self._steps.append((loss, weight, values))
+        if len(self._steps) >= self.steps_together:
+            self._sum_up()
+
+    def _sum_up(self) -> None:
+        steps, self._steps = self._steps, []
+        # Batches of one size are summed as they are: a list of sizes would have to be brought to the device.
+        by_size: dict[int, list[Tensor]] = {}
+        for loss, weight, _ in steps:
+            if isinstance(weight, Tensor):
+                self.loss.add_(loss * weight)
+                self.weight.add_(weight)
+            else:
+                by_size.setdefault(weight, []).append(loss)
+        for size, losses in by_size.items():
+            self.loss.add_(torch.stack(losses).sum(dtype=self.loss.dtype), alpha=size)
+            self.weight.add_(size * len(losses))
+        if steps:
+            values = torch.cat([values for *_, values in steps])
+            self.value.add_(values.sum(dtype=self.value.dtype))
+            self.samples.add_(len(values))
+
+    update = add
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        self._sum_up()
+        super().sync(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._sum_up()
+        return super().state_dict(*args, **kwargs)
+
+    def reset(self) -> None:
+        self._steps = []
+        super().reset()
+
+    def compute(self) -> dict[str, Tensor]:
+        means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
+        return {name: mean.float() for name, mean in means.items()}
+
+
 class Task(L.LightningModule):
-    """Base of the Lightning modules: a subclass brings its metrics, `criterion` and `predict`.
+    """Base of the Lightning modules: a subclass brings its metrics, `criterion`, `train_value` and `predict`.
 
     Epoch values come from the metric objects alone, which sum over samples and over processes, so that uneven batches
     weigh what they should. They are part of the state dict: a run that goes on in the middle of an epoch loses nothing.
@@ -64,10 +137,11 @@ class Task(L.LightningModule):
         net: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Schedule | None,
+        train_value_name: str,
         metrics: dict[str, dict[str, Metric]],
         l1: float,
         decay_norms_and_biases: bool,
-        compile: bool,
+        compile: Compile,
         channels_last: bool,
     ) -> None:
         super().__init__()
@@ -78,10 +152,22 @@ class Task(L.LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.compile_net = compile
         self.channels_last = channels_last
+        self._logging: list[Any] = []
+        self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
+        self.batch_size = 0
         self._sharded = False
-        self.train_metrics = self._collection("train", metrics["train"])
+        self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this one 44 times a step, and torch would look for parameters and modules each time.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    steps_per_execution = 1  # optimizer steps in each call of `training_step`; the train command sets it
 
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
@@ -99,6 +185,10 @@ class Task(L.LightningModule):
         """Mean loss of the batch (0-d) and the weight it has in the epoch's mean."""
         raise NotImplementedError
 
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """What is counted in training beside the loss, of each sample [B]."""
+        raise NotImplementedError
+
     def predict(self, output: Tensor) -> Tensor:
         """From the net's output to what a user reads: probabilities or values."""
         return output
@@ -113,36 +203,125 @@ class Task(L.LightningModule):
         output: Tensor = self.net(x)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
-    def _step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> tuple[Tensor, Tensor, Tensor]:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> dict[str, Tensor]:
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
-        metrics.update(preds=output.detach(), target=target, value=loss.detach(), weight=weight)
-        return loss, output, target
+        metrics.update(preds=output, target=target, value=loss, weight=weight)
+        return {"output": output, "target": target}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss, _, _ = self._step(batch, self.train_metrics)
-        # self.log costs more than a small net's whole forward pass, so it is called only when Lightning will write.
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
-            self.log("train_loss_step", loss.detach(), prog_bar=True)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | dict[str, Any]:
+        if self.steps_per_execution > 1:
+            return self._several_steps(batch, batch_idx)
+        loss = self._training_loss(batch)
+        trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        step = trainer.global_step
+        # Of the batches that one optimizer step accumulates, the last one's loss is logged.
+        steps_now = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if every and (step + 1) % every == 0 and steps_now:
+            self._log_loss(loss, step)
+        return self._regularized(loss)
+
+    # Lightning asks for the arguments of `training_step` at each step; so they need not be found anew.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
+    def _several_steps(self, fetched: tuple[Tensor, Tensor], fetch_idx: int) -> dict[str, Any]:
+        """`steps_per_execution` optimizer steps on as many batches, of which `fetched` is the concatenation.
+
+        They are the steps that Lightning would take one by one, to the bit: all but the last are done here, the last
+        is left to Lightning, which counts one step a call; the others are counted into its numbers here.
+        """
+        trainer = self.trainer
+        loop = trainer.fit_loop.epoch_loop
+        progress = loop.automatic_optimization.optim_progress.optimizer.step
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedules = [
+            c.scheduler for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau
+        ]
+        autocast = torch.is_autocast_enabled(self.device.type)
+        clip, every = trainer.gradient_clip_val, trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+        batches = list(zip(*(part.split(self.batch_size) for part in fetched), strict=True))
+        steps = [batches[i : i + self.accumulated_batches] for i in range(0, len(batches), self.accumulated_batches)]
+        step = trainer.global_step
+        if 0 < trainer.max_steps < step + len(steps):
+            steps = steps[: trainer.max_steps - step]
+            # The training ends inside of this epoch, also where this fetch is its last: nothing of its end is due.
+            trainer.fit_loop.max_batches += 1
+            trainer.val_check_batch = trainer.fit_loop.max_batches
+            loop.batch_progress.is_last_batch = False
+        batch_idx = fetch_idx * self.steps_per_execution * self.accumulated_batches
+        losses: list[tuple[Tensor, int, int]] = []  # with the number of steps done after it, and the batch
+        for left in range(len(steps) - 1, -1, -1):
+            accumulated = steps.pop(0)
+            optimizer.zero_grad()
+            for following in range(len(accumulated) - 1, -1, -1):
+                loss = self._training_loss(accumulated.pop(0))
+                if not following and every and (step + 1) % every == 0:
+                    self._log_loss(loss, step)
+                loss = self._regularized(loss)
+                if self.accumulated_batches > 1:
+                    loss = loss / self.accumulated_batches
+                losses.append((loss.detach(), step + (not following), batch_idx))
+                batch_idx += 1
+                if not left and not following:
+                    return {"loss": loss, "step_losses": losses}
+                # Lightning's backward pass and step stand outside of autocast.
+                with torch.autocast(self.device.type, enabled=False) if autocast else contextlib.nullcontext():
+                    self.backward(loss)
+                    if following:
+                        continue
+                    if clip is not None:
+                        self.configure_gradient_clipping(optimizer, clip, trainer.gradient_clip_algorithm)
+                    optimizer.step()
+            for schedule in schedules:
+                schedule.step()
+            progress.increment_ready()
+            progress.increment_completed()
+            loop._batches_that_stepped += 1  # the step that Lightning writes to the loggers
+            step += 1
+        raise AssertionError("a fetch holds at least one batch")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.steps_per_execution == 1:  # else the batches that one step accumulates have left gradients already
+            optimizer.zero_grad()
+
+    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The batch's mean loss, counted."""
+        x, target = batch
+        output = self(x)
+        loss, weight = self.criterion(output, target)
+        self.train_metrics.add(loss.detach(), weight, self.train_value(output.detach(), target))
+        return loss
+
+    def _log_loss(self, loss: Tensor, step: int) -> None:
+        # self.log costs several times a small net's step, and keeps on costing in the steps without it.
+        trainer = self.trainer
+        detached = loss.detach()
+        for shown in (trainer.callback_metrics, trainer.progress_bar_metrics):
+            shown["train_loss_step"] = detached  # type: ignore[assignment]
+        values = {"epoch": trainer.current_epoch, "train_loss_step": detached.item()}
+        for callback in self._logging:  # one row for all that is known of a step
+            values |= callback.step_metrics(trainer)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+
+    def _regularized(self, loss: Tensor) -> Tensor:
         if self.l1:
             loss = loss + self.l1 * sum(p.abs().sum() for _, p, decays in decayed_parameters(self.net) if decays)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        _, output, target = self._step(batch, self.val_metrics)
-        return {"output": output, "target": target}
+        return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        _, output, target = self._step(batch, self.test_metrics)
-        return {"output": output, "target": target}
+        return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...] | list[Tensor], batch_idx: int = 0) -> Tensor:
         x = batch if isinstance(batch, Tensor) else batch[0]
         return self.predict(self(x))
 
-    def _log_epoch(self, metrics: MetricCollection) -> None:
+    def _log_epoch(self, metrics: MetricCollection | EpochMeans) -> None:
         # compute() has already joined the processes, uneven shards included; the mean over processes that sync_dist
         # takes is then a mean of equal numbers, and only keeps Lightning from warning.
         self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
@@ -174,12 +353,42 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        self._logging = [c for c in self.trainer.callbacks if hasattr(c, "step_metrics")]  # type: ignore[attr-defined]
+        for callback in self._logging:
+            callback.on_train_batch_start = None  # it has nothing left to do there
+        if self.trainer.gradient_clip_val is None and "configure_gradient_clipping" not in vars(type(self)):
+            self.configure_gradient_clipping = None  # type: ignore[assignment]  # as `spare` does it
+        spare(self.trainer, self)
         # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
         # needed. (Where a run is resumed, set trainer.ckpt_path: an argument of trainer.fit is not known yet here.)
         if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
             self.net.load_pretrained()  # type: ignore[operator]
         if self.compile_net:
-            self.net.compile()  # in place: torch.compile(net) would put "_orig_mod." into every checkpoint key
+            # In place: torch.compile(net) would put "_orig_mod." into every checkpoint key.
+            self.net.compile(mode=self._compile_mode())
+
+    def _compile_mode(self) -> str:
+        if isinstance(self.compile_net, str):
+            return self.compile_net
+        graphs = self.device.type == "cuda" and self.trainer.world_size == 1
+        return "reduce-overhead" if graphs else "default"
+
+    def on_train_start(self) -> None:
+        """Says what was chosen: much of it is chosen by itself."""
+        if not self.trainer.is_global_zero:
+            return
+        optimizer = self.trainer.optimizers[0]
+        fused = "fused " if any(group.get("fused") for group in optimizer.param_groups) else ""
+        tf32 = "TF32" if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else ""
+        parts = [
+            f"{self.device}: precision {self.trainer.precision}",
+            "channels_last" if self.channels_last else "contiguous",
+            tf32,
+            f"{fused}{type(optimizer).__name__}",
+            f"compiled ({self._compile_mode()})" if self.compile_net else "not compiled",
+            f"{self.steps_per_execution} steps per execution" if self.steps_per_execution > 1 else "",
+        ]
+        get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         named = list(decayed_parameters(self.net))
@@ -189,11 +398,31 @@ class Task(L.LightningModule):
             {"params": [(name, p) for name, p, decays in named if decays or everywhere]},
             {"params": [(name, p) for name, p, decays in named if not (decays or everywhere)], "weight_decay": 0.0},
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        if self.scheduler is None:
+        optimizer = self._build_optimizer([group for group in groups if group["params"]])
+        if self.scheduler is None or not self.scheduler.changes:
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if self.steps_per_execution > 1:
+            # What Lightning counts are executions.
+            steps_per_epoch = self.trainer.datamodule.num_train_batches() / self.accumulated_batches  # type: ignore[attr-defined]
         if math.isfinite(steps_per_epoch):
             steps_per_epoch = math.ceil(steps_per_epoch)
+        if self.steps_per_execution > 1:
+            epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+            total_steps = math.inf if epochs is None or epochs < 0 else epochs * steps_per_epoch
+            total_steps = min(total_steps, steps) if steps > 0 else total_steps
         return [optimizer], self.scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]
+
+    def _build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """`fused: null` takes the fused form of a torch optimizer where this one has it on this device and dtype."""
+        arguments = getattr(self.make_optimizer, "keywords", {})
+        open_choice = "fused" in inspect.signature(self.make_optimizer).parameters
+        open_choice &= arguments.get("fused") is None and not arguments.get("foreach")
+        # Lightning's 16-mixed refuses to clip gradients that a fused optimizer unscales, shards have other kernels, and
+        # the fused AdamW of 16-bit weights overflows where torch's other one does not.
+        refused = any(hasattr(p, "to_local") or p.dtype == torch.float16 for p in self.net.parameters())
+        if open_choice and not refused and self.trainer.precision != "16-mixed":
+            with contextlib.suppress(RuntimeError):  # torch's word for a device or dtype without it
+                return self.make_optimizer(groups, fused=True)
+        return self.make_optimizer(groups)
