@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +52,14 @@ class Train:
     trainer: dict
     callbacks: dict | None
     logger: dict | None
+
+
+@dataclass
+class Bench(Train):
+    """Root keys of `boltlab bench`: those of train, and its own."""
+
+    seconds: Annotated[float, Gt(0)]
+    output: str | None
 
 
 @dataclass
@@ -115,7 +123,15 @@ class Doctor:
     seed: int
 
 
-ROOTS: dict[str, Any] = {"train": Train, "eval": Eval, "predict": Predict, "show": Show, "runs": Runs, "doctor": Doctor}
+ROOTS: dict[str, Any] = {
+    "train": Train,
+    "eval": Eval,
+    "predict": Predict,
+    "show": Show,
+    "runs": Runs,
+    "doctor": Doctor,
+    "bench": Bench,
+}
 
 
 @dataclass
@@ -385,9 +401,13 @@ def help_text(verb: str) -> str:
     fields = ROOTS[verb].__dataclass_fields__
     defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
     assert isinstance(defaults, DictConfig)
-    listed = {
-        str(k).split()[-1] for entry in defaults.pop("defaults", []) if isinstance(entry, DictConfig) for k in entry
-    }
+    entries = defaults.pop("defaults", [])
+    for inherited in [entry for entry in entries if entry in ROOTS]:
+        parent = OmegaConf.load(CONFIG_DIR / f"{inherited}.yaml")
+        assert isinstance(parent, DictConfig)
+        entries += parent.pop("defaults")
+        defaults = OmegaConf.merge(parent, defaults)
+    listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []
     for group, choices in groups().items():
         if group in listed and choices:

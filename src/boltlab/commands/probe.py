@@ -1,0 +1,208 @@
+"""What a step of a config costs, seen from inside a real fit that leaves nothing behind.
+
+`fit` lets Lightning set everything up, as in a training, and hands the training data's place to a generator of the
+caller: that measures what it likes, yields batches to have them trained on, and ends the fit by returning.
+"""
+
+import gc
+import inspect
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab.callbacks.summary import ModelSummary
+from boltlab.check import locate
+from boltlab.commands.train import make_trainer
+from boltlab.config import build
+from boltlab.errors import UserError
+from boltlab.models.task import Task
+
+LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
+ENDLESS = 10**9
+
+
+def quiet(config: DictConfig, folder: str, **trainer: Any) -> DictConfig:
+    """A copy of a training's config that writes into `folder` only, prints nothing, validates nothing and never ends.
+
+    Callbacks that do none of that stay, and so does metrics.csv: they are part of what a step costs.
+    """
+    copy = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(copy, DictConfig)
+    copy.run_dir = folder
+    copy.logger = {name: node for name, node in (copy.logger or {}).items() if name == "csv"}
+    kept = {}
+    for name, node in (copy.callbacks or {}).items():
+        target = locate(node["_target_"])
+        if not (inspect.isclass(target) and issubclass(target, LEFT_OUT)):
+            kept[name] = node
+    copy.callbacks = kept
+    copy.trainer = {
+        **copy.trainer,
+        "default_root_dir": folder,
+        "max_epochs": ENDLESS,
+        "min_epochs": None,
+        "max_steps": -1,
+        "min_steps": None,
+        "max_time": None,
+        "limit_train_batches": None,
+        "limit_val_batches": 0,
+        "overfit_batches": 0,
+        "val_check_interval": None,
+        "num_sanity_val_steps": 0,
+        "fast_dev_run": False,
+        "profiler": None,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "reload_dataloaders_every_n_epochs": 0,
+        **trainer,
+    }
+    return copy
+
+
+def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
+    """Fits the config's model on what `batches(trainer, model, loader)` yields, until that returns.
+
+    `loader` is the config's own train loader. All learning rates are 0, so that no number of steps on one batch makes
+    the loss grow without bounds: a step costs the same.
+    """
+    import lightning.pytorch as pl
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = quiet(config, folder)
+        if "lr" in config.optimizer:
+            config.optimizer.lr = 0.0
+        pl.seed_everything(config.seed, verbose=False)
+        data, model = build(config, "data"), build(config, "model")
+        if not isinstance(model, Task):
+            raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
+        trainer = make_trainer(config)
+        own = data.train_dataloader
+        data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
+        try:
+            trainer.fit(model, datamodule=data)
+        except _Enough:
+            pass
+        del data, model, trainer, own
+        gc.collect()  # ends the loader's workers and frees the device for what comes next
+
+
+class _Enough(Exception):
+    """Ends a fit from inside: the end of an epoch would ask for validation metrics."""
+
+
+class _Feed:
+    """A train loader for one endless epoch."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.batches
+        raise _Enough
+
+
+class Step:
+    """The bare training step: forward, loss, backward and optimizer, without loop, metrics, callbacks and logging."""
+
+    def __init__(self, trainer: Any, model: Task) -> None:
+        self.model, self.optimizer, self.precision = model, trainer.optimizers[0], trainer.precision_plugin
+
+    def __call__(self, batch: tuple[Any, Any]) -> None:
+        self.loss(batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, batch: tuple[Any, Any]) -> torch.Tensor:
+        x, target = batch
+        with self.precision.train_step_context():
+            return self.model.criterion(self.model(x), target)[0]
+
+    def seconds(self, batch: tuple[Any, Any], at_least: float) -> float:
+        """Mean time of a step, after a first one, over that many seconds and two steps."""
+        self(batch)
+        synchronize(self.model.device)
+        start, steps = time.perf_counter(), 0
+        while steps < 2 or time.perf_counter() - start < at_least:
+            self(batch)
+            steps += 1
+        synchronize(self.model.device)
+        return (time.perf_counter() - start) / steps
+
+    def activation_bytes(self, batch: tuple[Any, Any]) -> int:
+        """What the forward pass keeps for the backward pass, weights left out: every storage once, not compiled."""
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.compiler.set_stance("force_eager"), hooks:
+            loss = self.loss(batch)
+        del loss  # until here it kept the storages, so no address was used twice
+        return sum(kept.values())
+
+    def weight_bytes(self) -> int:
+        return sum(p.nbytes for p in self.model.parameters())
+
+    def gradient_bytes(self) -> int:
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
+    def optimizer_bytes(self) -> int:
+        """The optimizer's state as it stands, so after a first step."""
+        states = self.optimizer.state.values()
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins to look for the peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took at most; None where nothing counts them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still get on the device; None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+    try:  # a container's own limit; what it uses to cache files, it can have back
+        group = Path("/sys/fs/cgroup")
+        limit, used, stat = (
+            (group / f"memory.{name}").read_text(encoding="ascii").strip() for name in ("max", "current", "stat")
+        )
+        cached = next(int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file"))
+        return min(free, int(limit) - int(used) + cached)
+    except (OSError, ValueError, StopIteration):  # no such file, or "max"
+        return free
