@@ -357,6 +357,7 @@ def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
     if origin is Annotated:
         kind, *limits = typing.get_args(annotation)
         bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
+        bounds += [f"above {limit.gt}" for limit in limits if hasattr(limit, "gt")]
         bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
         return [], [" ".join([kind.__name__, *bounds])]
     return [], [

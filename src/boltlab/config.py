@@ -406,7 +406,8 @@ def help_text(verb: str) -> str:
         parent = OmegaConf.load(CONFIG_DIR / f"{inherited}.yaml")
         assert isinstance(parent, DictConfig)
         entries += parent.pop("defaults")
-        defaults = OmegaConf.merge(parent, defaults)
+        parent.merge_with(defaults)
+        defaults = parent
     listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []
     for group, choices in groups().items():

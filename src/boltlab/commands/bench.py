@@ -5,11 +5,12 @@ and of the whole. What stands between the bare step and the loop is the loop's o
 and the whole is the data's. Settings that could help are tried; only measured factors are printed.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,20 @@ MAX_TRIES = 3
 # A part below this share of a step's time is not worth a try, and a factor below that one is not worth a change.
 WORTH_A_TRY = 0.15
 WORTH_A_CHANGE = 1.1
-# A step that makes less of the measured matrix product's speed than this waits for memory or for many small operations.
+# A step that makes less of the FLOP/s of a large convolution or matrix product waits for memory or for many small operations.
 BOUND_BY_ARITHMETIC = 0.3
 STEPS_TOGETHER = 16
 ROUNDS = 3
 UNSTEADY = 1.2
-PATIENCE = 8  # times `seconds`: after that, the parts of slow nets get no further turn
+PATIENCE = 6  # times `seconds`: after that, the parts of slow nets get no further turn, and no further setting is tried
+
+
+@dataclass
+class Rate:
+    """Samples per second, and the share of the time in which the data was waited for."""
+
+    samples_per_second: float
+    waiting: float = 0.0
 
 
 @dataclass
@@ -50,7 +59,7 @@ class Figures:
     peak_memory: int | None
     free_memory: int | None
     flops: int | None
-    peak_flops_per_second: float | None = None
+    peak_flops_per_second: float
     repeated: float | None = None  # `whole` once more, among the tries, as a factor on the first time
     tried: dict[str, float] = field(default_factory=dict)  # setting → factor on the better of both times
 
@@ -62,7 +71,7 @@ class Figures:
         return {"step": step / whole, "loop": (loop - step) / whole, "data": (whole - loop) / whole}
 
     def flops_share(self) -> float | None:
-        """FLOP/s of the whole training as a part of what a matrix product makes here."""
+        """FLOP/s of the whole training as a part of the most that was measured here."""
         if not self.flops or not self.peak_flops_per_second:
             return None
         return self.flops * self.whole / self.peak_flops_per_second
@@ -108,51 +117,59 @@ def measure(config: DictConfig, seconds: float) -> Figures:
         batch = _to_device(trainer, next(stream))
         size = len(batch[1])
         step = probe.Step(trainer, model)
-        step(batch)  # makes the optimizer's state
-        memory = {
-            "weights": step.weight_bytes(),
-            "gradients": step.gradient_bytes(),
-            "optimizer": step.optimizer_bytes(),
-            "activations": step.activation_bytes(batch),
-        }
+        activations = step.activation_bytes(batch)
         probe.reset_peak_memory(model.device)
-        best: dict[str, tuple[float, float]] = {}
+        turns: list[dict[str, Rate]] = []
+        peaks: list[float] = []
         # The parts take turns, and the best of each counts: what else the machine does comes and goes.
         for _ in range(ROUNDS):
             chunk = seconds / ROUNDS
-            turn = {
-                "loader": (_drain(trainer, stream, ahead, chunk), 0.0),
-                "step": (size / step.seconds(batch, chunk), 0.0),
-                "loop": (yield from _timed(config, model, itertools.repeat(batch), 0, chunk)),
-                "whole": (yield from _timed(config, model, stream, ahead, chunk)),
-            }
-            best = {part: max(best.get(part, (0.0, 0.0)), turn[part]) for part in turn}
+            turns.append(
+                {
+                    "loader": _drain(trainer, stream, ahead, chunk),
+                    "step": Rate(size / step.seconds(batch, chunk)),
+                    "loop": (yield from _timed(config, model, itertools.repeat(batch), 0, chunk)),
+                    "whole": (yield from _timed(config, model, stream, ahead, chunk)),
+                }
+            )
+            peaks.append(_peak_flops(model.device, str(config.precision)))
             if time.perf_counter() - begin > PATIENCE * seconds:
                 break
-        rates = {part: rate for part, (rate, _) in best.items()}
+        best = {
+            part: max((turn[part] for turn in turns), key=lambda rate: rate.samples_per_second) for part in turns[0]
+        }
         hints.update(samples=len(loader) * size, workers=getattr(loader, "num_workers", None), image=batch[0].ndim == 4)
         found.append(
             Figures(
                 device=_device_name(model.device),
                 batch_size=size,
-                data_wait_share=best["whole"][1],
+                loader=best["loader"].samples_per_second,
+                step=best["step"].samples_per_second,
+                loop=best["loop"].samples_per_second,
+                whole=best["whole"].samples_per_second,
+                data_wait_share=best["whole"].waiting,
+                weights=step.weight_bytes(),
+                gradients=step.gradient_bytes(),
+                optimizer=step.optimizer_bytes(),
+                activations=activations,
                 peak_memory=probe.peak_memory(model.device),
                 free_memory=probe.free_memory(model.device),
                 flops=_flops(model, batch),
-                peak_flops_per_second=_peak_flops(model.device, str(config.precision)),
-                **rates,
-                **memory,
+                peak_flops_per_second=max(peaks),
             )
         )
 
     probe.fit(config, parts)
     (figures,) = found
     rates: dict[str, float] = {}
+    begin = time.perf_counter()
     for setting in candidates(config, figures, **hints):
         try:
             changed = edit(config, setting.split())
         except ConfigError:  # this data or model has no such choice
             continue
+        if time.perf_counter() - begin > PATIENCE * seconds:
+            break
         rates[setting] = whole(changed, seconds)
         if figures.repeated is None:
             figures.repeated = whole(config, seconds) / figures.whole
@@ -169,17 +186,17 @@ def whole(config: DictConfig, seconds: float) -> float:
     rates: list[float] = []
 
     def parts(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
-        stream, ahead = _again(loader), _batches_ahead(loader)
-        for _ in range(2):
-            rate, _ = yield from _timed(config, model, stream, ahead, seconds / 2)
-            rates.append(rate)
+        stream, ahead, begin = _again(loader), _batches_ahead(loader), time.perf_counter()
+        while len(rates) < 2 and time.perf_counter() - begin < 2 * seconds:
+            rate = yield from _timed(config, model, stream, ahead, seconds / 2)
+            rates.append(rate.samples_per_second)
 
     probe.fit(config, parts)
     return max(rates)
 
 
-def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> float:
-    """Samples per second of the loader alone, on the device and normalized."""
+def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> Rate:
+    """The loader alone, its batches on the device and normalized."""
     from boltlab.commands.probe import synchronize
 
     device = trainer.strategy.root_device
@@ -192,33 +209,38 @@ def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> f
         if start and count > 2 * ahead and time.perf_counter() - start >= seconds:
             break
     synchronize(device)
-    return samples / (time.perf_counter() - start)
+    return Rate(samples / (time.perf_counter() - start))
 
 
-def _timed(config: DictConfig, model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Iterator[Any]:
-    """Has the batches trained on; gives samples per second and the share of the time in which they were waited for.
+def _timed(
+    config: DictConfig, model: Any, batches: Iterator[Any], ahead: int, seconds: float
+) -> Generator[Any, None, Rate]:
+    """Has the batches trained on, and times that.
 
-    The first ones do not count: `ahead` of them may be there already, kernels are loaded and nets compiled.
+    The first ones do not count: `ahead` of them may be there already, kernels are loaded and nets compiled. Where steps
+    are slow, fewer are left out: the loader is not what such a step waits for.
     """
     from boltlab.commands.probe import synchronize
 
     together = int(config.get("steps_per_execution", 1))
-    skipped = -(-(ahead + 3) // together) * together
-    start, samples, waited = 0.0, 0, 0.0
+    begin, start, samples, waited = time.perf_counter(), 0.0, 0, 0.0
     for count in itertools.count():
-        if count == skipped:
-            synchronize(model.device)
-            start, samples, waited = time.perf_counter(), 0, 0.0
-        # Between two calls of the loop: in the middle of one, some batches wait to be trained on.
-        if count > skipped + ahead and count % together == 0 and time.perf_counter() - start >= seconds:
-            synchronize(model.device)
-            took = time.perf_counter() - start
-            return samples / took, waited / took
+        now = time.perf_counter()
+        if count % together == 0:  # in the middle of a call of the loop, some batches wait to be trained on
+            if not start and count and (count >= ahead + 3 or now - begin > 2 * seconds + 1):
+                synchronize(model.device)
+                start, samples, waited = time.perf_counter(), 0, 0.0
+                counted = count
+            elif start and now - start >= seconds and (count > counted + ahead or now - start > 2 * seconds + 1):
+                synchronize(model.device)
+                took = time.perf_counter() - start
+                return Rate(samples / took, waited / took)
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         samples += len(batch[1])
         yield batch
+    raise AssertionError("itertools.count ends")
 
 
 def _to_device(trainer: Any, batch: Any) -> Any:
@@ -257,20 +279,34 @@ def _flops(model: Any, batch: Any) -> int | None:
     return 3 * forward if forward else None
 
 
-def _peak_flops(device: Any, precision: str) -> float | None:
-    """FLOP/s of a large matrix product in the number format that `precision` computes in."""
+def _peak_flops(device: Any, precision: str) -> float:
+    """FLOP/s of a large matrix product or convolution, whichever is faster, in the number format of `precision`.
+
+    Both, because one can be far from what the machine does: on AMD processors MKL's product makes a third of oneDNN's
+    convolution.
+    """
     import torch
 
     from boltlab.commands.doctor import matmul
+    from boltlab.commands.probe import synchronize
 
     bits, _, _ = precision.partition("-")
     dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
     tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    try:
-        speed, _ = matmul(device, dtype, 1024 if device.type == "cpu" else 8192, tf32)
-    except RuntimeError:  # no such product on this device
-        return None
-    return speed * 1e12
+    size, images = (1024, 32) if device.type == "cpu" else (8192, 1024)
+    fastest = 0.0
+    with contextlib.suppress(RuntimeError):  # no such product on this device
+        fastest = 1e12 * matmul(device, dtype, size, tf32)[0]
+    with contextlib.suppress(RuntimeError), torch.no_grad():
+        layout: Any = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
+        x, weight = torch.randn(images, 256, 16, 16).to(**layout), torch.randn(256, 256, 3, 3).to(**layout)
+        for _ in range(4):
+            synchronize(device)
+            start = time.perf_counter()
+            torch.conv2d(x, weight, padding=1)
+            synchronize(device)
+            fastest = max(fastest, 2 * images * 16 * 16 * 256 * 256 * 9 / (time.perf_counter() - start))
+    return fastest
 
 
 # ---------------------------------------------------------------- judging
@@ -317,8 +353,8 @@ def verdict(figures: Figures) -> str:
     if used is None:
         return "the step itself; its FLOPs are not known"
     if used >= BOUND_BY_ARITHMETIC:
-        return f"arithmetic: the step makes {used:.0%} of the speed of a large matrix product"
-    return f"memory traffic or many small operations: {used:.1%} of the speed of a large matrix product"
+        return f"arithmetic: {used:.0%} of the FLOP/s of a large convolution or matrix product"
+    return f"memory traffic or many small operations: {used:.1%} of the FLOP/s of a large convolution"
 
 
 def show(figures: Figures) -> None:
@@ -352,8 +388,8 @@ def show(figures: Figures) -> None:
     console.print(f"memory   {kept}{peak}{free}")
     share = figures.flops_share()
     if share is not None and figures.flops and figures.peak_flops_per_second:
-        used, peak = human(figures.flops * figures.whole), human(figures.peak_flops_per_second)
-        console.print(f"FLOP/s   {used} of {peak}, a matrix product's: {share:.1%}")
+        made, most = human(figures.flops * figures.whole), human(figures.peak_flops_per_second)
+        console.print(f"FLOP/s   {made} of {most}, the most that was measured: {share:.1%}")
     console.print(f"limit    {verdict(figures)}")
     for i, (setting, factor) in enumerate(figures.tried.items()):
         console.print(f"{'' if i else 'tried':<9}{setting}  {factor:.2f} times as fast")

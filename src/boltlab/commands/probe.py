@@ -4,6 +4,7 @@
 caller: that measures what it likes, yields batches to have them trained on, and ends the fit by returning.
 """
 
+import contextlib
 import gc
 import inspect
 import tempfile
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -71,25 +73,23 @@ def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -
     `loader` is the config's own train loader. All learning rates are 0, so that no number of steps on one batch makes
     the loss grow without bounds: a step costs the same.
     """
-    import lightning.pytorch as pl
-
     with tempfile.TemporaryDirectory() as folder:
-        config = quiet(config, folder)
-        if "lr" in config.optimizer:
-            config.optimizer.lr = 0.0
-        pl.seed_everything(config.seed, verbose=False)
-        data, model = build(config, "data"), build(config, "model")
-        if not isinstance(model, Task):
-            raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
-        trainer = make_trainer(config)
-        own = data.train_dataloader
-        data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
-        try:
-            trainer.fit(model, datamodule=data)
-        except _Enough:
-            pass
-        del data, model, trainer, own
+        _fit(quiet(config, folder), batches)
         gc.collect()  # ends the loader's workers and frees the device for what comes next
+
+
+def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
+    pl.seed_everything(config.seed, verbose=False)
+    if "lr" in config.optimizer:
+        config.optimizer.lr = 0.0
+    data, model = build(config, "data"), build(config, "model")
+    if not isinstance(model, Task):
+        raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
+    trainer = make_trainer(config)
+    own = data.train_dataloader
+    data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
+    with contextlib.suppress(_Enough):
+        trainer.fit(model, datamodule=data)
 
 
 class _Enough(Exception):
