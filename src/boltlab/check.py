@@ -55,14 +55,18 @@ class _Built:
         self.kind = target if inspect.isclass(target) else None
 
 
+# What `boltlab train` finds by itself where it stands at "auto".
+SEARCHED = ("optimizer.lr", "data.batch_size")
+
 _UNKNOWN = object()  # a value whose mistake is listed already
 
 
 class Checker:
     """Walks a config, collects its mistakes and every call (path, target, plain arguments) that it will make."""
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: DictConfig, searched: tuple[str, ...] = ()):
         self.config = config
+        self.searched = searched  # the keys that may stand at "auto" although their type is another
         self.found: list[Mistake] = []
         self.unknown_roots = {"run_dir"}  # filled in when the run starts; and those whose mistake is listed already
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
@@ -185,6 +189,8 @@ class Checker:
                 if not is_open:
                     allowed = f"it takes: {', '.join(parameters)}"
                     self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(parameters), allowed))
+            elif value == "auto" and f"{path}.{key}" in self.searched:
+                continue
             elif message := type_problem(value, parameters[key].annotation):
                 self.add(where, f"{short} {message}")
         if partial:
@@ -214,6 +220,7 @@ class Checker:
                 what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
                 self.add(f"trainer.{key}", f"{key} {what}")
         self._needs_a_checkpoint()
+        self._search_is_possible()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
             processes = process_count(self.config)
@@ -223,6 +230,11 @@ class Checker:
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
+
+    def _search_is_possible(self) -> None:
+        for key in self.searched:
+            if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
+                self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
 
     def _needs_a_checkpoint(self) -> None:
         trainer = self.config.get("trainer")

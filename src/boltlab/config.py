@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab.check import Checker, ConfigError, Mistake, suggest
+from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -259,6 +259,8 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
         if o.key_or_group.split(".")[0] in swapped:
             continue
         problem = _key_problem("train", edited, o, known)
+        if o.key_or_group in SEARCHED and o.value() == "auto":
+            problem = Mistake(o.input_line, "is searched by boltlab train only: give a number")
         if problem:
             mistakes.append(problem)
         elif o.is_delete():
@@ -446,7 +448,7 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
-    checker = Checker(config)
+    checker = Checker(config, SEARCHED if verb == "train" else ())
     checker.roots(ROOTS[verb].__dataclass_fields__)
     if verb == "eval":  # its callbacks refer to the config of the run: they are checked when they are laid over it
         return checker.found

@@ -25,7 +25,7 @@ MAX_TRIES = 3
 # A part below this share of a step's time is not worth a try, and a factor below that one is not worth a change.
 WORTH_A_TRY = 0.15
 WORTH_A_CHANGE = 1.1
-# A step that makes less of the FLOP/s of a large convolution or matrix product waits for memory or for many small operations.
+# A step that makes less of the most FLOP/s that were measured waits for memory or for many small operations.
 BOUND_BY_ARITHMETIC = 0.3
 STEPS_TOGETHER = 16
 ROUNDS = 3
@@ -113,9 +113,10 @@ def measure(config: DictConfig, seconds: float) -> Figures:
     hints: dict[str, Any] = {}
 
     def parts(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
-        stream, ahead, begin = _again(loader), _batches_ahead(loader), time.perf_counter()
-        batch = _to_device(trainer, next(stream))
-        size = len(batch[1])
+        stream, ahead, begin = probe.endless(loader), _batches_ahead(loader), time.perf_counter()
+        fetched = probe.to_device(trainer, next(stream))  # steps_per_execution fetches several batches at a time
+        size = min(config.data.batch_size, len(fetched[1]))
+        batch = (fetched[0][:size], fetched[1][:size])
         step = probe.Step(trainer, model)
         activations = step.activation_bytes(batch)
         probe.reset_peak_memory(model.device)
@@ -128,8 +129,8 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                 {
                     "loader": _drain(trainer, stream, ahead, chunk),
                     "step": Rate(size / step.seconds(batch, chunk)),
-                    "loop": (yield from _timed(config, model, itertools.repeat(batch), 0, chunk)),
-                    "whole": (yield from _timed(config, model, stream, ahead, chunk)),
+                    "loop": (yield from _timed(model, itertools.repeat(fetched), 0, chunk)),
+                    "whole": (yield from _timed(model, stream, ahead, chunk)),
                 }
             )
             peaks.append(_peak_flops(model.device, str(config.precision)))
@@ -138,7 +139,11 @@ def measure(config: DictConfig, seconds: float) -> Figures:
         best = {
             part: max((turn[part] for turn in turns), key=lambda rate: rate.samples_per_second) for part in turns[0]
         }
-        hints.update(samples=len(loader) * size, workers=getattr(loader, "num_workers", None), image=batch[0].ndim == 4)
+        hints.update(
+            samples=len(loader) * len(fetched[1]),
+            workers=getattr(loader, "num_workers", None),
+            image=batch[0].ndim == 4,
+        )
         found.append(
             Figures(
                 device=_device_name(model.device),
@@ -186,9 +191,9 @@ def whole(config: DictConfig, seconds: float) -> float:
     rates: list[float] = []
 
     def parts(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
-        stream, ahead, begin = _again(loader), _batches_ahead(loader), time.perf_counter()
+        stream, ahead, begin = probe.endless(loader), _batches_ahead(loader), time.perf_counter()
         while len(rates) < 2 and time.perf_counter() - begin < 2 * seconds:
-            rate = yield from _timed(config, model, stream, ahead, seconds / 2)
+            rate = yield from _timed(model, stream, ahead, seconds / 2)
             rates.append(rate.samples_per_second)
 
     probe.fit(config, parts)
@@ -197,24 +202,22 @@ def whole(config: DictConfig, seconds: float) -> float:
 
 def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> Rate:
     """The loader alone, its batches on the device and normalized."""
-    from boltlab.commands.probe import synchronize
+    from boltlab.commands import probe
 
     device = trainer.strategy.root_device
     start, samples = 0.0, 0
     for count in itertools.count():
         if count == ahead + 1:
-            synchronize(device)
+            probe.synchronize(device)
             start, samples = time.perf_counter(), 0
-        samples += len(_to_device(trainer, next(stream))[1])
+        samples += len(probe.to_device(trainer, next(stream))[1])
         if start and count > 2 * ahead and time.perf_counter() - start >= seconds:
             break
-    synchronize(device)
+    probe.synchronize(device)
     return Rate(samples / (time.perf_counter() - start))
 
 
-def _timed(
-    config: DictConfig, model: Any, batches: Iterator[Any], ahead: int, seconds: float
-) -> Generator[Any, None, Rate]:
+def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Generator[Any, None, Rate]:
     """Has the batches trained on, and times that.
 
     The first ones do not count: `ahead` of them may be there already, kernels are loaded and nets compiled. Where steps
@@ -222,45 +225,28 @@ def _timed(
     """
     from boltlab.commands.probe import synchronize
 
-    together = int(config.get("steps_per_execution", 1))
-    begin, start, samples, waited = time.perf_counter(), 0.0, 0, 0.0
+    patience = 2 * seconds + 1
+    begin, start, samples, waited, counted = time.perf_counter(), 0.0, 0, 0.0, 0
     for count in itertools.count():
         now = time.perf_counter()
-        if count % together == 0:  # in the middle of a call of the loop, some batches wait to be trained on
-            if not start and count and (count >= ahead + 3 or now - begin > 2 * seconds + 1):
-                synchronize(model.device)
-                start, samples, waited = time.perf_counter(), 0, 0.0
-                counted = count
-            elif start and now - start >= seconds and (count > counted + ahead or now - start > 2 * seconds + 1):
-                synchronize(model.device)
-                took = time.perf_counter() - start
-                return Rate(samples / took, waited / took)
+        if not start and count and (count >= ahead + 3 or now - begin > patience):
+            synchronize(model.device)
+            start, samples, waited, counted = time.perf_counter(), 0, 0.0, count
+        elif start and now - start >= seconds and (count > counted + ahead or now - start > patience):
+            break
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
         samples += len(batch[1])
         yield batch
-    raise AssertionError("itertools.count ends")
-
-
-def _to_device(trainer: Any, batch: Any) -> Any:
-    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+    synchronize(model.device)
+    took = time.perf_counter() - start
+    return Rate(samples / took, waited / took)
 
 
 def _batches_ahead(loader: Any) -> int:
     """How many batches the workers make in advance: those are there at once after a pause."""
     return (getattr(loader, "num_workers", 0) or 0) * (getattr(loader, "prefetch_factor", None) or 0)
-
-
-def _again(loader: Any) -> Iterator[Any]:
-    """Epoch after epoch."""
-    while True:
-        count = 0
-        for batch in loader:
-            count += 1
-            yield batch
-        if not count:
-            raise UserError("the train loader gives no batch")
 
 
 def _device_name(device: Any) -> str:

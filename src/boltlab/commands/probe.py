@@ -16,7 +16,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from omegaconf import DictConfig, OmegaConf
+from rich import get_console
 
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.check import locate
@@ -88,7 +90,7 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
     trainer = make_trainer(config)
     own = data.train_dataloader
     data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
-    with contextlib.suppress(_Enough):
+    with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here
         trainer.fit(model, datamodule=data)
 
 
@@ -111,15 +113,26 @@ class _Feed:
 
 
 class Step:
-    """The bare training step: forward, loss, backward and optimizer, without loop, metrics, callbacks and logging."""
+    """The bare training step: forward, loss, backward, clipping, optimizer, without loop, metrics and callbacks."""
 
     def __init__(self, trainer: Any, model: Task) -> None:
         self.model, self.optimizer, self.precision = model, trainer.optimizers[0], trainer.precision_plugin
+        self.clip: dict[str, Any] = {
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        }
+        self.scaler = getattr(self.precision, "scaler", None) or torch.amp.GradScaler(enabled=False)
 
-    def __call__(self, batch: tuple[Any, Any]) -> None:
-        self.loss(batch).backward()
-        self.optimizer.step()
+    def __call__(self, batch: tuple[Any, Any]) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.scaler.scale(loss).backward()
+        if self.clip["gradient_clip_val"]:
+            self.scaler.unscale_(self.optimizer)
+            self.model.clip_gradients(self.optimizer, **self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
+        return loss.detach()
 
     def loss(self, batch: tuple[Any, Any]) -> torch.Tensor:
         x, target = batch
@@ -166,12 +179,36 @@ class Step:
         return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
 
 
+def endless(loader: Any) -> Iterator[Any]:
+    """The loader's batches, epoch after epoch."""
+    while True:
+        count = 0
+        for batch in loader:
+            count += 1
+            yield batch
+        if not count:
+            raise UserError("the train loader gives no batch")
+
+
+def to_device(trainer: Any, batch: Any) -> Any:
+    """A loader's batch as the step gets it: on the device, normalized."""
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that the device's memory was not enough; what it had cached is given back then."""
+    if not is_oom_error(error):
+        return False
+    garbage_collection_cuda()
+    return True
 
 
 def reset_peak_memory(device: torch.device) -> None:
