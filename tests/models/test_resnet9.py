@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from boltlab.models.resnet9 import ResNet9, Residual
+from boltlab.models.resnet9 import Residual, ResNet9
 
 
 def test_it_has_the_layers_of_the_source():

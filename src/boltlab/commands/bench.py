@@ -279,7 +279,7 @@ def _peak_flops(device: Any, precision: str) -> float:
     bits, _, _ = precision.partition("-")
     dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
     tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    size, images = (1024, 32) if device.type == "cpu" else (8192, 1024)
+    size, images = (1024, 8) if device.type == "cpu" else (8192, 1024)
     fastest = 0.0
     with contextlib.suppress(RuntimeError):  # no such product on this device
         fastest = 1e12 * matmul(device, dtype, size, tf32)[0]
