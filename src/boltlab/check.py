@@ -205,6 +205,9 @@ class Checker:
 
     def together(self) -> None:
         """Mistakes that only several values together make."""
+        for key in self.searched:
+            if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
+                self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
         for path, target, arguments in self.calls:
             for argument, message in getattr(target, "check_arguments", lambda _: [])(arguments):
                 self.add(f"{path}.{argument}={_show(arguments.get(argument))}", message)
@@ -220,7 +223,6 @@ class Checker:
                 what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
                 self.add(f"trainer.{key}", f"{key} {what}")
         self._needs_a_checkpoint()
-        self._search_is_possible()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
             processes = process_count(self.config)
@@ -230,11 +232,6 @@ class Checker:
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
-
-    def _search_is_possible(self) -> None:
-        for key in self.searched:
-            if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
-                self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
 
     def _needs_a_checkpoint(self) -> None:
         trainer = self.config.get("trainer")
