@@ -12,6 +12,7 @@ from boltlab.config import compose
 FIGURES = Figures(
     device="cpu",
     batch_size=64,
+    workers=2,
     loader=9000.0,
     step=1000.0,
     loop=800.0,
@@ -84,7 +85,10 @@ def test_help_shows_the_keys_and_groups_of_train(boltlab):
 def test_shares_are_the_differences_of_the_times():
     assert FIGURES.shares() == pytest.approx({"step": 0.4, "loop": 0.1, "data": 0.5})
     # A loop that was measured as faster than its own step takes nothing.
-    assert replace(FIGURES, loop=1100.0).shares() == pytest.approx({"step": 0.4, "loop": 0, "data": 0.6})
+    assert replace(FIGURES, loop=1600.0).shares() == pytest.approx({"step": 0.25, "loop": 0, "data": 0.75})
+    # Without workers, data costs no more than it was waited for.
+    alone = replace(FIGURES, workers=0, data_wait_share=0.1)
+    assert alone.shares() == pytest.approx({"step": 0.72, "loop": 0.18, "data": 0.1})
 
 
 def test_the_verdict_names_the_largest_part():
@@ -99,13 +103,13 @@ def test_the_verdict_names_the_largest_part():
 
 def test_only_what_could_help_is_tried_and_only_what_helped_is_advised():
     config = compose("train", ["precision=32"]).config
-    tries = candidates(config, FIGURES, samples=1000, workers=2, image=True)
+    tries = candidates(config, FIGURES, samples=1000, has_workers=True, image=True)
     assert tries == ["data.num_workers=0", "precision=bf16-mixed channels_last=true", "data.batch_size=128"]
     slow_step = replace(FIGURES, loop=990.0, whole=980.0)
     # As large a batch as that is more than there are samples.
-    assert candidates(config, slow_step, 100, 2, False) == ["precision=bf16-mixed"]
+    assert candidates(config, slow_step, 100, True, False) == ["precision=bf16-mixed"]
     config.compile = True
-    assert candidates(config, FIGURES, 1000, 2, True) == []
+    assert candidates(config, FIGURES, 1000, True, True) == []
     assert replace(FIGURES, tried={"a": 1.2, "b": 1.5}).best_change() == "b"
     assert replace(FIGURES, tried={"a": 1.05}).best_change() is None
 

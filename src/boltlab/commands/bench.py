@@ -47,6 +47,7 @@ class Figures:
 
     device: str
     batch_size: int
+    workers: int
     loader: float
     step: float
     loop: float
@@ -65,10 +66,11 @@ class Figures:
 
     def shares(self) -> dict[str, float]:
         """Parts of a step's time that go to the bare step, to the loop and to the data; together 1."""
-        step, loop, whole = 1 / self.step, 1 / self.loop, 1 / self.whole
-        loop = max(loop, step)
-        whole = max(whole, loop)
-        return {"step": step / whole, "loop": (loop - step) / whole, "data": (whole - loop) / whole}
+        data = max(0.0, 1 - self.whole / self.loop)
+        if not self.workers:  # then all that data costs is waited for; the rest of the difference is chance
+            data = min(data, self.data_wait_share)
+        step = (1 - data) * min(1.0, self.loop / self.step)
+        return {"step": step, "loop": 1 - data - step, "data": data}
 
     def flops_share(self) -> float | None:
         """FLOP/s of the whole training as a part of the most that was measured here."""
@@ -141,13 +143,14 @@ def measure(config: DictConfig, seconds: float) -> Figures:
         }
         hints.update(
             samples=len(loader) * len(fetched[1]),
-            workers=getattr(loader, "num_workers", None),
+            has_workers=hasattr(loader, "num_workers"),
             image=batch[0].ndim == 4,
         )
         found.append(
             Figures(
                 device=_device_name(model.device),
                 batch_size=size,
+                workers=getattr(loader, "num_workers", 0) or 0,
                 loader=best["loader"].samples_per_second,
                 step=best["step"].samples_per_second,
                 loop=best["loop"].samples_per_second,
@@ -298,7 +301,7 @@ def _peak_flops(device: Any, precision: str) -> float:
 # ---------------------------------------------------------------- judging
 
 
-def candidates(config: DictConfig, figures: Figures, samples: int, workers: int | None, image: bool) -> list[str]:
+def candidates(config: DictConfig, figures: Figures, samples: int, has_workers: bool, image: bool) -> list[str]:
     """Settings that could make the largest parts of a step's time smaller, as overrides; the likeliest first."""
     if config.compile:
         return []  # each would have to be compiled first
@@ -310,9 +313,9 @@ def candidates(config: DictConfig, figures: Figures, samples: int, workers: int 
         settings["data"].append("data.cache=memory")
     if "decode" in data and data.decode != "fastest":
         settings["data"].append("data.decode=fastest")
-    if workers is not None:
+    if has_workers:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings["data"].append(f"data.num_workers={0 if workers else cores}")
+        settings["data"].append(f"data.num_workers={0 if figures.workers else cores}")
     if config.get("steps_per_execution") == 1:
         settings["loop"].append(f"steps_per_execution={STEPS_TOGETHER}")
     settings["loop"] += bigger_batch
