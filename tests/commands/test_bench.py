@@ -145,7 +145,7 @@ def test_the_part_that_was_made_slow_is_found(slow, part, monkeypatch):
 def test_kept_bytes_are_those_of_the_tensors_that_backward_needs():
     class Model:
         def __init__(self):
-            self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Sigmoid(), torch.nn.Sigmoid())
+            self.net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Sigmoid(), torch.nn.Linear(16, 2))
 
         def parameters(self):
             return self.net.parameters()
@@ -153,8 +153,8 @@ def test_kept_bytes_are_those_of_the_tensors_that_backward_needs():
     step = probe.Step.__new__(probe.Step)
     step.model = Model()
     step.loss = lambda batch: step.model.net(batch[0]).sum()
-    # The input [4, 8], and the output [4, 16] of each sigmoid, which the next one shares; no weights.
-    assert step.activation_bytes((torch.zeros(4, 8), None)) == 4 * (4 * 8 + 2 * 4 * 16)
+    # The input [4, 8], and once the output [4, 16] of the sigmoid, which it shares with what comes next; no weights.
+    assert step.activation_bytes((torch.zeros(4, 8), None)) == 4 * (4 * 8 + 4 * 16)
 
 
 def test_the_bare_step_is_the_step_of_a_training():

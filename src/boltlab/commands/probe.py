@@ -31,8 +31,8 @@ LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
 ENDLESS = 10**9
 
 
-def quiet(config: DictConfig, folder: str, **trainer: Any) -> DictConfig:
-    """A copy of a training's config that writes into `folder` only, prints nothing, validates nothing and never ends.
+def quiet(config: DictConfig, folder: str) -> DictConfig:
+    """A copy of a training's config that writes into `folder` only, prints nothing, validates nothing and has no limit.
 
     Callbacks that do none of that stay, and so does metrics.csv: they are part of what a step costs.
     """
@@ -49,7 +49,7 @@ def quiet(config: DictConfig, folder: str, **trainer: Any) -> DictConfig:
     copy.trainer = {
         **copy.trainer,
         "default_root_dir": folder,
-        "max_epochs": ENDLESS,
+        "max_epochs": 1,
         "min_epochs": None,
         "max_steps": -1,
         "min_steps": None,
@@ -64,7 +64,6 @@ def quiet(config: DictConfig, folder: str, **trainer: Any) -> DictConfig:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "reload_dataloaders_every_n_epochs": 0,
-        **trainer,
     }
     return copy
 
