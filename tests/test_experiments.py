@@ -16,6 +16,7 @@ STAND_IN = {
     "mnist_mlp_plain_sgd": ["data=digits"],
     "mnist_lenet": ["data=digits"],
     "cifar10_net": ["data=small_folder", "data.root=images"],
+    "cifar10_fast": ["data=small_folder", "data.root=images", "data.batch_size=2", "compile=false"],
     "image_folder_cnn": ["data.root=images", "data.batch_size=2"],
 }
 SHORT = ["logger=csv", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=3"]

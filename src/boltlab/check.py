@@ -55,14 +55,18 @@ class _Built:
         self.kind = target if inspect.isclass(target) else None
 
 
+# What `boltlab train` finds by itself where it stands at "auto".
+SEARCHED = ("optimizer.lr", "data.batch_size")
+
 _UNKNOWN = object()  # a value whose mistake is listed already
 
 
 class Checker:
     """Walks a config, collects its mistakes and every call (path, target, plain arguments) that it will make."""
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: DictConfig, searched: tuple[str, ...] = ()):
         self.config = config
+        self.searched = searched  # the keys that may stand at "auto" although their type is another
         self.found: list[Mistake] = []
         self.unknown_roots = {"run_dir"}  # filled in when the run starts; and those whose mistake is listed already
         self.calls: list[tuple[str, Any, dict[str, Any]]] = []
@@ -185,6 +189,8 @@ class Checker:
                 if not is_open:
                     allowed = f"it takes: {', '.join(parameters)}"
                     self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(parameters), allowed))
+            elif value == "auto" and f"{path}.{key}" in self.searched:
+                continue
             elif message := type_problem(value, parameters[key].annotation):
                 self.add(where, f"{short} {message}")
         if partial:
@@ -199,6 +205,9 @@ class Checker:
 
     def together(self) -> None:
         """Mistakes that only several values together make."""
+        for key in self.searched:
+            if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
+                self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
         for path, target, arguments in self.calls:
             for argument, message in getattr(target, "check_arguments", lambda _: [])(arguments):
                 self.add(f"{path}.{argument}={_show(arguments.get(argument))}", message)
@@ -391,6 +400,7 @@ def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
     if origin is Annotated:
         kind, *limits = typing.get_args(annotation)
         bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
+        bounds += [f"above {limit.gt}" for limit in limits if hasattr(limit, "gt")]
         bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
         return [], [" ".join([kind.__name__, *bounds])]
     return [], [

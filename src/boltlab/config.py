@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from boltlab import machine
-from boltlab.check import Checker, ConfigError, Mistake, suggest
+from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -55,6 +55,14 @@ class Train:
     trainer: dict
     callbacks: dict | None
     logger: dict | None
+
+
+@dataclass
+class Bench(Train):
+    """Root keys of `boltlab bench`: those of train, and its own."""
+
+    seconds: Annotated[float, Gt(0)]
+    output: str | None
 
 
 @dataclass
@@ -118,7 +126,15 @@ class Doctor:
     seed: int
 
 
-ROOTS: dict[str, Any] = {"train": Train, "eval": Eval, "predict": Predict, "show": Show, "runs": Runs, "doctor": Doctor}
+ROOTS: dict[str, Any] = {
+    "train": Train,
+    "eval": Eval,
+    "predict": Predict,
+    "show": Show,
+    "runs": Runs,
+    "doctor": Doctor,
+    "bench": Bench,
+}
 
 
 @dataclass
@@ -246,6 +262,8 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
         if o.key_or_group.split(".")[0] in swapped:
             continue
         problem = _key_problem("train", edited, o, known)
+        if o.key_or_group in SEARCHED and o.value() == "auto":
+            problem = Mistake(o.input_line, "is searched by boltlab train only: give a number")
         if problem:
             mistakes.append(problem)
         elif o.is_delete():
@@ -388,9 +406,14 @@ def help_text(verb: str) -> str:
     fields = ROOTS[verb].__dataclass_fields__
     defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
     assert isinstance(defaults, DictConfig)
-    listed = {
-        str(k).split()[-1] for entry in defaults.pop("defaults", []) if isinstance(entry, DictConfig) for k in entry
-    }
+    entries = defaults.pop("defaults", [])
+    for inherited in [entry for entry in entries if entry in ROOTS]:
+        parent = OmegaConf.load(CONFIG_DIR / f"{inherited}.yaml")
+        assert isinstance(parent, DictConfig)
+        entries += parent.pop("defaults")
+        parent.merge_with(defaults)
+        defaults = parent
+    listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []
     for group, choices in groups().items():
         if group in listed and choices:
@@ -428,7 +451,7 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
-    checker = Checker(config)
+    checker = Checker(config, SEARCHED if verb == "train" else ())
     checker.roots(ROOTS[verb].__dataclass_fields__)
     if verb == "eval":  # its callbacks refer to the config of the run: they are checked when they are laid over it
         return checker.found

@@ -60,10 +60,7 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own")
-    config.run_dir = _HERE
-    text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    config.run_dir = str(folder)
+    write_config(folder, config)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(_uncommitted())
@@ -71,6 +68,14 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
     write_summary(folder, status="running", started=time.time(), pid=os.getpid())
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Writes the resolved config, and sets its `run_dir`."""
+    config.run_dir = _HERE
+    text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    config.run_dir = str(folder)
 
 
 def load_config(folder: Path) -> DictConfig:

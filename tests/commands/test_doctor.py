@@ -63,7 +63,7 @@ def test_precision_that_the_device_lacks_or_gets_wrong(monkeypatch):
             raise RuntimeError("no kernel for Half\nmore lines")
         return 2.0, 0.5 if dtype is torch.bfloat16 else 0.0
 
-    monkeypatch.setattr(doctor, "_matmul", matmul)
+    monkeypatch.setattr(doctor, "matmul", matmul)
     rows = {row.name: row for row in doctor.check_precision()}
     assert rows["fp32"].status == "ok"
     assert rows["bf16"].status == "fail"
@@ -76,7 +76,7 @@ def test_matmul_leaves_the_precision_setting_as_it_was():
     import torch
 
     before = torch.get_float32_matmul_precision()
-    speed, error = doctor._matmul(torch.device("cpu"), torch.bfloat16, 32, tf32=True)
+    speed, error = doctor.matmul(torch.device("cpu"), torch.bfloat16, 32, tf32=True)
     assert torch.get_float32_matmul_precision() == before
     assert speed > 0
     assert error < 0.05

@@ -142,7 +142,7 @@ def check_precision() -> list[Row]:
     base = None
     for name, dtype in formats.items():
         try:
-            speed, error = _matmul(device, dtype, size, tf32=name == "tf32")
+            speed, error = matmul(device, dtype, size, tf32=name == "tf32")
         except RuntimeError as e:
             first_line = str(e).splitlines()[0]
             rows.append(Row(name, "warn", f"not on this {device.type}: {first_line}", "Leave precision=auto or 32."))
@@ -156,7 +156,7 @@ def check_precision() -> list[Row]:
     return rows
 
 
-def _matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float]:
+def matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float]:
     """TFLOP/s (best of three) and relative error of a [size, size] matrix product."""
     import torch
 

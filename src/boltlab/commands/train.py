@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.check import ConfigError
+from boltlab.check import SEARCHED, ConfigError
 from boltlab.config import Composed, build, compose, finish
 from boltlab.errors import UserError
 
@@ -38,6 +38,11 @@ def run(composed: Composed, folder: Path) -> float | None:
     runs.prepare(folder, config, composed.overrides)
     runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
     with runs.recorded(folder):
+        if any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):
+            from boltlab.commands import tune
+
+            runs.write_summary(folder, found=tune.search(config))
+            runs.write_config(folder, config)
         launch(fit, folder, config)
     summary = runs.read_summary(folder)
     _print_end(folder, summary)

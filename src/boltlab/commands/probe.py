@@ -1,0 +1,231 @@
+"""What a step of a config costs, seen from inside a real fit that leaves nothing behind.
+
+`fit` lets Lightning set everything up, as in a training, and hands the training data's place to a generator of the
+caller: that measures what it likes, yields batches to have them trained on, and ends the fit by returning.
+"""
+
+import contextlib
+import gc
+import inspect
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from omegaconf import DictConfig, OmegaConf
+from rich import get_console
+
+from boltlab.callbacks.summary import ModelSummary
+from boltlab.check import locate
+from boltlab.commands.train import make_trainer, several_steps
+from boltlab.config import build
+from boltlab.data.cache import available_memory
+from boltlab.errors import UserError
+from boltlab.models.task import Task
+
+LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
+ENDLESS = 10**9
+
+
+def quiet(config: DictConfig, folder: str) -> DictConfig:
+    """A copy of a training's config that writes into `folder` only, prints nothing, validates nothing and has no limit.
+
+    Callbacks that do none of that stay, and so does metrics.csv: they are part of what a step costs.
+    """
+    copy = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(copy, DictConfig)
+    copy.run_dir = folder
+    copy.logger = {name: node for name, node in (copy.logger or {}).items() if name == "csv"}
+    kept = {}
+    for name, node in (copy.callbacks or {}).items():
+        target = locate(node["_target_"])
+        if not (inspect.isclass(target) and issubclass(target, LEFT_OUT)):
+            kept[name] = node
+    copy.callbacks = kept
+    copy.trainer = {
+        **copy.trainer,
+        "default_root_dir": folder,
+        "max_epochs": 1,
+        "min_epochs": None,
+        "max_steps": -1,
+        "min_steps": None,
+        "max_time": None,
+        "limit_train_batches": None,
+        "limit_val_batches": 0,
+        "overfit_batches": 0,
+        "val_check_interval": None,
+        "num_sanity_val_steps": 0,
+        "fast_dev_run": False,
+        "profiler": None,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "reload_dataloaders_every_n_epochs": 0,
+    }
+    return copy
+
+
+def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
+    """Fits the config's model on what `batches(trainer, model, loader)` yields, until that returns.
+
+    `loader` is the config's own train loader. All learning rates are 0, so that no number of steps on one batch makes
+    the loss grow without bounds: a step costs the same.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _fit(quiet(config, folder), batches)
+        gc.collect()  # ends the loader's workers and frees the device for what comes next
+
+
+def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
+    pl.seed_everything(config.seed, verbose=False)
+    if "lr" in config.optimizer:
+        config.optimizer.lr = 0.0
+    data, model = build(config, "data"), build(config, "model")
+    if not isinstance(model, Task):
+        raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
+    trainer = make_trainer(config, **several_steps(config, data, model))
+    own = data.train_dataloader
+    data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
+    with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here
+        trainer.fit(model, datamodule=data)
+
+
+class _Enough(Exception):
+    """Ends a fit from inside: the end of an epoch would ask for validation metrics."""
+
+
+class _Feed:
+    """A train loader for one endless epoch."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.batches
+        raise _Enough
+
+
+class Step:
+    """The bare training step: forward, loss, backward, clipping, optimizer, without loop, metrics and callbacks."""
+
+    def __init__(self, trainer: Any, model: Task) -> None:
+        self.model, self.optimizer, self.precision = model, trainer.optimizers[0], trainer.precision_plugin
+        self.clip: dict[str, Any] = {
+            "gradient_clip_val": trainer.gradient_clip_val,
+            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
+        }
+        self.scaler = getattr(self.precision, "scaler", None) or torch.amp.GradScaler(enabled=False)
+
+    def __call__(self, batch: tuple[Any, Any]) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.scaler.scale(loss).backward()
+        if self.clip["gradient_clip_val"]:
+            self.scaler.unscale_(self.optimizer)
+            self.model.clip_gradients(self.optimizer, **self.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def loss(self, batch: tuple[Any, Any]) -> torch.Tensor:
+        x, target = batch
+        with self.precision.train_step_context():
+            return self.model.criterion(self.model(x), target)[0]
+
+    def seconds(self, batch: tuple[Any, Any], at_least: float) -> float:
+        """Mean time of a step, after a first one, over that many seconds and two steps."""
+        self(batch)
+        synchronize(self.model.device)
+        start, steps = time.perf_counter(), 0
+        while steps < 2 or time.perf_counter() - start < at_least:
+            self(batch)
+            steps += 1
+        synchronize(self.model.device)
+        return (time.perf_counter() - start) / steps
+
+    def activation_bytes(self, batch: tuple[Any, Any]) -> int:
+        """What the forward pass keeps for the backward pass, weights left out: every storage once, not compiled."""
+        weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with torch.compiler.set_stance("force_eager"), hooks:
+            loss = self.loss(batch)
+        del loss  # until here it kept the storages, so no address was used twice
+        return sum(kept.values())
+
+    def weight_bytes(self) -> int:
+        return sum(p.nbytes for p in self.model.parameters())
+
+    def gradient_bytes(self) -> int:
+        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+
+    def optimizer_bytes(self) -> int:
+        """The optimizer's state as it stands, so after a first step."""
+        states = self.optimizer.state.values()
+        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def endless(loader: Any) -> Iterator[Any]:
+    """The loader's batches, epoch after epoch."""
+    while True:
+        count = 0
+        for batch in loader:
+            count += 1
+            yield batch
+        if not count:
+            raise UserError("the train loader gives no batch")
+
+
+def to_device(trainer: Any, batch: Any) -> Any:
+    """A loader's batch as the step gets it: on the device, normalized."""
+    return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that the device's memory was not enough; what it had cached is given back then."""
+    if not is_oom_error(error):
+        return False
+    garbage_collection_cuda()
+    return True
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins to look for the peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that tensors took at most; None where nothing counts them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this process can still get on the device; None where the system does not say."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return available_memory()
