@@ -6,6 +6,7 @@ device.
 """
 
 import math
+import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -137,28 +138,17 @@ class Augment:
 
     # ---------------------------------------------------------------- whole batches
 
-    def pad(self, images: Tensor) -> Tensor:
-        """What the padded crop takes its windows from: uint8 [N,C,H,W] on the host to [N,C,H+2·padding,W+2·padding]."""
-        sides, mode = (self.padding, self.padding), self.padding_mode
-        fill = {"constant_values": self.fill} if mode == "constant" else {}
-        return torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), sides, sides), mode, **fill))  # type: ignore[call-overload]
-
-    def __call__(self, images: Tensor | None, draws: Draws, padded: Tensor | None = None) -> Tensor:
-        """uint8 [B,C,H,W] of the input's size to the same; `images` itself may be changed.
-
-        padded: `pad` of all images of the split, made before; `images` is None then.
-        """
-        top, left, flip = draws.uniforms(TOP, 3).unbind(1)
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """uint8 [B,C,H,W] of the input's size to the same; `images` itself may be changed."""
+        if self.padding or self.flip_probability:
+            top, left, flip = draws.uniforms(TOP, 3).unbind(1)
         if self.padding:
             choices = 2 * self.padding + 1
+            windows = _windows_by_index
+            if images.device.type == "cpu":
+                windows = _shifted if self.padding_mode == "constant" else _windows_of_numpy
             corner = ((top * choices).long(), (left * choices).long())
-            if padded is not None:
-                images = _windows(padded, draws.indices, *corner, self.height, self.width)
-            elif images is not None and images.device.type == "cpu":
-                images = _windows(self.pad(images), torch.arange(len(images)), *corner, self.height, self.width)
-            elif images is not None:
-                images = _windows_by_index(images, *corner, self.padding, self.padding_mode, self.fill)
-        assert images is not None
+            images = windows(images, *corner, self.padding, self.padding_mode, self.fill)
         if self.flip_probability:
             images = _flip(images, flip < self.flip_probability)
         if self.affine:
@@ -248,10 +238,41 @@ def _flip(images: Tensor, mask: Tensor) -> Tensor:
     return images
 
 
-def _windows(padded: Tensor, images: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
-    """[B,C,height,width]: of each of the chosen `images` (int64 [B]) the window whose corner is at (top, left)."""
-    every = np.lib.stride_tricks.sliding_window_view(padded.numpy(), (height, width), axis=(2, 3))
-    return torch.from_numpy(every[images.numpy(), :, top.numpy(), left.numpy()])
+_reused = threading.local()
+
+
+def _shifted(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str, fill: int) -> Tensor:
+    """The window of the padded image whose corner is at (top, left), three times as fast as by a window of rows.
+
+    Between rows of fill above and below it, an image is moved as one run of bytes, whole planes at a time. What comes
+    round the sides that way is painted over.
+    """
+    batch, channels, height, width = images.shape
+    key = (*images.shape, padding, fill)
+    if getattr(_reused, "key", None) != key:  # new memory and its fill would take as long as the rest
+        size = (height + 2 * padding) * width + 2 * padding
+        sides = np.arange(width) + np.arange(-padding, padding + 1)[:, None]  # column of the source, for every `left`
+        inside = np.tile((sides >= 0) & (sides < width), height)[:, None] * np.uint8(255)
+        _reused.key, _reused.planes = key, np.full((batch, channels, size), fill, np.uint8)
+        _reused.inside, _reused.outside = inside, ~inside & np.uint8(fill)
+    planes, start = _reused.planes, padding * (width + 1)
+    planes[:, :, start : start + height * width] = images.numpy().reshape(batch, channels, -1)
+    strides = (planes.strides[0], 1, planes.strides[1], 1)
+    shape = (batch, 2 * start + 1, channels, height * width)
+    runs = np.lib.stride_tricks.as_strided(planes, shape, strides)
+    columns = left.numpy()
+    moved = runs[np.arange(batch), top.numpy() * width + columns]
+    moved &= _reused.inside[columns]
+    if fill:
+        moved |= _reused.outside[columns]
+    return torch.from_numpy(moved).view(images.shape)
+
+
+def _windows_of_numpy(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str, fill: int) -> Tensor:
+    sides = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    padded = np.pad(images.numpy(), sides, mode)  # type: ignore[call-overload]
+    every = np.lib.stride_tricks.sliding_window_view(padded, images.shape[2:], axis=(2, 3))
+    return torch.from_numpy(every[np.arange(len(images)), :, top.numpy(), left.numpy()])
 
 
 def _windows_by_index(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str, fill: int) -> Tensor:

@@ -188,7 +188,6 @@ class DataModule(LightningDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and batches.whole:
             batches.source = self._placed(split, batches.source, device)
-        batches.prepare()
         return Loader(
             batches,
             sampler,

@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as F
 
 from boltlab.data.augment import Augment
 from boltlab.data.base import DataModule, Split
-from boltlab.data.cache import available_memory
 from boltlab.data.decode import check_decode, read_pixels
 from boltlab.data.loader import Batches, Made, TensorData
 from boltlab.data.resize import covering_size, crop_resize, fit, normalize_into, to_batch
@@ -52,7 +51,6 @@ class ImageBatches(Batches):
         super().__init__(source, seed)
         self.input_shape, self.resize, self.augment, self.fastest = input_shape, resize, augment, fastest
         self.resizes = augment is not None and augment.resizes
-        self.padded: Tensor | None = None
 
     @property
     def one_by_one(self) -> bool:
@@ -67,20 +65,11 @@ class ImageBatches(Batches):
     def threads(self) -> bool:
         return hasattr(self.source, "pixels") and not self.one_by_one
 
-    def prepare(self) -> None:
-        """Pads all images once, where memory is plenty: a fifth of the time of a crop is padding, one batch or all."""
-        if self.whole and self.augment is not None and self.augment.padding and self.source.x.device.type == "cpu":
-            free = available_memory()
-            if free is not None and self.source.x.nbytes < free / 16:
-                self.padded = self.augment.pad(self.source.x)
-
     def make(self, epoch: int, indices: Tensor) -> Made:
         problems: list[str] = []
         x: Any
         draws = None if self.augment is None else Draws(self.seed, epoch, indices)
-        if self.padded is not None:
-            x, y = None, self.source.labels[indices]
-        elif isinstance(self.source, TensorData) and not self.resizes:
+        if isinstance(self.source, TensorData) and not self.resizes:
             x, y = self.source.take(indices)
             draws = draws and draws.to(x.device)
         elif hasattr(self.source, "pixels"):
@@ -88,8 +77,8 @@ class ImageBatches(Batches):
             draws = draws[kept] if draws is not None and problems else draws
         else:
             x, y, problems = super().make(epoch, indices)
-        if self.augment is not None and draws is not None and y is not None:
-            x = self.augment(x, draws, self.padded)
+        if self.augment is not None and draws is not None and x is not None:
+            x = self.augment(x, draws)
         return x, y, problems
 
     def _read(self, indices: Tensor, draws: Draws | None) -> tuple[Any, Any, list[str], Tensor]:

@@ -17,7 +17,7 @@ from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, r
 from boltlab.errors import DataError
 
 # What is made at once in memory: so much that the calls cost little beside the bytes, so little that it stays in cache.
-CHUNK_BYTES_CPU = 1 << 20
+CHUNK_BYTES_CPU = 2 << 20
 CHUNK_BYTES_ACCELERATOR = 64 << 20
 PIECE = 16  # samples that a thread makes at a time
 
@@ -82,9 +82,6 @@ class Batches(Dataset[Any]):
     def threads(self) -> bool:
         """Whether threads can share the work: where code of Python's own runs for each sample they cannot."""
         return self.whole
-
-    def prepare(self) -> None:
-        """What a whole epoch is worth doing beforehand; a loader calls it once."""
 
     def __getitem__(self, batch: tuple[int, Tensor]) -> Made:
         if not isinstance(batch, tuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 TORCH_SERIAL_ELEMENTS = 32_767  # at::internal::GRAIN_SIZE: from this many on, torch's loops start OpenMP's threads
 CACHED_ELEMENTS = 2**18  # float32: 1 MiB
+SMALL_ELEMENTS = 32 * 1024  # of an image: batches of smaller ones are normalized in one piece
 _cv2: Any = None
 
 
@@ -89,6 +90,8 @@ def normalize_into(images: Tensor, scale: Tensor, shift: Tensor, out: Tensor | N
     times as much as the arithmetic, for the system clears it page by page. Where the channels lie innermost, scale and
     shift are tiled along the rows: torch's inner loop would have but C steps.
     """
+    if out is None and images[0].numel() < SMALL_ELEMENTS and images.is_contiguous():
+        return images.float().mul_(scale).add_(shift)
     if out is None:
         out = torch.empty_like(images, dtype=torch.float32)  # keeps the strides
     rows_in, rows_out = images, out
