@@ -27,21 +27,24 @@ log = logging.getLogger(__name__)
 
 SAVED_FILES = ("environment.json", "git.patch")
 
+_FIRST_STEP_SECONDS = 10.0
+
 _lock = threading.Lock()  # of what waits for a run that is not up yet
-_newest: threading.Thread | None = None  # the thread that starts the newest run of this process
+_newest: "WandbLogger | None" = None  # the last one of this process
 
 
 class WandbLogger(LightningWandbLogger):
     """Lightning's logger with its own start and end of the W&B run.
 
-    The run starts when the first metrics are logged, on rank zero and in a thread: neither the import of wandb nor its
-    service and server delay a training step. What is logged until it is up follows in order and with its time;
-    ``experiment``, ``finalize`` and ``finish`` wait for it. It is online if W&B finds an API key (``WANDB_API_KEY``,
-    netrc, its settings files) and the server takes it within ``timeout_seconds``. Otherwise it is recorded below
-    ``<dir>/wandb`` and one warning says why and how to upload it. ``mode``, and before it ``WANDB_MODE``, decide
-    beforehand. Each logger is one W&B run: what an earlier job of this process left open is finished first.
-    ``environment.json`` and ``git.patch`` of ``dir`` are saved in the run; its config is what ``log_hyperparams`` gets,
-    nested as it is.
+    The run starts on rank zero, in a thread, when metrics of a second step are logged (or that takes ten seconds): the
+    first step waits neither for the import of wandb nor for its service and server. What is logged until the run is up
+    follows in order and with its time; what uses ``experiment``, ``finalize`` and ``finish`` wait for it.
+
+    The run is online if W&B finds an API key (``WANDB_API_KEY``, netrc, its settings files) and the server takes it
+    within ``timeout_seconds``. Otherwise it is recorded below ``<dir>/wandb`` and one warning says why and how to
+    upload it. ``mode``, and before it ``WANDB_MODE``, decide beforehand. Each logger is one W&B run: what an earlier
+    job of this process left open is finished first. ``environment.json`` and ``git.patch`` of ``dir`` are saved in the
+    run; its config is what ``log_hyperparams`` gets, nested as it is.
 
     Args:
         dir: the run folder.
@@ -80,14 +83,16 @@ class WandbLogger(LightningWandbLogger):
         self._finish_timeout_seconds = finish_timeout_seconds
         self._run: Run | RunDisabled | None = None  # `_experiment` once it has got all that waits for it
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._steps: set[int | None] = set()  # logged before the thread was started
         self._thread: threading.Thread | None = None
+        self._earlier: WandbLogger | None = None  # of another job of this process: its run comes first
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run | RunDisabled":
-        if self._experiment is None and threading.current_thread() is not self._thread:
-            self._begin().join()
-        return cast("Run", self._experiment or self._run)
+        if self._experiment is None and threading.current_thread() is self._thread:
+            return cast("Run", self._run)
+        return self._experiment or cast("Run", _WhenUp(self))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
@@ -97,14 +102,21 @@ class WandbLogger(LightningWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._experiment is None:
             metrics = {**metrics, "_timestamp": time.time()}
-            self._begin()
         self._log(super().log_metrics, metrics, step)
+        if self._thread is None:
+            if not self._steps:
+                timer = threading.Timer(_FIRST_STEP_SECONDS, self._begin)
+                timer.daemon = True
+                timer.start()
+            self._steps.add(step)
+            if len(self._steps) > 1:
+                self._begin()
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
         """Ends the W&B run; a run that is not finished here ends with the process."""
         if self._waiting or self._thread:
-            self.experiment.finish(exit_code=exit_code)
+            self._up().finish(exit_code=exit_code)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -112,14 +124,18 @@ class WandbLogger(LightningWandbLogger):
         super().finalize(status)
         if status != "success":
             self.finish(exit_code=1)
-        elif self._thread:
-            self._thread.join()  # an evaluation ends the process next
+        elif self._steps:
+            self._up()  # an evaluation ends the process next
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_run": None, "_thread": None}
+        self._up()
+        return {**super().__getstate__(), "_run": None, "_thread": None, "_earlier": None}
 
     def _log(self, call: Callable[..., None], *arguments: Any) -> None:
+        global _newest
         with _lock:
+            if self._thread is None and not self._waiting:  # the first
+                self._earlier, _newest = _newest, self
             if waits := self._experiment is None:
                 self._waiting.append((call, arguments))
         if not waits:
@@ -127,18 +143,22 @@ class WandbLogger(LightningWandbLogger):
 
     def _begin(self) -> threading.Thread:
         """Starts the run's thread if there is none yet. It is no daemon: the process does not end in its midst."""
-        global _newest
         with _lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._bring_up, args=(_newest,), name="wandb start")
+                self._thread = threading.Thread(target=self._bring_up, name="wandb start")
                 self._thread.start()
-                _newest = self._thread
         return self._thread
 
-    def _bring_up(self, earlier: threading.Thread | None) -> None:
+    def _up(self) -> "Run | RunDisabled":
+        """The run, waited for."""
+        self._begin().join()
+        return cast("Run", self._experiment)
+
+    def _bring_up(self) -> None:
         """Starts the run after that of an earlier job of this process, and gives it all that waits."""
-        if earlier is not None:
-            earlier.join()
+        if self._earlier is not None:
+            self._earlier._up()
+            self._earlier = None
         try:
             self._run = self._start()
         except Exception as error:  # a tracker must not stop a training
@@ -229,6 +249,20 @@ class WandbLogger(LightningWandbLogger):
         settings = wandb.setup().settings
         problem = _ask_server(settings.base_url, settings.api_key, deadline - time.monotonic())
         return ("offline", problem) if problem else ("online", "")
+
+
+class _WhenUp:
+    """Stands for a run that is not up yet, and waits for it where it is used: Lightning asks for ``experiment`` before
+    the first step, and does nothing with it."""
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self.__dict__["_logger"] = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_logger"]._up(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_logger"]._up(), name, value)
 
 
 def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:
