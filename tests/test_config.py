@@ -1,13 +1,20 @@
+import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
+from pydantic import ConfigDict, TypeAdapter
 
 from boltlab import config as configs
-from boltlab.check import ConfigError, type_problem
+from boltlab.check import ConfigError, _fits, type_problem
 from boltlab.config import CONFIG_DIR, compose, edit
 
 ROOT_KEYS = (
@@ -337,3 +344,67 @@ def test_completion_offers_verbs_groups_and_choices(tmp_path):
     assert "model=" in complete("boltlab train mod")
     assert {"model=resnet18", "model=resnet34"} <= set(complete("boltlab train model=resn"))
     assert complete("boltlab train optimizer.l") == ["optimizer.lr="]
+
+
+# ---------------------------------------------------------------- short ways, which must lead to the same place
+
+
+PLAIN = [None, True, 0, 1, 16, -1, 2**40, 1.5, math.nan, math.inf, "", "a", "16", [], [1], [1, 2], [1.5, 2], ["a"]]
+PLAIN += [[None], [True], [[1]], {}, {"a": 1}, {"a": "b"}, {"a": None}]
+ANNOTATIONS = [bool, int, float, str, Path, list, dict, None, list[int], list[float], list[list[int]], tuple[int, int]]
+ANNOTATIONS += [tuple[int, ...], tuple[float, float], tuple[()], dict[str, int], dict[str, Any], int | None, int | bool]
+ANNOTATIONS += [str | list[int] | None, Literal["a", 16], Literal[1, "auto"] | None, Sequence[int], Callable, timedelta]
+ANNOTATIONS += [Annotated[int, Ge(0), Lt(5)], Annotated[float, Gt(0)], Annotated[int, MultipleOf(2)], complex, tuple]
+
+
+@pytest.mark.parametrize("annotation", ANNOTATIONS, ids=str)
+def test_what_fits_without_pydantic_fits_with_it(annotation):
+    adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    for value in PLAIN:
+        if _fits(value, annotation):
+            adapter.validate_json(json.dumps(value), strict=True)
+
+
+def test_no_shipped_default_needs_pydantic(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    for overrides in ([], ["experiment=mnist_mlp"], ["model=resnet18", "data=cifar10", "optimizer=sgd"]):
+        compose("train", [*overrides, "trainer.max_epochs=3"])
+    with pytest.raises(ImportError):
+        compose("train", ["trainer.max_epochs=ten"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "name=a b", "tags=[a,b]"],
+        ["model=mlp", "model.net.hidden_sizes=[3,4]"],
+        ["+optimizer.eps=1e-7", "++optimizer.eps=1e-8", "++trainer.max_epochs=2"],
+        ["~callbacks.summary", "~callbacks.best.mode"],
+        ["+optimizer.foo={a: 1, b: [1, 2]}", "experiment=mnist_mlp"],
+        ["monitor=${mode}", "trainer.max_epochs=???", "logger.wandb=null"],
+        ["seed=1", "seed=2"],
+    ],
+    ids=" ".join,
+)
+def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
+    short = compose("train", overrides, check=False)
+    texts = [configs._first(o) for o in configs._parse(overrides, sweep=False)[0]]
+    whole, choices = configs._hydra_compose("train", texts, [])
+    assert OmegaConf.to_container(short.config) == OmegaConf.to_container(whole)
+    assert (list(short.config), short.choices) == (list(whole), choices)
+
+
+def test_the_garbage_collector_is_back_after_the_imports():
+    code = """
+import gc, sys
+from boltlab.config import compose
+compose("train", [])
+assert "torch" in sys.modules
+print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+frozen = gc.get_freeze_count()
+kept = [[] for _ in range(1000)]
+compose("train", ["seed=1"])
+print(gc.get_freeze_count() <= frozen)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["True", "True", "True"], "")

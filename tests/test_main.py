@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,62 @@ def test_a_wrong_verb_or_option_ends_with_2(boltlab, arguments, message):
 def test_cfg_prints_the_composed_config(boltlab_process):
     done = boltlab_process("train", "--cfg", "job", "seed=7", "model=mlp")
     assert done.returncode == 0 and "seed: 7" in done.stdout and "boltlab.models.mlp.MLP" in done.stdout
+
+
+HEAVY = ("torch", "torchvision", "torchmetrics", "lightning", "wandb", "sklearn", "scipy", "numpy", "matplotlib", "PIL")
+HEAVY += ("pydantic", "rich", "pandas", "mlflow", "tensorboard", "timm")
+
+
+def imported_by(code: str, **environment: str) -> set[str]:
+    """The packages that a process has imported when `code` has run."""
+    script = f"import sys\n{code}\nprint('imported', *sys.modules)"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()[1:]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (("--help",), ("hydra", "omegaconf", "yaml")),
+        (("--version",), ("hydra", "omegaconf", "yaml")),
+        (("trian",), ("hydra", "omegaconf", "yaml")),
+        (("train", "--help"), ()),
+        (("train", "--cfg", "job", "model=resnet18", "optimizer.lr=0.1"), ()),
+        (("train", "modle=cnn"), ()),
+        (("train", "model.net.dorp=0.1"), ()),
+        (("train", "-m", "optimizer.lrr=0.1,0.2"), ()),
+        (("eval", "modle=cnn"), ()),
+        (("runs", "limt=3"), ()),
+        (("train", "--fast"), ()),
+    ],
+    ids=" ".join,
+)
+def test_what_only_answers_imports_nothing_heavy(arguments, more):
+    code = f"from boltlab.__main__ import main\nmain({list(arguments)!r})"
+    assert imported_by(code).isdisjoint(HEAVY + more)
+
+
+@pytest.mark.parametrize("line", ["boltlab tr", "boltlab train model=", "boltlab train optimizer=adam scheduler."])
+def test_completion_imports_nothing_heavy(line):
+    code = "from boltlab.__main__ import main\ntry: main(['-sc', 'query=bash'])\nexcept SystemExit: pass"
+    assert imported_by(code, COMP_LINE=line, COMP_POINT=str(len(line))).isdisjoint(HEAVY)
+
+
+def test_before_the_first_step_nothing_is_imported_that_can_wait():
+    code = """
+import lightning.pytorch, os, sklearn.datasets
+from torch.optim.optimizer import register_optimizer_step_post_hook
+before = set(sys.modules)
+def end(*_):
+    print("imported", *(name for name in sys.modules if name not in before), flush=True)
+    os._exit(0)
+register_optimizer_step_post_hook(end)
+from boltlab.__main__ import main
+main(["train", "trainer.accelerator=cpu"])
+"""
+    late = {"wandb", "pydantic", "matplotlib", "mlflow", "tensorboard", "timm", "setuptools"}
+    assert imported_by(code).isdisjoint(late)
 
 
 def test_the_console_script_is_the_same_command():

@@ -1,5 +1,7 @@
+import importlib.metadata
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -66,6 +68,39 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
     patch = runs._uncommitted().decode()
     assert "+a = 2" in patch and "+b = 3" in patch and "c = 4" not in patch
     assert git("status", "--porcelain") == before
+
+
+def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monkeypatch):
+    asked = []
+
+    def git(*arguments, **variables):
+        asked.append(threading.current_thread() is threading.main_thread())
+        return b"abc\n"
+
+    monkeypatch.setattr(runs, "_git", git)
+    answer = runs.ask_git()
+    assert answer.result(60) == runs.Git("abc", True, b"abc\n")
+    asked_then = len(asked)
+    folder = runs.new_folder(tmp_path, "train", "x")
+    runs.prepare(folder, OmegaConf.create({"run_dir": None, "data": {}}), [], answer)
+    assert json.loads((folder / "environment.json").read_text())["git_commit"] == "abc"
+    assert (folder / "git.patch").read_bytes() == b"abc\n"
+    assert len(asked) == asked_then and not any(asked)
+
+
+def test_what_stops_git_from_answering_is_raised_where_the_answer_is_wanted(monkeypatch):
+    def fail():
+        raise OSError("disk full")
+
+    monkeypatch.setattr(runs, "_uncommitted", fail)
+    answer = runs.ask_git()
+    with pytest.raises(OSError, match="disk full"):
+        answer.result(60)
+
+
+def test_packages_are_those_that_python_finds():
+    found = {d.metadata["Name"]: d.version for d in reversed(list(importlib.metadata.distributions()))}
+    assert runs._packages() == found and list(found)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

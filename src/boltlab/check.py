@@ -12,13 +12,16 @@ import difflib
 import importlib
 import inspect
 import json
+import operator
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -326,7 +329,7 @@ def type_problem(value: Any, annotation: Any) -> str | None:
         if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
             return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
         return None
-    if _holds_built(value):
+    if _holds_built(value) or _fits(value, annotation):
         return None
     from pydantic import ConfigDict, TypeAdapter, ValidationError
     from pydantic.errors import PydanticUserError
@@ -347,6 +350,36 @@ def type_problem(value: Any, annotation: Any) -> str | None:
     except (TypeError, PydanticUserError):
         return None
     return None
+
+
+# What YAML's plain values fit without being asked: the annotation → the types of the value.
+_PLAIN = {bool: (bool,), int: (int,), float: (float, int), str: (str,), Path: (str,), list: (list,), dict: (dict,)}
+_LIMITS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """True where a value surely fits a common annotation. All else is for pydantic, whose import takes longer than
+    the whole check: only a mistake or a rare annotation needs it."""
+    kind, origin, parts = type(value), typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(kind is type(part) and value == part for part in parts)
+    if origin is Annotated:
+        return _fits(value, parts[0]) and all(_within(value, limit) for limit in parts[1:])
+    if origin is tuple and Ellipsis not in parts:
+        return kind is list and len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin in (list, tuple, Sequence):
+        return kind is list and all(_fits(v, parts[0]) for v in value)
+    if origin is dict:
+        return kind is dict and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if annotation is None or annotation is type(None):
+        return value is None
+    return annotation is Any or (isinstance(annotation, type) and kind in _PLAIN.get(annotation, ()))
+
+
+def _within(value: Any, limit: Any) -> bool:
+    return type(limit) in _LIMITS and bool(_LIMITS[type(limit)](value, *astuple(limit)))
 
 
 def _holds_built(value: Any) -> bool:

@@ -5,11 +5,15 @@ cannot be read). `check` then holds each `_target_` node against the signature t
 that lists all mistakes, before anything is built. `build` is the only caller of `hydra.utils.instantiate`.
 """
 
+import atexit
+import copy
+import gc
 import json
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,8 +221,11 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
     if mistakes and not kept:
         raise ConfigError(mistakes)
-    config: DictConfig | None = base
-    if kept:
+    plain = all(not o.is_hydra_override() and o.package is None and o.key_or_group not in known for o in kept)
+    config: DictConfig | None
+    if plain:
+        config = _set_values(verb, base, [_first(o) for o in kept], mistakes)
+    else:
         config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
     if config is None or (mistakes and not check):
         raise ConfigError(mistakes)
@@ -231,8 +238,12 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     # A sweep tries each of its values once, the others standing at their first.
     for o in chosen + kept:
         for text in list(_texts(o))[1:]:
-            others = [_first(p) for p in chosen + kept if p is not o]
-            variant, _ = _hydra_compose(verb, [*others, text], mistakes)
+            if plain and o in kept:
+                texts = [text if p is o else _first(p) for p in kept]
+                variant = _set_values(verb, base, texts, mistakes)
+            else:
+                others = [_first(p) for p in chosen + kept if p is not o]
+                variant, _ = _hydra_compose(verb, [*others, text], mistakes)
             if variant is not None:
                 mistakes += problems(verb, variant)
     if mistakes:
@@ -350,8 +361,7 @@ def _hydra_compose(
         with initialize_config_dir(str(CONFIG_DIR), job_name=verb, version_base="1.3"):
             config = hydra_compose(verb, overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as e:
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        mistakes.append(Mistake(f"configs/{verb}.yaml and its groups", "; ".join(lines[:4])))
+        mistakes.append(_hydra_mistake(verb, e))
         return None, {}
     finally:
         GlobalHydra.instance().clear()
@@ -361,6 +371,28 @@ def _hydra_compose(
     OmegaConf.set_struct(config, False)
     del config["hydra"]
     return config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+
+
+def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: list[Mistake]) -> DictConfig | None:
+    """A composed config with values changed: what Hydra does at the end of composing, without composing again."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    config = copy.deepcopy(config)
+    OmegaConf.set_struct(config, True)
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(overrides), config)
+    except (HydraException, OmegaConfBaseException) as e:
+        mistakes.append(_hydra_mistake(verb, e))
+        return None
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def _hydra_mistake(verb: str, error: Exception) -> Mistake:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return Mistake(f"configs/{verb}.yaml and its groups", "; ".join(lines[:4]))
 
 
 def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:
@@ -447,6 +479,23 @@ def finish(verb: str, config: DictConfig) -> DictConfig:
     return config
 
 
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Around the place where torch and the rest are imported: they leave a million objects for good, and each full
+    collection of the garbage collector walks through them, eight times meanwhile and then all through the training."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # else nanobind, which comes with triton, reports all of its functions as leaked
+
+
+@_imports()
 def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
     if "augment" in config and "augment" not in (config.get("data") or {}):

@@ -7,7 +7,6 @@ logs/<verb>/<date>_<time>_<name>-<id>/
     classes.json       the class names            checkpoints/       best.ckpt, last.ckpt
 """
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,17 +15,22 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab.errors import UserError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
@@ -55,15 +59,16 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def prepare(folder: Path, config: DictConfig, overrides: list[str]) -> None:
-    """Writes into a new folder all that is known before the run starts."""
+def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future[Git] | None" = None) -> None:
+    """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before."""
+    git = git or ask_git()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own")
     write_config(folder, config)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
-    (folder / "git.patch").write_bytes(_uncommitted())
+    (folder / "environment.json").write_text(json.dumps(environment(git.result()), indent=1), encoding="utf-8")
+    (folder / "git.patch").write_bytes(git.result().patch)
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
@@ -186,14 +191,40 @@ def _alive(pid: Any) -> bool:
     return True
 
 
-def environment() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Git:
+    """The clone that this code runs from: its commit, whether anything is uncommitted, and that as a patch."""
+
+    commit: str | None
+    dirty: bool | None
+    patch: bytes
+
+
+def ask_git() -> "Future[Git]":
+    """Asks git in the background: it has answered long before torch is imported."""
+    from concurrent.futures import Future
+
+    answer: Future[Git] = Future()
+
+    def ask() -> None:
+        try:
+            commit = (_git("rev-parse", "HEAD") or b"").decode().strip() or None
+            dirty = bool(_git("status", "--porcelain")) if commit else None
+            answer.set_result(Git(commit, dirty, _uncommitted()))
+        except BaseException as e:  # raised where the answer is wanted
+            answer.set_exception(e)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return answer
+
+
+def environment(git: Git) -> dict[str, Any]:
     """Git commit, machine and package versions: what it takes to repeat a run. Holds no environment variables."""
     import torch
 
-    commit = (_git("rev-parse", "HEAD") or b"").decode().strip()
     return {
-        "git_commit": commit or None,
-        "git_dirty": bool(_git("status", "--porcelain")) if commit else None,
+        "git_commit": git.commit,
+        "git_dirty": git.dirty,
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -202,8 +233,21 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "packages": {d.metadata["Name"]: d.version for d in sorted(importlib.metadata.distributions(), key=str)},
+        "packages": _packages(),
     }
+
+
+def _packages() -> dict[str, str]:
+    """Name and version of all that is installed. Only these two lines are read: parsing all metadata takes 0.1 s."""
+    import importlib.metadata
+
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        header = dict(re.findall(r"^(Name|Version): *(.*\S)", text.partition("\n\n")[0], re.MULTILINE))
+        if len(header) == 2:
+            found.setdefault(header["Name"], header["Version"])  # of several, Python imports the first
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
 def _cpu_name() -> str:

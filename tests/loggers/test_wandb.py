@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
 
@@ -27,6 +29,7 @@ def _clean_wandb(monkeypatch, tmp_path):
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    monkeypatch.setattr("boltlab.loggers.wandb._newest", None)
     wandb.teardown()
     yield
     wandb.teardown()
@@ -119,9 +122,10 @@ def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
 
 def test_every_logger_is_a_run_of_its_own(tmp_path):
     """As the jobs of a grid, the first of which is left unfinished."""
-    for name in ("one", "two"):
-        logger = WandbLogger(tmp_path / name)
-        logger.log_hyperparams({"job": name})
+    loggers = [WandbLogger(tmp_path / name) for name in ("one", "two")]
+    for logger in loggers:
+        logger.log_hyperparams({"job": Path(logger.save_dir).name})
+    for logger in loggers:
         logger.log_metrics({"loss": 1.0}, 0)
     logger.finish()
     jobs = {}
@@ -132,11 +136,119 @@ def test_every_logger_is_a_run_of_its_own(tmp_path):
     assert jobs == {"one": [{"job": "one"}], "two": [{"job": "two"}]}
 
 
-def test_a_failed_run_says_so(tmp_path):
+@pytest.mark.parametrize("metrics", [{"loss": 1.0}, None])
+def test_a_failed_run_says_so(tmp_path, metrics):
+    """Also one that fails before it has logged anything but its hyperparameters."""
+    logger = WandbLogger(tmp_path)
+    logger.log_hyperparams({"lr": 0.1})
+    if metrics:
+        logger.log_metrics(metrics, 0)
+    logger.finalize("failed")
+    found = records(offline_folder(tmp_path))
+    assert found[-1]["exit"]["exit_code"] == 1
+    assert [record["config"]["update"] for record in found if record["type"] == "config"] == [{"lr": 0.1}]
+
+
+def test_logging_does_not_wait_for_the_run_and_nothing_is_lost(tmp_path, monkeypatch):
+    may_start, start = threading.Event(), WandbLogger._start
+
+    def held_up(logger):
+        assert may_start.wait(60)
+        return start(logger)
+
+    monkeypatch.setattr(WandbLogger, "_start", held_up)
+    logger = WandbLogger(tmp_path)
+    params = {"lr": 0.1}
+    logger.log_hyperparams(params)
+    params["lr"] = 0.2
+    metrics = {"loss": 0.0}
+    for step in range(3):
+        metrics["loss"] = float(step)
+        logger.log_metrics(metrics, step)
+    logger.log_image("picture", [np.zeros((2, 2, 3), np.uint8)], step=3)
+    logged = time.time()
+    may_start.set()
+    mode = logger.experiment.offline
+    logger.log_metrics({"loss": 4.0}, 4)
+    logger.finish()
+
+    assert mode is True
+    found = records(offline_folder(tmp_path))
+    history = [record["history"]["item"] for record in found if record["type"] == "history"]
+    assert [row["trainer/global_step"] for row in history] == [0, 1, 2, 3, 4]
+    assert [row.get("loss") for row in history] == [0, 1, 2, None, 4]
+    assert history[3]["picture.count"] == 1
+    assert all(row["_timestamp"] <= logged for row in history[:4]) and history[4]["_timestamp"] >= logged
+    assert [record["config"]["update"] for record in found if record["type"] == "config"] == [{"lr": 0.1}]
+
+
+def test_what_is_logged_while_the_rest_is_handed_over_keeps_its_place(tmp_path, monkeypatch):
+    logger = WandbLogger(tmp_path)
+    first, go_on, got = threading.Event(), threading.Event(), []
+
+    class Run:
+        def log(self, metrics):
+            got.append(metrics["trainer/global_step"])
+            first.set()
+            assert go_on.wait(60)
+
+    monkeypatch.setattr(WandbLogger, "_start", lambda logger: Run())
+    for step in range(2):
+        logger.log_metrics({"loss": 1.0}, step)
+    assert first.wait(60)
+    logger.log_metrics({"loss": 1.0}, 2)
+    go_on.set()
+    assert logger.experiment.log is not None
+    assert isinstance(logger.experiment, Run)
+    logger.log_metrics({"loss": 1.0}, 3)
+    assert got == [0, 1, 2, 3]
+
+
+def test_the_run_starts_after_the_first_step_or_while_that_lasts(tmp_path, monkeypatch):
+    started = threading.Event()
+    monkeypatch.setattr(WandbLogger, "_begin", lambda logger: started.set())
+    logger = WandbLogger(tmp_path)
+    assert hasattr(logger, "experiment") and logger.experiment is not None  # as Lightning's setup asks
+    for name in ("lr", "loss"):  # a callback logs before the step, the model after it
+        logger.log_metrics({name: 1.0}, 7)
+    assert not started.is_set()
+    logger.log_metrics({"loss": 1.0}, 8)
+    assert started.is_set()
+    started.clear()
+    monkeypatch.setattr("boltlab.loggers.wandb._FIRST_STEP_SECONDS", 0.01)
+    WandbLogger(tmp_path).log_metrics({"loss": 1.0}, 0)
+    assert started.wait(60)
+
+
+def test_a_start_that_fails_is_one_warning_and_training_goes_on(tmp_path, caplog, monkeypatch):
+    def fail(logger):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(WandbLogger, "_start", fail)
     logger = WandbLogger(tmp_path)
     logger.log_metrics({"loss": 1.0}, 0)
-    logger.finalize("failed")
-    assert records(offline_folder(tmp_path))[-1]["exit"]["exit_code"] == 1
+    logger.finalize("success")
+    logger.log_metrics({"loss": 1.0}, 1)
+    logger.experiment.summary.update({"best": 1})
+    logger.experiment.notes = "a note"
+    logger.finish()
+    assert warnings_of(caplog) == ["W&B does not record this run (OSError: disk full)"]
+
+
+def test_a_value_that_wandb_does_not_take_is_one_warning(tmp_path, caplog):
+    logger = WandbLogger(tmp_path, mode="disabled")
+    logger._log(lambda: print(1 / 0))
+    logger.log_metrics({"loss": 1.0}, 0)
+    logger.finish()
+    assert warnings_of(caplog) == ["W&B does not take what was logged (ZeroDivisionError: division by zero)"]
+
+
+def test_the_logger_is_copied_with_its_run(tmp_path):
+    logger = WandbLogger(tmp_path, mode="offline")
+    logger.log_metrics({"loss": 1.0}, 0)
+    copied = pickle.loads(pickle.dumps(logger))
+    assert copied.version == logger.version is not None
+    logger.finish()
 
 
 def start(tmp_path, caplog, **arguments):
@@ -144,6 +256,7 @@ def start(tmp_path, caplog, **arguments):
     began = time.monotonic()
     logger = WandbLogger(tmp_path / "run", **arguments)
     logger.log_metrics({"loss": 1.0}, 0)
+    assert logger.experiment.id is not None or logger.experiment.disabled  # waits
     seconds = time.monotonic() - began
     logger.log_metrics({"loss": 0.5}, 1)
     mode = "disabled" if logger.experiment.disabled else "offline" if logger.experiment.offline else "online"

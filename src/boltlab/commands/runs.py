@@ -1,6 +1,7 @@
 """`boltlab runs`: a table of the runs, newest first."""
 
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from boltlab import runs
@@ -11,12 +12,10 @@ _COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted"
 
 def main(overrides: list[str]) -> int:
     """Prints the table; an empty log folder is no error."""
-    from itertools import islice
-
+    config = compose("runs", overrides).config
     from rich.console import Console
     from rich.table import Table
 
-    config = compose("runs", overrides).config
     table = Table("run", "data", "model", "best", "test", "status", "time", "started", box=None)
     for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
         summary = runs.read_summary(folder)

@@ -7,7 +7,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,11 +16,15 @@ from boltlab.check import SEARCHED, ConfigError
 from boltlab.config import Composed, build, compose, finish
 from boltlab.errors import UserError
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 
 def main(overrides: list[str]) -> int:
     """Trains once."""
+    git = runs.ask_git()  # answers while `compose` imports torch
     composed = compose("train", overrides)
-    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)))
+    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
 
 
@@ -30,12 +34,12 @@ def name_of(composed: Composed) -> str:
     return str(composed.config.name or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}")
 
 
-def run(composed: Composed, folder: Path) -> float | None:
+def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None) -> float | None:
     """Makes the run in `folder`; returns the best value of the monitored metric."""
     from boltlab.launch import launch
 
     config = composed.config
-    runs.prepare(folder, config, composed.overrides)
+    runs.prepare(folder, config, composed.overrides, git)
     runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
     with runs.recorded(folder):
         if any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):

@@ -1,15 +1,19 @@
 """Weights & Biases that never asks and never blocks: online where that works, else offline with the line to sync."""
 
+import copy
 import json
 import logging
 import os
+import sys
 import threading
 import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -23,15 +27,24 @@ log = logging.getLogger(__name__)
 
 SAVED_FILES = ("environment.json", "git.patch")
 
+_FIRST_STEP_SECONDS = 10.0
+
+_lock = threading.Lock()  # of what waits for a run that is not up yet
+_newest: "WandbLogger | None" = None  # the last one of this process
+
 
 class WandbLogger(LightningWandbLogger):
     """Lightning's logger with its own start and end of the W&B run.
 
-    The run starts at the first use, on rank zero. It is online if W&B finds an API key (``WANDB_API_KEY``, netrc, its
-    settings files) and the server takes it within ``timeout_seconds``. Otherwise it is recorded below ``<dir>/wandb``
-    and one warning says why and how to upload it. ``mode``, and before it ``WANDB_MODE``, decide beforehand.
-    Each logger is one W&B run: what an earlier job of this process left open is finished first. ``environment.json``
-    and ``git.patch`` of ``dir`` are saved in the run; its config is what ``log_hyperparams`` gets, nested as it is.
+    The run starts on rank zero, in a thread, when metrics of a second step are logged (or that takes ten seconds): the
+    first step waits neither for the import of wandb nor for its service and server. What is logged until the run is up
+    follows in order and with its time; what uses ``experiment``, ``finalize`` and ``finish`` wait for it.
+
+    The run is online if W&B finds an API key (``WANDB_API_KEY``, netrc, its settings files) and the server takes it
+    within ``timeout_seconds``. Otherwise it is recorded below ``<dir>/wandb`` and one warning says why and how to
+    upload it. ``mode``, and before it ``WANDB_MODE``, decide beforehand. Each logger is one W&B run: what an earlier
+    job of this process left open is finished first. ``environment.json`` and ``git.patch`` of ``dir`` are saved in the
+    run; its config is what ``log_hyperparams`` gets, nested as it is.
 
     Args:
         dir: the run folder.
@@ -68,19 +81,42 @@ class WandbLogger(LightningWandbLogger):
         self._mode = mode
         self._timeout_seconds = timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
+        self._run: Run | RunDisabled | None = None  # `_experiment` once it has got all that waits for it
+        self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self._steps: set[int | None] = set()  # logged before the thread was started
+        self._thread: threading.Thread | None = None
+        self._earlier: WandbLogger | None = None  # of another job of this process: its run comes first
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run | RunDisabled":
+        if self._experiment is None and threading.current_thread() is self._thread:
+            return cast("Run", self._run)
+        return self._experiment or cast("Run", _WhenUp(self))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace) -> None:
+        self._log(super().log_hyperparams, copy.deepcopy(params))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._experiment is None:
-            self._experiment = self._start()
-        return self._experiment
+            metrics = {**metrics, "_timestamp": time.time()}
+        self._log(super().log_metrics, metrics, step)
+        if self._thread is None:
+            if not self._steps:
+                timer = threading.Timer(_FIRST_STEP_SECONDS, self._begin)
+                timer.daemon = True
+                timer.start()
+            self._steps.add(step)
+            if len(self._steps) > 1:
+                self._begin()
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
         """Ends the W&B run; a run that is not finished here ends with the process."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=exit_code)
+        if self._waiting or self._thread:
+            self._up().finish(exit_code=exit_code)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -88,6 +124,59 @@ class WandbLogger(LightningWandbLogger):
         super().finalize(status)
         if status != "success":
             self.finish(exit_code=1)
+        elif self._steps:
+            self._up()  # an evaluation ends the process next
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._up()
+        return {**super().__getstate__(), "_run": None, "_thread": None, "_earlier": None}
+
+    def _log(self, call: Callable[..., None], *arguments: Any) -> None:
+        global _newest
+        with _lock:
+            if self._thread is None and not self._waiting:  # the first
+                self._earlier, _newest = _newest, self
+            if waits := self._experiment is None:
+                self._waiting.append((call, arguments))
+        if not waits:
+            call(*arguments)
+
+    def _begin(self) -> threading.Thread:
+        """Starts the run's thread if there is none yet. It is no daemon: the process does not end in its midst."""
+        with _lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._bring_up, name="wandb start")
+                self._thread.start()
+        return self._thread
+
+    def _up(self) -> "Run | RunDisabled":
+        """The run, waited for."""
+        self._begin().join()
+        return cast("Run", self._experiment)
+
+    def _bring_up(self) -> None:
+        """Starts the run after that of an earlier job of this process, and gives it all that waits."""
+        if self._earlier is not None:
+            self._earlier._up()
+            self._earlier = None
+        try:
+            self._run = self._start()
+        except Exception as error:  # a tracker must not stop a training
+            log.warning("W&B does not record this run (%s)", f"{type(error).__name__}: {error}".splitlines()[0])
+            self._run = cast("RunDisabled", _DummyExperiment())
+            with suppress(Exception):
+                self._run = self._init("disabled")
+        while True:
+            with _lock:
+                waiting, self._waiting = self._waiting, []
+                if not waiting:
+                    self._experiment = self._run
+                    return
+            for call, arguments in waiting:
+                try:
+                    call(*arguments)
+                except Exception as error:
+                    log.warning("W&B does not take what was logged (%s: %s)", type(error).__name__, error)
 
     def _start(self) -> "Run | RunDisabled":
         import wandb
@@ -133,8 +222,15 @@ class WandbLogger(LightningWandbLogger):
             init_timeout=init_timeout,
             finish_timeout=self._finish_timeout_seconds,
         )
-        # _wandb_init is what the base class has gathered for this call.
-        return wandb.init(**{**self._wandb_init, "mode": mode, "settings": settings})
+        # wandb.init imports half a second of W&B Launch to apply inputs that only this module of it can have staged.
+        look = wandb.Run._detect_and_apply_job_inputs
+        if "wandb.sdk.launch.inputs.internal" not in sys.modules:
+            wandb.Run._detect_and_apply_job_inputs = lambda _: None  # type: ignore[method-assign, assignment]
+        try:
+            # _wandb_init is what the base class has gathered for this call.
+            return wandb.init(**{**self._wandb_init, "mode": mode, "settings": settings})
+        finally:
+            wandb.Run._detect_and_apply_job_inputs = look  # type: ignore[method-assign]
 
     def _choose_mode(self, deadline: float) -> tuple[Mode, str]:
         """The mode of ``wandb.init``, and for "offline" why."""
@@ -153,6 +249,20 @@ class WandbLogger(LightningWandbLogger):
         settings = wandb.setup().settings
         problem = _ask_server(settings.base_url, settings.api_key, deadline - time.monotonic())
         return ("offline", problem) if problem else ("online", "")
+
+
+class _WhenUp:
+    """Stands for a run that is not up yet, and waits for it where it is used: Lightning asks for ``experiment`` before
+    the first step, and does nothing with it."""
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self.__dict__["_logger"] = logger
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_logger"]._up(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_logger"]._up(), name, value)
 
 
 def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:
