@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from argparse import Namespace
@@ -222,15 +221,8 @@ class WandbLogger(LightningWandbLogger):
             init_timeout=init_timeout,
             finish_timeout=self._finish_timeout_seconds,
         )
-        # wandb.init imports half a second of W&B Launch to apply inputs that only this module of it can have staged.
-        look = wandb.Run._detect_and_apply_job_inputs
-        if "wandb.sdk.launch.inputs.internal" not in sys.modules:
-            wandb.Run._detect_and_apply_job_inputs = lambda _: None  # type: ignore[method-assign, assignment]
-        try:
-            # _wandb_init is what the base class has gathered for this call.
-            return wandb.init(**{**self._wandb_init, "mode": mode, "settings": settings})
-        finally:
-            wandb.Run._detect_and_apply_job_inputs = look  # type: ignore[method-assign]
+        # _wandb_init is what the base class has gathered for this call.
+        return wandb.init(**{**self._wandb_init, "mode": mode, "settings": settings})
 
     def _choose_mode(self, deadline: float) -> tuple[Mode, str]:
         """The mode of ``wandb.init``, and for "offline" why."""
