@@ -103,13 +103,14 @@ def test_the_verdict_names_the_largest_part():
 
 def test_only_what_could_help_is_tried_and_only_what_helped_is_advised():
     config = compose("train", ["precision=32"]).config
-    tries = candidates(config, FIGURES, samples=1000, has_workers=True, image=True)
+    tries = candidates(config, FIGURES, samples=1000, in_memory=False, image=True)
     assert tries == ["data.num_workers=0", "precision=bf16-mixed channels_last=true", "data.batch_size=128"]
+    assert "data.num_workers=0" not in candidates(config, FIGURES, samples=1000, in_memory=True, image=True)
     slow_step = replace(FIGURES, loop=990.0, whole=980.0)
     # As large a batch as that is more than there are samples.
-    assert candidates(config, slow_step, 100, True, False) == ["precision=bf16-mixed"]
+    assert candidates(config, slow_step, 100, False, False) == ["precision=bf16-mixed"]
     config.compile = True
-    assert candidates(config, FIGURES, 1000, True, True) == []
+    assert candidates(config, FIGURES, 1000, False, True) == []
     assert replace(FIGURES, tried={"a": 1.2, "b": 1.5}).best_change() == "b"
     assert replace(FIGURES, tried={"a": 1.05}).best_change() is None
 

@@ -8,7 +8,6 @@ and the whole is the data's. Settings that could help are tried; only measured f
 import contextlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field
@@ -143,14 +142,14 @@ def measure(config: DictConfig, seconds: float) -> Figures:
         }
         hints.update(
             samples=len(loader) * len(fetched[1]),
-            has_workers=hasattr(loader, "num_workers"),
+            in_memory=loader.dataset.whole,
             image=batch[0].ndim == 4,
         )
         found.append(
             Figures(
                 device=_device_name(model.device),
                 batch_size=size,
-                workers=getattr(loader, "num_workers", 0) or 0,
+                workers=loader.num_workers,
                 loader=best["loader"].samples_per_second,
                 step=best["step"].samples_per_second,
                 loop=best["loop"].samples_per_second,
@@ -248,8 +247,8 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
 
 
 def _batches_ahead(loader: Any) -> int:
-    """How many batches the workers make in advance: those are there at once after a pause."""
-    return (getattr(loader, "num_workers", 0) or 0) * (getattr(loader, "prefetch_factor", None) or 0)
+    """How many batches are made in advance at most: those are there at once after a pause."""
+    return 3 * max(1, loader.num_workers) if loader.num_workers else 0
 
 
 def _device_name(device: Any) -> str:
@@ -301,21 +300,22 @@ def _peak_flops(device: Any, precision: str) -> float:
 # ---------------------------------------------------------------- judging
 
 
-def candidates(config: DictConfig, figures: Figures, samples: int, has_workers: bool, image: bool) -> list[str]:
+def candidates(config: DictConfig, figures: Figures, samples: int, in_memory: bool, image: bool) -> list[str]:
     """Settings that could make the largest parts of a step's time smaller, as overrides; the likeliest first."""
     if config.compile:
         return []  # each would have to be compiled first
+    from boltlab.data.loader import available_cores
+
     data = config.data
     larger = 2 * data.batch_size
     bigger_batch = [f"data.batch_size={larger}"] if larger <= samples else []
     settings: dict[str, list[str]] = {"data": [], "loop": [], "step": []}
-    if "cache" in data and data.cache != "memory" and samples / figures.loader < 10:  # seconds to fill it
-        settings["data"].append("data.cache=memory")
-    if "decode" in data and data.decode != "fastest":
-        settings["data"].append("data.decode=fastest")
-    if has_workers:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        settings["data"].append(f"data.num_workers={0 if figures.workers else cores}")
+    if not in_memory:
+        if "cache" in data and data.cache != "memory" and samples / figures.loader < 10:  # seconds to fill it
+            settings["data"].append("data.cache=memory")
+        if "cache" in data and data.decode != "fastest":  # of files
+            settings["data"].append("data.decode=fastest")
+        settings["data"].append(f"data.num_workers={0 if figures.workers else available_cores()}")
     if config.get("steps_per_execution") == 1:
         settings["loop"].append(f"steps_per_execution={STEPS_TOGETHER}")
     settings["loop"] += bigger_batch

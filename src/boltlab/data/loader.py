@@ -3,8 +3,9 @@
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -156,14 +157,15 @@ class Loader:
             made = self._here()
         else:
             made = self._by_threads() if self.dataset.threads else self._by_processes()
-        for x, y, problems in made:
-            self._delivered += 1
-            for problem in problems:
-                self._skip(problem)
-            if x is not None:
-                yield (x.pin_memory(), y.pin_memory()) if self.pin_memory and x.device.type == "cpu" else (x, y)
+        with closing(made):
+            for x, y, problems in made:
+                self._delivered += 1
+                for problem in problems:
+                    self._skip(problem)
+                if x is not None:
+                    yield (x.pin_memory(), y.pin_memory()) if self.pin_memory and x.device.type == "cpu" else (x, y)
 
-    def _here(self) -> Iterator[Made]:
+    def _here(self) -> Generator[Made, None, None]:
         fetches = iter(self.sampler)
         if not self.dataset.whole:
             yield from map(self.dataset.__getitem__, fetches)
@@ -184,7 +186,7 @@ class Loader:
         chunk = CHUNK_BYTES_CPU if x.device.type == "cpu" else CHUNK_BYTES_ACCELERATOR
         return max(1, chunk // max(1, batch_size * x[0].nbytes))
 
-    def _by_threads(self) -> Iterator[Made]:
+    def _by_threads(self) -> Generator[Made, None, None]:
         waiting: deque[list[Future[Made]]] = deque()
         # Each of them alone: torch would start all cores' threads in every one. The training thread keeps its number.
         pool = ThreadPoolExecutor(self.num_workers, "boltlab-loader", torch.set_num_threads, (1,))
@@ -208,7 +210,7 @@ class Loader:
             return good[0][0], good[0][1], problems
         return torch.cat([x for x, _, _ in good]), torch.cat([y for _, y, _ in good]), problems
 
-    def _by_processes(self) -> Iterator[Made]:
+    def _by_processes(self) -> Generator[Made, None, None]:
         if self._processes is None:
             self._processes = DataLoader(
                 self.dataset,
