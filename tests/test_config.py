@@ -408,3 +408,8 @@ print(gc.get_freeze_count() <= frozen)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout.split(), done.stderr) == (["True", "True", "True"], "")
+
+
+def test_each_value_of_a_grid_is_tried_on_a_config_of_its_own():
+    composed = compose("train", ["seed=1,2,3", "~callbacks.summary", "+optimizer.eps=1e-7"], sweep=True)
+    assert composed.config.seed == 1 and "summary" not in composed.config.callbacks
