@@ -303,7 +303,12 @@ def main() -> None:
     device_probe(rounds)
     if options.quick:
         return
-    adam = Case("MLP 784-128-10 with Adam", ["experiment=mnist_mlp", "optimizer=adam"], 64, 400)
+    adam = Case(
+        "MLP 784-128-10 with Adam",
+        ["data=mnist", "augment=none", "model=mlp", "optimizer=adam", "scheduler=constant"],
+        64,
+        400,
+    )
     loops(adam, rounds, goals, sixteen=True)
     lenet = Case("LeNet", ["experiment=mnist_lenet"], 64, 100)
     loops(lenet, rounds, {"ours/raw": "at most 1.10"}, sixteen=False)

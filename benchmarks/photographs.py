@@ -3,18 +3,16 @@
     python benchmarks/photographs.py FOLDER    # FOLDER/<class>/<image>, some hundred photographs
 
 Every way draws a random resized crop and a flip and ends in normalized float32. "One core" is one CPU for the process,
-no worker and no thread beside the one that decodes; "two cores" is two worker processes against two threads.
+no worker and no thread beside the one that decodes, and processor seconds; "two cores" is two worker processes against
+two threads, by the wall clock.
 """
 
 import os
-import random
 import sys
 import tempfile
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,70 +24,35 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+import boltlab.data.image_folder as boltlab_folder
+from boltlab.data.augment import Augment
 from boltlab.data.cache import ImageCache
 from boltlab.data.decode import check_decode, read_pixels
-from boltlab.data.resize import crop_resize, normalize_into, to_batch
+from boltlab.data.resize import crop_resize
+from boltlab.data.samplers import Draws
+from boltlab.launch import keep_freed_memory
 
 SIZE, BATCH = 224, 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-SCALE = (1 / (255 * torch.tensor(STD))).view(3, 1, 1)
-SHIFT = (-torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
 FFCV_RAW = 1700  # images a second and core, FFCV's raw format at 256 pixels, measured elsewhere: it did not build here
 
 
-def crop_box(draw: random.Random, height: int, width: int) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of torchvision's RandomResizedCrop."""
-    for _ in range(10):
-        area, ratio = height * width * draw.uniform(0.08, 1), np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            return draw.randint(0, height - h), draw.randint(0, width - w), h, w
-    side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
-
-
 class Ours:
-    """The building blocks of boltlab's loader in the smallest loop: threads fill batches, the caller normalizes."""
+    """boltlab's own loader; every pass is an epoch."""
 
-    def __init__(
-        self, read: Callable[[int], np.ndarray], number: int, fastest: bool, threads: int = 0, nchw: bool = False
-    ) -> None:
-        self.read, self.number, self.fastest, self.nchw = read, number, fastest, nchw
-        self.pool = ThreadPoolExecutor(threads) if threads else None
-        self.ahead = 2 * threads
-        self.normalized = torch.empty(BATCH, 3, SIZE, SIZE)
-        if not nchw:
-            self.normalized = self.normalized.to(memory_format=torch.channels_last)
-        self.free = [np.empty((BATCH, SIZE, SIZE, 3), np.uint8) for _ in range(self.ahead + 2)]
-        self.epoch = 0
+    def __init__(self, folder: str, num_workers: int, passes: int = 1, normalized: bool = True, **options: Any) -> None:
+        augment = Augment(input_shape=(3, SIZE, SIZE), crop="resized", flip_probability=0.5)
+        self.data = boltlab_folder.ImageFolder(
+            root=folder, augment=augment, batch_size=BATCH, num_workers=num_workers, val_fraction=1, test_fraction=1,
+            mean=MEAN, std=STD, **options,
+        )  # fmt: skip
+        self.loader, self.passes, self.normalized = self.data.train_dataloader(), passes, normalized
+        self.number = passes * len(self.data.dataset("train"))
 
-    def batch(self, images: np.ndarray, indices: list[int], draw: random.Random) -> torch.Tensor:
-        for image, i in zip(images, indices, strict=True):
-            pixels = self.read(i)
-            box = crop_box(draw, *pixels.shape[:2])
-            crop_resize(pixels, box, (SIZE, SIZE), self.fastest, draw.random() < 0.5, image)
-        return to_batch(images, channels_last=not self.nchw)
-
-    def uint8(self) -> Iterator[torch.Tensor]:
-        self.epoch += 1
-        order = random.Random(self.epoch).sample(range(self.number), self.number)
-        work = [(order[at : at + BATCH], random.Random(at + self.epoch)) for at in range(0, self.number, BATCH)]
-        if self.pool is None:
-            for indices, draw in work:
-                yield self.batch(self.free[0][: len(indices)], indices, draw)
-            return
-        waiting: deque[tuple[np.ndarray, Future[torch.Tensor]]] = deque()
-        while work or waiting:
-            while work and len(waiting) <= self.ahead:
-                images, (indices, draw) = self.free.pop(), work.pop(0)
-                waiting.append((images, self.pool.submit(self.batch, images[: len(indices)], indices, draw)))
-            images, batch = waiting.popleft()
-            yield batch.result()
-            self.free.append(images)  # the caller is done with it
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        for images in self.uint8():
-            yield normalize_into(images, SCALE, SHIFT, self.normalized[: len(images)])
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self.passes):
+            for batch in self.loader:
+                yield self.data.on_after_batch_transfer(batch, 0) if self.normalized else batch
 
 
 def torchvision_loader(folder: str, num_workers: int, repeats: int = 1) -> Any:
@@ -118,16 +81,17 @@ def timm_loader(folder: str) -> Any:
 
 
 def rate(batches: Any, number: int, cpus: set[int]) -> Callable[[], float]:
-    """Images a second of one pass, on these CPUs."""
+    """Images a second of one pass: of processor time on one CPU, by the wall clock on several."""
+    clock = time.process_time if len(cpus) == 1 else time.perf_counter
 
     def one_pass() -> float:
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, cpus)
         try:
-            start = time.perf_counter()
+            start = clock()
             for _ in batches() if callable(batches) else batches:
                 pass
-            return number / (time.perf_counter() - start)
+            return getattr(batches, "number", number) / (clock() - start)
         finally:
             os.sched_setaffinity(0, before)
 
@@ -136,18 +100,14 @@ def rate(batches: Any, number: int, cpus: set[int]) -> Callable[[], float]:
 
 def difference(files: list[str], decode: str) -> tuple[float, float]:
     """Mean and maximum absolute difference of crops from Pillow's resized_crop, in 255ths."""
-    draw, means, worst = random.Random(0), [], 0.0
-    for file in files:
+    augment, means, worst = Augment(input_shape=(3, SIZE, SIZE), crop="resized"), [], 0.0
+    numbers = augment.boxes(Draws(0, 0, torch.arange(len(files))))
+    for file, drawn in zip(files, numbers, strict=True):
         with Image.open(file) as opened:
             image = opened.convert("RGB")
-        top, left, height, width = crop_box(draw, image.height, image.width)
-        reference = v2.functional.resized_crop(image, top, left, height, width, [SIZE, SIZE], antialias=True)
-        pixels = crop_resize(
-            read_pixels(file, 3, decode),  # type: ignore[arg-type]
-            (top, left, height, width),
-            (SIZE, SIZE),
-            decode == "fastest",
-        )
+        box = augment.box(drawn, image.height, image.width)
+        reference = v2.functional.resized_crop(image, *box, [SIZE, SIZE], antialias=True)
+        pixels = crop_resize(read_pixels(file, 3, decode), box, (SIZE, SIZE), decode == "fastest")  # type: ignore[arg-type]
         away = np.abs(pixels.astype(int) - np.asarray(reference))
         means.append(float(away.mean()))
         worst = max(worst, float(away.max()))
@@ -160,6 +120,7 @@ def main() -> None:
     files = [path for path, _ in ImageFolder(folder).samples]
     number = len(files)
     torch.set_num_threads(1)
+    keep_freed_memory()
     check_decode("fastest")
     cpus = sorted(os.sched_getaffinity(0))
     print(machine("torch", "torchvision", "timm", "pillow", "simplejpeg", "opencv-python-headless"))
@@ -176,23 +137,20 @@ def main() -> None:
         )
         print(f"building the raw cache, {len(cpus)} cores: {number / seconds:.0f} images a second")
 
-        def reader(decode: str) -> Callable[[int], np.ndarray]:
-            return lambda i: read_pixels(files[i], 3, decode)  # type: ignore[arg-type]
-
+        disk = {"cache": "disk", "cache_size": 256, "cache_dir": cache_folder}
         one = {cpus[0]}
         ways: dict[str, Any] = {
             "torchvision": torchvision_loader(folder, 0),
             "timm": timm_loader(folder),
             "decode alone, Pillow": lambda: (np.asarray(Image.open(file).convert("RGB")) for file in files),
             "decode alone": lambda: (read_pixels(file, 3, "fast") for file in files),
-            "pillow": Ours(reader("pillow"), number, fastest=False),
-            "fast": Ours(reader("fast"), number, fastest=False),
-            "fastest": Ours(reader("fastest"), number, fastest=True),
-            "JPEG cache": Ours(jpeg.__getitem__, number, fastest=False),
-            "memory map": Ours(raw.__getitem__, number, fastest=False),
-            "memory map, fastest": Ours(raw.__getitem__, number, fastest=True),
-            "memory map, NCHW": Ours(raw.__getitem__, number, fastest=False, nchw=True),
-            "memory map, uint8": Ours(raw.__getitem__, number, fastest=False).uint8,
+            "pillow": Ours(folder, 0, decode="pillow"),
+            "fast": Ours(folder, 0, decode="fast"),
+            "fastest": Ours(folder, 0, decode="fastest"),
+            "JPEG cache": Ours(folder, 0, cache_format="jpeg", **disk),
+            "memory map": Ours(folder, 0, **disk),
+            "memory map, fastest": Ours(folder, 0, decode="fastest", **disk),
+            "memory map, uint8": Ours(folder, 0, normalized=False, **disk),
         }
         measured = in_turns({name: rate(way, number, one) for name, way in ways.items()}, rounds)
         peer = measured["torchvision"]
@@ -216,10 +174,10 @@ def main() -> None:
             many = number * repeats
             both: dict[str, Any] = {
                 "torchvision": workers,
-                "fast": Ours(lambda i: reader("fast")(i % number), many, fastest=False, threads=2),
-                "fastest": Ours(lambda i: reader("fastest")(i % number), many, fastest=True, threads=2),
-                "JPEG cache": Ours(lambda i: jpeg[i % number], many, fastest=False, threads=2),
-                "memory map": Ours(lambda i: raw[i % number], many, fastest=False, threads=2),
+                "fast": Ours(folder, 2, repeats, decode="fast"),
+                "fastest": Ours(folder, 2, repeats, decode="fastest"),
+                "JPEG cache": Ours(folder, 2, repeats, cache_format="jpeg", **disk),
+                "memory map": Ours(folder, 2, repeats, **disk),
             }
             rate(workers, many, two)()  # starts the workers
             measured = in_turns({name: rate(way, many, two) for name, way in both.items()}, max(2, rounds // 2))
