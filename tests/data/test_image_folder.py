@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import unicodedata
@@ -273,6 +274,35 @@ def test_a_folder_in_memory_gives_the_batches_of_the_files(noisy, workers):
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
+@pytest.mark.parametrize(
+    ("shape", "resize"), [((3, 16, 16), None), ((3, 16, 16), 20), ((3, 12, 30), None), ((1, 24, 28), None)]
+)
+def test_evaluation_sees_the_same_pixels_with_any_cache(noisy, cache, shape, resize):
+    options = {"input_shape": shape, "resize": resize, "batch_size": 5, "mean": [0.5], "std": [0.5]}
+    files = module(noisy, **options)
+    cached = module(noisy, cache=cache, cache_dir="cache", **options)
+    assert equal(batches(files, "val"), batches(cached, "val"))
+    one = Augment(input_shape=shape, crop="resized")
+    cached = module(noisy, cache=cache, cache_dir="cache", augment=one, **options)
+    assert next(iter(cached.train_dataloader()))[0].shape == (5, *shape)
+    assert equal(batches(files, "val"), batches(cached, "val"))
+
+
+def test_a_passing_fault_is_not_kept_in_the_cache(noisy, monkeypatch):
+    options = {"cache": "disk", "cache_dir": "cache"}
+
+    def no_handle(*_):
+        raise DataError("0.jpg: Too many open files") from OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("boltlab.data.cache.read_pixels", no_handle)
+        patch.setattr("boltlab.data.cache.plain_jpeg", lambda *_: None)
+        with pytest.raises(DataError, match="no fault of the file"):
+            batches(module(noisy, **options), "val")
+    assert len(batches(module(noisy, **options), "val")[0][1]) == 6
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
 @pytest.mark.parametrize("crop", ["padded", "resized"])
 def test_a_cache_that_keeps_every_pixel_changes_nothing(noisy, cache, crop):
     options = {"augment": fitting(crop=crop), "batch_size": 5, "input_shape": (3, 16, 16)}
@@ -319,5 +349,5 @@ def test_unreadable_files_are_left_out_of_a_cache_in_memory(noisy):
 
 def test_a_folder_that_does_not_fit_in_memory(noisy, monkeypatch):
     monkeypatch.setattr("boltlab.data.image_folder.available_memory", lambda: 5000)
-    with pytest.raises(DataError, match="18 images of 16x16 need 1.38e-05 GB .* data.cache=disk"):
+    with pytest.raises(DataError, match="18 images of 16x16 in each of 1 .* need 1.38e-05 GB .* data.cache=disk"):
         batches(module(noisy, cache="memory"), "train")

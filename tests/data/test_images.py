@@ -5,8 +5,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from boltlab.data.augment import Augment
 from boltlab.data.digits import Digits
 from boltlab.data.images import ImageDataModule, fit_images
+from boltlab.data.loader import TensorData
 from boltlab.data.resize import fit
 
 
@@ -67,6 +69,19 @@ def test_another_input_shape():
     Image.new("RGBA", (50, 60)).save("file.png")
     assert data.eval_pixels("file.png").shape == (3, 32, 32)
     assert Digits().eval_pixels("file.png").shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize(("stored", "wanted"), [(1, 3), (3, 1)])
+def test_a_resized_crop_of_images_in_memory_with_other_channels(stored, wanted):
+    class Grey(Digits):
+        def load(self, split):
+            return TensorData(torch.full((8, stored, 28, 28), 77, dtype=torch.uint8), torch.arange(8))
+
+    shape = (wanted, 20, 20)
+    data = Grey(input_shape=shape, augment=Augment(input_shape=shape, crop="resized"))
+    x, _ = next(iter(data.train_dataloader()))
+    assert x.shape == (8, *shape)
+    assert ((x.int() - 77).abs() <= 1).all()  # torchvision's grey is rounded down
 
 
 def test_check_arguments():

@@ -159,7 +159,7 @@ def test_the_state_resumes_in_the_middle_of_an_epoch(delivered, workers):
     second = make()
     second.load_state_dict(first.state_dict())
     assert same(list(second), whole[delivered:])
-    assert second.state_dict() == {"epoch": 2, "delivered": 7}
+    assert second.state_dict() == {"epoch": 2, "delivered": 7, "taken": 7}
     assert same(list(second), whole)  # once
     second.load_state_dict(first.state_dict())
     second.sampler.set_epoch(3)
@@ -171,6 +171,25 @@ def test_batches_travel_to_a_spawned_worker():
     key = (3, torch.tensor([1, 2]))
     for mine, theirs in zip(batches[key], pickle.loads(pickle.dumps(batches))[key], strict=True):
         assert mine == theirs if isinstance(mine, list) else torch.equal(mine, theirs)
+
+
+def test_the_state_is_kept_until_the_first_batch():
+    stands = {"epoch": 0, "delivered": 5, "taken": 7}
+    resumed = loader(Pixels(images(50, 3, 16, 16)))
+    resumed.load_state_dict(stands)
+    assert resumed.state_dict() == stands
+
+
+def test_other_batches_in_mid_epoch_are_refused():
+    resumed = loader(Pixels(images(50, 3, 16, 16)), batch_size=8)
+    resumed.load_state_dict({"epoch": 0, "delivered": 3, "taken": 7})
+    with pytest.raises(DataError, match="the same data.batch_size"):
+        next(iter(resumed))
+
+
+def test_a_data_set_without_pixels_has_no_resized_crop():
+    with pytest.raises(DataError, match=r"augment.crop=resized needs Own.pixels"):
+        loader(Own(), crop="resized")
 
 
 def test_a_foreign_sampler_is_refused():

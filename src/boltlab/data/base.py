@@ -117,6 +117,9 @@ class DataModule(LightningDataModule):
             size = arguments.get(name)
             if (isinstance(size, float) and not 0 < size < 1) or (isinstance(size, int) and size < 1):
                 problems.append((name, f"{size} is neither a fraction between 0 and 1 nor a number of samples"))
+        share = arguments.get("device_memory_share")
+        if isinstance(share, (int, float)) and not 0 <= share <= 1:
+            problems.append(("device_memory_share", f"{share} is outside 0..1"))
         for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0)):
             number = arguments.get(name)
             if isinstance(number, int) and number < least:
@@ -207,12 +210,15 @@ class DataModule(LightningDataModule):
     def _num_workers(self, batches: Batches) -> int:
         if self.num_workers != "auto":
             return 0 if batches.whole else self.num_workers
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
-        cores = max(1, available_cores() // processes)
+        cores = max(1, available_cores() // self._processes_here())
         if not isinstance(batches.source, TensorData):
             return min(cores, MAX_AUTO_WORKERS)
         worth_it = not batches.whole and len(batches) >= MIN_SAMPLES_FOR_WORKERS and cores > 2
         return min(cores - 1, MAX_AUTO_WORKERS) if worth_it else 0
+
+    def _processes_here(self) -> int:
+        """Processes of this run on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or (self.trainer.num_devices if self.trainer else 1)
 
     def _batch_size_per_process(self, world_size: int) -> int:
         if self.batch_size % world_size:

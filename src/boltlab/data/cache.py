@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -32,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from boltlab.data.decode import Decode, plain_jpeg, read_pixels
-from boltlab.data.resize import shrunk
+from boltlab.data.resize import fit, shrunk
 from boltlab.errors import DataError
 
 try:
@@ -49,7 +50,17 @@ VERSION = 1
 SYNC_IMAGES = 256  # a killed build repeats so many at most
 SAMPLE = 32  # images read to estimate the size of all
 MEMORY_SHARE = 0.8  # of the memory that is free
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
 GROW_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The arguments of `resize.fit`."""
+
+    size: tuple[int, int]
+    resize: int | None
+    fastest: bool
 
 
 class ImageCache:
@@ -78,12 +89,14 @@ class ImageCache:
         decode: Decode,
         quality: int = 90,
         progress: bool = True,
+        fitted: Fitted | None = None,
     ) -> "ImageCache":
         """The cache of `files` below `folder`; built first, by all cores, unless it is there.
 
         size: images whose shorter side is longer are scaled down to it, antialiased; None keeps all as they are.
+        fitted: instead, every image is kept as `resize.fit` makes it.
         format: "jpeg" is a tenth of "raw"'s bytes and several times as slow to read; `quality` is JPEG's. A plain JPEG
-            that need not be scaled is kept byte for byte.
+            that need not be scaled is kept byte for byte, where simplejpeg is there.
 
         Of several processes one builds and the others wait. DataError if it does not fit on the disk, if the folder
         cannot be written, or if a finished cache was damaged.
@@ -91,10 +104,12 @@ class ImageCache:
         parameters = {"channels": channels, "size": size, "format": format, "decode": decode.replace("fastest", "fast")}
         if format == "jpeg":
             parameters["quality"] = quality
+        if fitted is not None:
+            parameters |= asdict(fitted)
         entry = Path(folder) / _key(files, parameters)
 
         def make(file: str) -> Entry:
-            return _entry(file, channels, size, decode, quality if format == "jpeg" else None)
+            return _entry(file, channels, size, decode, quality if format == "jpeg" else None, fitted)
 
         try:
             if not (entry / "cache.json").exists():
@@ -125,11 +140,18 @@ class ImageCache:
 
     @classmethod
     def in_memory(
-        cls, files: list[str], channels: int, size: int | None, decode: Decode, progress: bool = True
+        cls,
+        files: list[str],
+        channels: int,
+        size: int | None,
+        decode: Decode,
+        progress: bool = True,
+        processes: int = 1,
     ) -> "ImageCache":
-        """The same in this process's memory, raw. DataError, at once, if they will not fit."""
+        """The same in this process's memory, raw. DataError, at once, if all `processes` of the machine that do so
+        will not find room."""
         needed, free = _estimate(files, lambda file: _entry(file, channels, size, decode, None)), available_memory()
-        if free is not None and needed > MEMORY_SHARE * free:
+        if free is not None and processes * needed > MEMORY_SHARE * free:
             raise DataError(
                 f"{len(files)} images need about {_gigabytes(needed)} of memory and {_gigabytes(free)} are free: "
                 f"keep them on disk or make them smaller"
@@ -195,19 +217,27 @@ def available_memory() -> int | None:
     return min(found, default=None)
 
 
-def _entry(file: str, channels: int, size: int | None, decode: Decode, quality: int | None) -> Entry:
+def _entry(
+    file: str, channels: int, size: int | None, decode: Decode, quality: int | None, fitted: Fitted | None = None
+) -> Entry:
     """The image as it is stored: raw where `quality` is None, else as JPEG."""
     data, pixels = b"", None
     try:
-        if quality is not None and decode != "pillow":
+        if quality is not None and fitted is None:
             data = Path(file).read_bytes()
             pixels = plain_jpeg(data, channels)
         is_plain = pixels is not None
         if pixels is None:
             pixels = read_pixels(file, channels, decode)
     except (DataError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in PASSING):
+            raise DataError(f"{error}: no fault of the file, so the image cache does not keep it; run again") from error
         return str(error)
     small = pixels if size is None else shrunk(pixels, size)
+    if fitted is not None:
+        small = fit(pixels, fitted.size, fitted.resize, fitted.fastest)
+        is_plain = False
     height, width = small.shape[:2]
     if quality is None:
         return small.reshape(-1), height, width

@@ -29,7 +29,7 @@ def draw_grid(
     The images go the whole way: augmented as in training epoch number `epoch` (train only), normalized, and back to
     0..255.
     """
-    number = len(data.dataset(split))
+    number = len(data.batches(split, augment=split == "train"))  # a cache in memory leaves out what is unreadable
     indices = torch.linspace(0, number - 1, min(count, number)).round().long().unique().tolist()
     images, labels = data.samples(split, indices, augment=split == "train", epoch=epoch)
     pixels = data.denormalize(data.normalize(images)).permute(0, 2, 3, 1).numpy()

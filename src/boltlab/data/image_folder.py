@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split, split_off, three_splits
-from boltlab.data.cache import MEMORY_SHARE, ImageCache, available_memory, progress_bar
+from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memory, progress_bar
 from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.loader import Loader, TensorData, available_cores
@@ -59,8 +59,8 @@ class FolderData(Dataset[Any]):
 class CachedData:
     """The images of a FolderData as a cache holds them."""
 
-    def __init__(self, images: ImageCache, data: FolderData) -> None:
-        self.images, self.labels, self.class_names = images, data.labels, data.class_names
+    def __init__(self, images: ImageCache, data: FolderData, fitted: bool = False) -> None:
+        self.images, self.labels, self.class_names, self.fitted = images, data.labels, data.class_names, fitted
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,11 +84,13 @@ class ImageFolder(ImageDataModule):
     class_names: "auto" takes the folders' names when the config is resolved; a list must name exactly the folders.
     max_bad_files: so many unreadable files of a split are skipped and listed instead of ending the run.
     cache: "memory" decodes each split once, when it is first used, by all cores; batches are then made as those of
-        MNIST and CIFAR, on the GPU where they fit. "disk" keeps decoded images below `cache_dir`, for later runs and
-        for all processes of the machine. Where the augmentation takes parts of the stored image (augment.crop=resized),
-        whole images are kept, their shorter side shrunk to `cache_size`.
-    cache_size: in pixels; None is `resize`, or 8/7 of the input's shorter side (256 for 224).
-    cache_format: on disk, raw pixels, or JPEG files of a tenth of that size.
+        MNIST and CIFAR, on the GPU where they fit. Each process keeps the whole. Unreadable files are left out at once,
+        so those behind them take other places in the order. "disk" keeps decoded images below `cache_dir`, for later
+        runs and for all processes of the machine; other files or another `split_seed` make another cache. Both hold
+        what evaluation sees, pixel by pixel; only where the augmentation takes parts of the stored image
+        (augment.crop=resized), training images are kept whole, shrunk to `cache_size`.
+    cache_size: shorter side in pixels; None is what leaves evaluation its `resize`, or 8/7 of the input (256 for 224).
+    cache_format: on disk, raw pixels, or JPEG files (quality 90) of a tenth of that size.
     """
 
     root: str
@@ -111,10 +113,18 @@ class ImageFolder(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._caches: dict[tuple[Split, bool], TensorData | CachedData] = {}
+        self._caches: dict[tuple[int, bool], TensorData | CachedData] = {}
         if not isinstance(self.class_names, list) or not isinstance(self.num_classes, int):
             found = self.discover({"root": self.root, "class_names": self.class_names or "auto"})
             self.class_names, self.num_classes = found["class_names"], found["num_classes"]
+
+    @staticmethod
+    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        problems = ImageDataModule.check_arguments(arguments)
+        shape, size = arguments.get("input_shape"), arguments.get("cache_size")
+        if isinstance(size, int) and isinstance(shape, (list, tuple)) and len(shape) == 3 and size < max(shape[1:]):
+            problems.append(("cache_size", f"{size} is less than the {max(shape[1:])} pixels of the input"))
+        return problems
 
     @property
     def _names(self) -> list[str]:
@@ -152,24 +162,30 @@ class ImageFolder(ImageDataModule):
         data = self.dataset(split)
         if self.cache == "none":
             return data
-        if (split, stored) not in self._caches:
-            self._caches[split, stored] = self._cached(data, stored)
-        return self._caches[split, stored]
+        key = (id(data), stored)  # the test split may be val's own data
+        if key not in self._caches:
+            self._caches[key] = self._cached(data, stored)
+        return self._caches[key]
 
     def _cached(self, data: FolderData, stored: bool) -> TensorData | CachedData:
         channels, height, width = self.input_shape
+        fastest, processes = self.decode == "fastest", self._processes_here()
         if self.cache == "memory" and not stored:
-            fastest = self.decode == "fastest"
-            return decoded(
-                ImageBatches(data, self.seed, self.input_shape, self.resize, None, fastest), self.max_bad_files
-            )
-        size = self.cache_size or self.resize or round(min(height, width) * 8 / 7)
+            batches = ImageBatches(data, self.seed, self.input_shape, self.resize, None, fastest)
+            return decoded(batches, self.max_bad_files, processes, shown=self._rank_and_world_size()[0] == 0)
+        # A tall image covers a wide input by its shorter side, so that must keep the input's longer one.
+        margin = (self.resize or round(min(height, width) * 8 / 7)) / min(height, width)
+        size = self.cache_size or round(max(height, width) * margin)
         if self.cache == "memory":
-            return CachedData(ImageCache.in_memory(data.files, channels, size, data.decode), data)
-        images = ImageCache.open(data.files, channels, size, self.cache_format, self.cache_dir, data.decode)
+            return CachedData(ImageCache.in_memory(data.files, channels, size, data.decode, processes=processes), data)
+        fitted = None if stored else Fitted((height, width), self.resize, fastest)
+        images = ImageCache.open(
+            data.files, channels, size if stored else None, self.cache_format, self.cache_dir, data.decode,
+            fitted=fitted,
+        )  # fmt: skip
         stacked = images.stacked()
-        if stored or stacked is None or stacked.shape[1:3] != (height, width) or not fits_in_memory(stacked.nbytes):
-            return CachedData(images, data)
+        if stored or stacked is None or not fits_in_memory(processes * stacked.nbytes):
+            return CachedData(images, data, fitted=not stored)
         return TensorData(to_batch(stacked, channels_last=False), data.labels)
 
     def load(self, split: Split) -> FolderData:
@@ -179,24 +195,29 @@ class ImageFolder(ImageDataModule):
         return self._splits[split]
 
 
-def decoded(batches: ImageBatches, max_bad_files: int) -> TensorData:
-    """All readable images of the batches' source, fitted, in memory. DataError if that has no room for them."""
+def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown: bool = True) -> TensorData:
+    """All readable images of the batches' source, fitted, in memory. DataError if that has no room for them.
+
+    processes: on this machine, each of which keeps as much.
+    """
     channels, height, width = batches.input_shape
     count = len(batches)
-    needed = count * channels * height * width
+    needed = processes * count * channels * height * width
     if not fits_in_memory(needed):
         free = (available_memory() or 0) / 1e9
         raise DataError(
-            f"data.cache=memory: {count} images of {height}x{width} need {needed / 1e9:.3g} GB of memory, {free:.3g} GB"
-            " are free; data.cache=disk keeps them in a file"
+            f"data.cache=memory: {count} images of {height}x{width} in each of {processes} processes need"
+            f" {needed / 1e9:.3g} GB of memory, {free:.3g} GB are free; data.cache=disk keeps them in a file"
         )
-    loader = Loader(batches, EvalSampler(count, 256), max_bad_files, available_cores())
+    loader = Loader(batches, EvalSampler(count, 256), max_bad_files, max(1, available_cores() // processes))
     x, y, done = torch.empty(count, channels, height, width, dtype=torch.uint8), torch.empty(count, dtype=torch.long), 0
-    with progress_bar(count, 0, "decoding images", True) as advance:
+    with progress_bar(count, 0, "decoding images", shown) as advance:
         for images, labels in loader:
             part = slice(done, done + len(images))
             x[part], y[part], done = images, labels, part.stop
             advance(len(images))
+    if not done:
+        raise DataError("no image of the split can be read; boltlab doctor lists the reasons")
     return TensorData(x[:done], y[:done])
 
 

@@ -28,6 +28,11 @@ def fit_images(images: Tensor, input_shape: tuple[int, int, int], resize: int | 
         images = torch.cat(parts)
     if size != (height, width):
         images = F.center_crop(images, [height, width]).contiguous()
+    return to_channels(images, channels)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 [N,C,H,W] with 1 or 3 channels to that many."""
     if images.shape[1] == channels:
         return images
     return images.expand(-1, channels, -1, -1).contiguous() if channels == 3 else F.rgb_to_grayscale(images)
@@ -51,6 +56,10 @@ class ImageBatches(Batches):
         super().__init__(source, seed)
         self.input_shape, self.resize, self.augment, self.fastest = input_shape, resize, augment, fastest
         self.resizes = augment is not None and augment.resizes
+        if self.resizes and not hasattr(source, "pixels"):
+            raise DataError(
+                f"augment.crop=resized needs {type(source).__name__}.pixels(index) -> uint8 [H,W,C]; or augment=basic"
+            )
 
     @property
     def one_by_one(self) -> bool:
@@ -98,6 +107,8 @@ class ImageBatches(Batches):
             if numbers is not None and self.augment is not None:
                 box = self.augment.box(numbers[place], *pixels.shape[:2])
                 crop_resize(pixels, box, (size[0], size[1]), self.fastest, out=out)
+            elif getattr(self.source, "fitted", False):
+                out[...] = pixels
             else:
                 out[...] = fit(pixels, (size[0], size[1]), self.resize, self.fastest)
             kept.append(place)
@@ -170,7 +181,12 @@ class ImageDataModule(DataModule):
     def source(self, split: Split, stored: bool) -> Any:
         """Where batches come from: with `stored` images as large as they are stored, else as evaluation sees them."""
         data = self.dataset(split)
-        return data if stored or not isinstance(data, TensorData) else self._fitted(split, data)
+        if not isinstance(data, TensorData):
+            return data
+        if not stored:
+            return self._fitted(split, data)
+        x = to_channels(data.x, self.input_shape[0])
+        return data if x is data.x else TensorData(x, data.labels)
 
     def _fitted(self, split: Split, data: TensorData) -> TensorData:
         """The split with every image at `input_shape`, made once."""

@@ -140,8 +140,12 @@ class Loader:
         return len(self.sampler)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the epoch stands: batches of it that were handed out."""
-        return {"epoch": getattr(self.sampler, "epoch", 0), "delivered": self._delivered}
+        """Where the epoch stands: batches of it that were handed out, and how many samples a batch takes."""
+        if self._resume:  # saved again before its first batch
+            return dict(self._resume)
+        sampler = self.sampler
+        taken = sampler.per_fetch * sampler.world_size if isinstance(sampler, TrainSampler) else 0
+        return {"epoch": getattr(sampler, "epoch", 0), "delivered": self._delivered, "taken": taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration goes on there, if it is one of the same epoch."""
@@ -152,6 +156,12 @@ class Loader:
         self._delivered = 0
         if isinstance(self.sampler, TrainSampler):
             same = resume.get("epoch") == self.sampler.epoch
+            taken = self.sampler.per_fetch * self.sampler.world_size
+            if same and resume["delivered"] < len(self) and resume["taken"] != taken:
+                raise DataError(
+                    f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a fetch, and this"
+                    f" run takes {taken}: resume with the same data.batch_size and steps_per_execution"
+                )
             self._delivered = self.sampler.start = resume["delivered"] if same else 0
         if self.num_workers == 0:
             made = self._here()
@@ -189,6 +199,7 @@ class Loader:
     def _by_threads(self) -> Generator[Made, None, None]:
         waiting: deque[list[Future[Made]]] = deque()
         # Each of them alone: torch would start all cores' threads in every one. The training thread keeps its number.
+        torch.get_num_threads()  # the training thread's number stands from now on
         pool = ThreadPoolExecutor(self.num_workers, "boltlab-loader", torch.set_num_threads, (1,))
         try:
             for epoch, indices in self.sampler:

@@ -45,7 +45,7 @@ def crop_resize(
 
 
 def fit(pixels: np.ndarray, size: tuple[int, int], resize: int | None = None, fastest: bool = False) -> np.ndarray:
-    """uint8 [H,W,C] of any size to `size` (height, width), with the geometry of `boltlab.data.images.Fit`."""
+    """uint8 [H,W,C] of any size to `size` (height, width), scaled to `covering_size`, then cropped at the centre."""
     scaled_size = covering_size(pixels.shape[:2], size, resize)
     scaled = crop_resize(pixels, (0, 0, *pixels.shape[:2]), scaled_size, fastest)
     top, left = (round((had - wanted) / 2) for had, wanted in zip(scaled_size, size, strict=True))
@@ -81,7 +81,7 @@ def to_batch(images: np.ndarray, channels_last: bool) -> Tensor:
         return torch.from_numpy(images.transpose(0, 3, 1, 2))
     cv2 = _opencv() if images.shape[3] == 3 else None
     if cv2 is None:  # numpy copies on this thread alone
-        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        return torch.from_numpy(np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"]))
     planes = np.empty((len(images), 3, *images.shape[1:3]), np.uint8)
     for image, channels in zip(images, planes, strict=True):
         cv2.split(image, list(channels))  # an eighth of numpy's time
