@@ -105,6 +105,8 @@ def main() -> None:
     for size in (64, 512):
         cases[f"CIFAR size, crop, flip, normalize, batches of {size}"] = (
             ours(CIFAR, size, **crop_and_flip), torchvision(CIFAR, size, True), "at least 100")  # fmt: skip
+        cases[f"CIFAR size, crop, flip, as uint8 (what a GPU is given), batches of {size}; peer normalizes"] = (
+            ours(CIFAR, size, normalized=False, **crop_and_flip), torchvision(CIFAR, size, True), "")  # fmt: skip
         cases[f"MNIST size, normalize, batches of {size}"] = (
             ours(MNIST, size), torchvision(MNIST, size, False), "at least 150")  # fmt: skip
         cases[f"CIFAR size, uint8, no augmentation, batches of {size}; peer: index_select"] = (
