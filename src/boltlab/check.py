@@ -241,6 +241,7 @@ class Checker:
     def _several_steps(self) -> None:
         """What `steps_per_execution` above 1 cannot be combined with: each step would have to be seen from outside."""
         from boltlab.callbacks.overhead import needs_each_step
+        from boltlab.models.task import each_step_overrides
 
         one = "steps_per_execution=1"
         trainer = self.config.trainer
@@ -261,6 +262,9 @@ class Checker:
         for path, target, arguments in self.calls:
             if path == "model" and not hasattr(target, "steps_per_execution"):
                 self.add("steps_per_execution", f"{target.__name__} has no such thing: {one}")
+            elif path == "model" and (own := each_step_overrides(target)):
+                message = f"{target.__name__} has its own {', '.join(own)}, called once for several steps: {one}"
+                self.add("steps_per_execution", message)
             if not path.startswith("callbacks."):
                 continue
             for key in ("every_n_train_steps", "train_time_interval", "save_on_exception"):

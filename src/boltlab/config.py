@@ -262,6 +262,10 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
     edited = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(edited, DictConfig)
+    # A run made before these keys existed did this.
+    before = {"channels_last": False, "float32_matmul_precision": "highest"}
+    edited.update({key: value for key, value in before.items() if key not in edited})
+    edited.steps_per_execution = 1  # evaluation takes none
     fresh = None
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]

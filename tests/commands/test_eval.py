@@ -28,6 +28,15 @@ def test_repeats_what_training_measured(boltlab, trained):
     assert {"train_acc", "train_f1", "train_loss"} <= set(metrics())
 
 
+def test_a_run_from_before_a_key_existed(boltlab, trained):
+    text = (trained / "config.yaml").read_text()
+    kept = [line for line in text.splitlines() if not line.startswith(("channels_last", "float32_matmul", "steps_per"))]
+    assert len(kept) == len(text.splitlines()) - 3
+    (trained / "config.yaml").write_text("\n".join(kept))
+    code, _, err = boltlab("eval", "run=latest")
+    assert code == 0, err
+
+
 def test_leaves_the_run_as_it_was(boltlab, trained):
     before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
     assert boltlab("eval", "run=latest")[0] == 0

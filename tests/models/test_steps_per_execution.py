@@ -113,12 +113,31 @@ REFUSED = {
     "trainer.fast_dev_run=true": "fast_dev_run=null",
     "callbacks.last.every_n_train_steps=5": "every_n_train_steps=null",
     "callbacks.last.save_on_exception=true": "save_on_exception=null",
+    "+callbacks.a={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}": "'~callbacks.a'",
+    "callbacks.lr_monitor._target_=own_parts.OwnMonitor": "'~callbacks.lr_monitor'",
+    "model._target_=own_parts.OwnStep": "OwnStep has its own training_step",
     "+callbacks.timer={_target_: lightning.pytorch.callbacks.DeviceStatsMonitor}": "'~callbacks.timer'",
 }
 
 
+OWN_PARTS = """
+from boltlab.callbacks.lr_monitor import LRMonitor
+from boltlab.models.classifier import Classifier
+
+class OwnMonitor(LRMonitor):
+    def on_train_batch_start(self, *arguments):
+        pass
+
+class OwnStep(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx)
+"""
+
+
 @pytest.mark.parametrize("override", REFUSED)
-def test_what_needs_single_steps_is_refused_with_its_cure(boltlab, override):
+def test_what_needs_single_steps_is_refused_with_its_cure(boltlab, override, tmp_path, monkeypatch):
+    (tmp_path / "own_parts.py").write_text(OWN_PARTS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     code, out, err = boltlab("train", *QUICK, "steps_per_execution=4", override)
     assert (code, out) == (2, "")
     assert REFUSED[override] in err and "steps_per_execution=1" in err and err.startswith("boltlab train: 1 mistake")

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
+from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.models.classifier import Classifier
 from boltlab.models.schedulers import Constant, Cosine
 from boltlab.models.task import EpochMeans, decayed_parameters
@@ -225,3 +226,52 @@ def test_the_training_means_are_those_of_all_batches():
     means.reset()
     means.add(torch.tensor(1.0), 2, torch.tensor([True, False]))
     assert means.compute()["train_loss"] == 1
+
+
+def test_clipping_reaches_a_hook_of_a_base_class_and_a_second_fit(trainer, data):
+    clipped = []
+
+    class Clips(Classifier):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            clipped.append(gradient_clip_val)
+
+    class Grandchild(Clips):
+        pass
+
+    x, y = torch.randn(8, 4), torch.arange(8) % 3
+    trainer().fit(Grandchild(nn.Linear(4, 3), SGD, 3), datamodule=data(x, y))
+    assert clipped == [None]
+    model = Classifier(nn.Linear(4, 3), partial(torch.optim.SGD, lr=1.0), 3)
+    trainer().fit(model, datamodule=data(x, y))
+    before = model.net.weight.clone()
+    trainer(gradient_clip_val=1e-9).fit(model, datamodule=data(x, y))
+    assert (model.net.weight - before).abs().max() < 1e-6
+
+
+def test_rates_are_logged_beside_a_training_step_of_ones_own(trainer, data):
+    class Own(Classifier):
+        def training_step(self, batch, batch_idx):
+            return self.criterion(self(batch[0]), batch[1])[0]
+
+    logger = Kept()
+    model = Own(nn.Linear(4, 3), SGD, 3)
+    x, y = torch.randn(16, 4), torch.arange(16) % 3
+    trainer(logger=logger, log_every_n_steps=1, callbacks=[LRMonitor()]).fit(model, datamodule=data(x, y))
+    assert [row[0] for row in logger.rows if "lr" in row] == [0, 1]
+
+
+def test_complex_weights_train_without_a_fused_optimizer(trainer, data):
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return torch.fft.ifft(x @ self.weight.T.to(torch.cfloat)).abs()
+
+    runner = trainer()
+    x, y = torch.randn(8, 4, dtype=torch.cfloat), torch.arange(8) % 3
+    model = Classifier(Spectral(), partial(torch.optim.AdamW, lr=0.1), 3)
+    model.forward = lambda x: model.net(x)
+    runner.fit(model, datamodule=data(x, y))
+    assert not runner.optimizers[0].param_groups[0]["fused"]

@@ -91,7 +91,7 @@ def main(overrides: list[str]) -> int:
         raise ConfigError([Mistake(f"trainer.devices={config.trainer.devices}", what)])
     seconds, output = config.pop("seconds"), config.pop("output")
     figures = measure(config, seconds)
-    precision = f"precision {config.precision}{', compiled' * config.compile}"
+    precision = f"precision {config.precision}{', compiled' * bool(config.compile)}"
     print(f"\n{composed.choices.get('data')}, {composed.choices.get('model')} on {figures.device}, {precision}\n")
     show(figures)
     if output is not None:

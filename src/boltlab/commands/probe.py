@@ -25,6 +25,7 @@ from boltlab.commands.train import make_trainer, several_steps
 from boltlab.config import build
 from boltlab.data.cache import available_memory
 from boltlab.errors import UserError
+from boltlab.launch import keep_freed_memory
 from boltlab.models.task import Task
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
@@ -74,6 +75,7 @@ def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -
     `loader` is the config's own train loader. All learning rates are 0, so that no number of steps on one batch makes
     the loss grow without bounds: a step costs the same.
     """
+    keep_freed_memory()  # as every training does
     with tempfile.TemporaryDirectory() as folder:
         _fit(quiet(config, folder), batches)
         gc.collect()  # ends the loader's workers and frees the device for what comes next
@@ -90,7 +92,10 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
     own = data.train_dataloader
     data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
     with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here
-        trainer.fit(model, datamodule=data)
+        try:
+            trainer.fit(model, datamodule=data)
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from None
 
 
 class _Enough(Exception):

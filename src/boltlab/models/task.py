@@ -13,7 +13,8 @@ from rich import get_console
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
-from boltlab.callbacks.overhead import spare
+from boltlab.callbacks.lr_monitor import LRMonitor
+from boltlab.callbacks.overhead import STEP_HOOKS, spare
 from boltlab.models.schedulers import Schedule
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
@@ -123,6 +124,16 @@ class EpochMeans(Metric):
     def compute(self) -> dict[str, Tensor]:
         means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
         return {name: mean.float() for name, mean in means.items()}
+
+
+def each_step_overrides(kind: type["Task"]) -> list[str]:
+    """Hooks of each step that a subclass of Task has overridden: `steps_per_execution` would not call them."""
+    steps = ("training_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step")
+    return [
+        name
+        for name in (*steps, "configure_gradient_clipping", *STEP_HOOKS)
+        if getattr(kind, name) is not getattr(Task, name)
+    ]
 
 
 class Task(L.LightningModule):
@@ -353,10 +364,14 @@ class Task(L.LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        self._logging = [c for c in self.trainer.callbacks if hasattr(c, "step_metrics")]  # type: ignore[attr-defined]
+        # A training_step of a subclass may log no row of its own: then they go on by themselves.
+        rows = type(self).training_step is Task.training_step
+        self._logging = [c for c in self.trainer.callbacks if rows and type(c) is LRMonitor]  # type: ignore[attr-defined]
         for callback in self._logging:
             callback.on_train_batch_start = None  # it has nothing left to do there
-        if self.trainer.gradient_clip_val is None and "configure_gradient_clipping" not in vars(type(self)):
+        vars(self).pop("configure_gradient_clipping", None)  # of an earlier fit
+        inherited = type(self).configure_gradient_clipping is L.LightningModule.configure_gradient_clipping
+        if self.trainer.gradient_clip_val is None and inherited:
             self.configure_gradient_clipping = None  # type: ignore[assignment]  # as `spare` does it
         spare(self.trainer, self)
         # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
@@ -421,8 +436,12 @@ class Task(L.LightningModule):
         open_choice &= arguments.get("fused") is None and not arguments.get("foreach")
         # Lightning's 16-mixed refuses to clip gradients that a fused optimizer unscales, shards have other kernels, and
         # the fused AdamW of 16-bit weights overflows where torch's other one does not.
-        refused = any(hasattr(p, "to_local") or p.dtype == torch.float16 for p in self.net.parameters())
+        open_choice &= not arguments.get("differentiable")
+        refused = any(
+            hasattr(p, "to_local") or p.dtype == torch.float16 or not p.is_floating_point()
+            for p in self.net.parameters()
+        )
         if open_choice and not refused and self.trainer.precision != "16-mixed":
             with contextlib.suppress(RuntimeError):  # torch's word for a device or dtype without it
-                return self.make_optimizer(groups, fused=True)
+                return self.make_optimizer([dict(group) for group in groups], fused=True)  # it writes into them
         return self.make_optimizer(groups)
