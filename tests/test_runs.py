@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from boltlab import runs
@@ -152,3 +153,10 @@ def test_a_broken_summary_is_no_crash(tmp_path):
     (folder / "summary.json").write_text('{"status": "run')
     assert runs.read_summary(folder) == {}
     assert runs.status({}) == "unknown"
+
+
+def test_the_id_of_a_run_is_read_as_text():
+    for number in range(40):
+        name = runs.new_folder("logs", "train", f"n{number}").name[-6:]
+        assert yaml.safe_load(name) == name
+        assert not name[0].isdigit()

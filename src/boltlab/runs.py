@@ -43,7 +43,9 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
-            folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{safe}-{secrets.token_hex(3)}"
+            # It begins with a letter: `run=903859` and `run=12e345` would be read as numbers.
+            number = secrets.choice("abcdf") + secrets.token_hex(3)[1:]
+            folder = parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{safe}-{number}"
             try:
                 folder.mkdir()
                 return folder.resolve()

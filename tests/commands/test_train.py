@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -128,7 +129,16 @@ def test_a_missing_data_set_is_a_short_message(boltlab, monkeypatch):
 
 def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
     command = [sys.executable, "-m", "boltlab", "train", "trainer.max_epochs=100000", "logger=csv"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    traces = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=traces,
+        # What a shell starts in the background ignores Ctrl-C, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 90
         while not list(Path("logs").rglob("last.ckpt")):
@@ -136,7 +146,11 @@ def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
             time.sleep(0.2)
         assert runs.status(runs.read_summary(only_run())) == "running"
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=60)
+        try:
+            out, _ = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)  # says where every thread stands
+            out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, out
