@@ -160,6 +160,17 @@ def test_automatic_workers(monkeypatch):
     assert augmented_digits().train_dataloader().num_workers == 0  # two cores: workers would only take the trainer's
 
 
+def test_an_augmentation_without_a_batch_form_is_named_once(capsys):
+    data = augmented_digits(num_workers=2)
+    data.train_dataloader()
+    data.train_dataloader()
+    data.val_dataloader()
+    said = "TrivialAugmentWide has no batch form: images are augmented one by one, in 2 processes\n"
+    assert capsys.readouterr().out == said
+    Digits(augment=Augment(input_shape=(1, 28, 28), crop="padded")).train_dataloader()
+    assert capsys.readouterr().out == ""
+
+
 def test_the_test_split_can_be_another():
     data = Digits()
     data.test_split = "val"

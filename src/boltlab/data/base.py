@@ -97,6 +97,7 @@ class DataModule(LightningDataModule):
         super().__init__()
         self._datasets: dict[Split, Any] = {}
         self._on_device: dict[Split, TensorData] = {}
+        self._said = False
 
     # What a subclass defines
 
@@ -191,11 +192,18 @@ class DataModule(LightningDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and batches.whole:
             batches.source = self._placed(split, batches.source, device)
+        num_workers = self._num_workers(batches)
+        if batches.note and not self._said and self._rank_and_world_size()[0] == 0:
+            self._said = True
+            print(
+                f"{batches.note}, {f'in {num_workers} processes' if num_workers else 'while training waits'}",
+                flush=True,
+            )
         return Loader(
             batches,
             sampler,
             max_bad_files=getattr(self, "max_bad_files", 0),
-            num_workers=self._num_workers(batches),
+            num_workers=num_workers,
             pin_memory=device.type == "cuda",
         )
 

@@ -67,6 +67,12 @@ class ImageBatches(Batches):
         return self.augment is not None and self.augment.policy is not None
 
     @property
+    def note(self) -> str:
+        if self.augment is None or self.augment.policy is None:
+            return ""
+        return f"{type(self.augment.policy).__name__} has no batch form: images are augmented one by one"
+
+    @property
     def whole(self) -> bool:
         return isinstance(self.source, TensorData) and not self.resizes and not self.one_by_one
 

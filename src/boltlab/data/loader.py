@@ -75,6 +75,11 @@ class Batches(Dataset[Any]):
         return len(self.source)
 
     @property
+    def note(self) -> str:
+        """What a user should know of how the batches are made."""
+        return ""
+
+    @property
     def whole(self) -> bool:
         """Whether a batch costs a few calls, however many samples it has."""
         return isinstance(self.source, TensorData)
