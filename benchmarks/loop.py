@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from boltlab.commands.train import make_trainer, several_steps
 from boltlab.config import build, compose
+from boltlab.trainer import make_trainer, several_steps
 
 WARMUP = 32  # steps before the clock starts
 CLOCK = time.perf_counter

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,8 +71,11 @@ def ours(shape: tuple[int, int, int], batch_size: int, normalized: bool = True, 
         augment=Augment(input_shape=shape, **augment),
     )
     loader = data.train_dataloader()
-    finish: Callable[[Any], Any] = lambda batch: data.on_after_batch_transfer(batch, 0)  # noqa: E731
-    return lambda: speed(loader, finish) if normalized else speed(loader)
+
+    def normalize(batch: Any) -> Any:
+        return data.on_after_batch_transfer(batch, 0)
+
+    return partial(speed, loader, normalize) if normalized else partial(speed, loader)
 
 
 def torchvision(shape: tuple[int, int, int], batch_size: int, crop_and_flip: bool) -> Callable[[], float]:
@@ -124,10 +128,9 @@ def main() -> None:
         "random erasing": v2.Compose([v2.PILToTensor(), v2.RandomErasing(0.5)]),
     }
     for name, options in more.items():
-        peer = torchvision(CIFAR, 512, False)
         steps = [peers[name], v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
         loader: DataLoader[Any] = DataLoader(Torchvision(CIFAR, v2.Compose(steps)), 512, shuffle=True)
-        peer = lambda loader=loader: speed(loader)  # type: ignore[misc]  # noqa: E731
+        peer = partial(speed, loader)
         if name == "cutout":
             name = "cutout (peer: without it, torchvision has none)"
         cases[f"CIFAR size, {name}, normalize"] = (ours(CIFAR, 512, **options), peer, "")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from boltlab import machine
-from boltlab.config import compose
+from boltlab.config import build, compose
 
 QUICK = ("logger=csv", "trainer.accelerator=cpu")
 
@@ -38,6 +38,6 @@ def test_cuda_takes_bf16_channels_last_and_tf32(monkeypatch):
 def test_a_net_is_weighed_without_touching_the_random_state():
     config = compose("train", [*QUICK, "model=resnet18", "data=cifar10"]).config
     before = torch.get_rng_state()
-    convolutions, flops = machine.weigh(config)
+    convolutions, flops = machine.weigh(config, build)
     assert convolutions and flops == pytest.approx(1.11e9, rel=0.01)
     assert torch.equal(torch.get_rng_state(), before)

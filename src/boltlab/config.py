@@ -514,7 +514,7 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
         checker.discover()
     checker.walk(config, "")
     if not checker.found:
-        machine.resolve(config, open_keys)
+        machine.resolve(config, open_keys, build)
         checker.together()
     return checker.found
 

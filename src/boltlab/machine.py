@@ -1,5 +1,6 @@
 """What `auto` stands for on this machine: precision, memory format, the precision of float32 products."""
 
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,11 +20,11 @@ def placeholders(config: DictConfig) -> list[str]:
     return open_keys
 
 
-def resolve(config: DictConfig, open_keys: list[str]) -> None:
+def resolve(config: DictConfig, open_keys: list[str], build: Callable[[DictConfig, str], Any]) -> None:
     """Chooses for the keys, in place, as a careful person would; the config has passed its check.
 
     On CUDA with bf16: bf16-mixed, channels_last for convolutional nets, TF32. On a CPU with bf16 instructions:
-    bf16-mixed for nets that are large enough, with channels_last. Elsewhere float32, contiguous.
+    bf16-mixed for nets that are large enough, with channels_last. Elsewhere float32, contiguous. `build`: config.build.
     """
     if not open_keys:
         return
@@ -38,7 +39,7 @@ def resolve(config: DictConfig, open_keys: list[str]) -> None:
         config.precision = "bf16-mixed"
     if not (on_cuda or (on_cpu and cpu_has_bf16())) or not {"precision", "channels_last"} & set(open_keys):
         return
-    convolutions, flops = weigh(config)
+    convolutions, flops = weigh(config, build)
     if "precision" in open_keys and on_cpu and flops >= MIN_FLOPS:
         config.precision = "bf16-mixed"
     if "channels_last" in open_keys:
@@ -52,15 +53,13 @@ def cpu_has_bf16() -> bool:
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def weigh(config: DictConfig) -> tuple[bool, int]:
+def weigh(config: DictConfig, build: Callable[[DictConfig, str], Any]) -> tuple[bool, int]:
     """Whether the net has 2-d convolutions, and its forward FLOPs of one sample, 0 where they are surely few.
 
     The net is built without storage; one that cannot be is taken for a small one.
     """
     import torch
     from torch import nn
-
-    from boltlab.config import build
 
     shape: Any = OmegaConf.select(config, "data.input_shape")
     if not shape or len(shape) != 3:

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boltlab.callbacks.overhead import STEP_HOOKS, FetchClock, spare
-from boltlab.commands.train import make_trainer as make_train_trainer
 from boltlab.config import build, compose
+from boltlab.trainer import make_trainer as make_train_trainer
 
 
 class Fetches(pl.LightningDataModule):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from boltlab import checkpoint, runs
 from boltlab.callbacks.nan_guard import NonFiniteLoss
-from boltlab.commands.train import make_trainer, several_steps
 from boltlab.config import build, compose
+from boltlab.trainer import make_trainer, several_steps
 
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=100", "~callbacks.summary")
 # 1,293 training images: 13 batches an epoch, the last of 93.

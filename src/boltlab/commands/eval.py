@@ -8,9 +8,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.check import ConfigError, Mistake, process_count
-from boltlab.commands.train import make_trainer, numbers, print_metrics
+from boltlab.commands.train import numbers, print_metrics
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
+from boltlab.trainer import make_trainer
 
 
 def main(overrides: list[str]) -> int:

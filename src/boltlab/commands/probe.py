@@ -21,12 +21,12 @@ from rich import get_console
 
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.check import locate
-from boltlab.commands.train import make_trainer, several_steps
 from boltlab.config import build
 from boltlab.data.cache import available_memory
 from boltlab.errors import UserError
 from boltlab.launch import keep_freed_memory
 from boltlab.models.task import Task
+from boltlab.trainer import make_trainer, several_steps
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
 ENDLESS = 10**9

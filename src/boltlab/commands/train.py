@@ -1,11 +1,9 @@
 """`boltlab train`: fit, then test with the best checkpoint; `-m` runs a grid."""
 
-import logging
 import math
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,7 @@ from boltlab import runs
 from boltlab.check import SEARCHED, ConfigError
 from boltlab.config import Composed, build, compose, finish
 from boltlab.errors import UserError
+from boltlab.trainer import make_trainer, several_steps
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -97,41 +96,6 @@ def fit(folder_name: str) -> None:
         )
     for logger in trainer.loggers:
         getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
-
-
-def make_trainer(config: DictConfig, **arguments: Any) -> Any:
-    """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
-    import torch
-
-    from boltlab.checkpoint import SafeCheckpointIO
-
-    torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
-    for package in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(package).setLevel(logging.WARNING)
-    # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
-    warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-    # Epoch values are logged whatever the interval is.
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return build(
-        config,
-        "trainer",
-        callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
-        logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain)],
-        **arguments,
-    )
-
-
-def several_steps(config: DictConfig, data: Any, model: Any) -> dict[str, Any]:
-    """Prepares data and model for `steps_per_execution`; returns what the Trainer is to be given instead of its own."""
-    if config.steps_per_execution == 1:
-        return {}
-    model.steps_per_execution = config.steps_per_execution
-    model.accumulated_batches = config.trainer.accumulate_grad_batches
-    model.batch_size = config.data.batch_size
-    data.batches_per_fetch = model.steps_per_execution * model.accumulated_batches
-    return {"accumulate_grad_batches": 1}
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:

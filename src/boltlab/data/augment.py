@@ -1,8 +1,8 @@
 """Augmentation of training images by whole batches; every file of configs/augment sets this one class.
 
 What is drawn for an image follows (seed, epoch, index) alone (`samplers.Draws`), so the same image comes out on every
-path: from memory, a cache or a file, in any thread, process or batch, and, up to rounding in what interpolates, on any
-device.
+path: from memory, a file, or a cache that has not shrunk it, in any thread, process or batch, and, up to rounding in
+what interpolates, on any device.
 """
 
 import math
