@@ -1,6 +1,10 @@
 import importlib.metadata
 import json
 import os
+import platform
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,8 +54,6 @@ def test_a_run_folder_is_complete_and_survives_being_moved(tmp_path):
 
 
 def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypatch):
-    import subprocess
-
     def git(*arguments):
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True).stdout
@@ -140,12 +142,83 @@ def test_a_run_whose_process_is_gone_was_killed(tmp_path):
 
 
 def _ended_pid():
-    import subprocess
-    import sys
-
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from boltlab import runs
+with runs.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds the lock of a folder."""
+    started = []
+
+    def hold(folder):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_folder_is_held_by_one_process_until_it_dies(tmp_path, holder):
+    folder = make(tmp_path)
+    process = holder(folder)
+    with (
+        pytest.raises(UserError, match=f"{folder.name}.*process {process.pid} on {platform.node()}"),
+        runs.lock(folder),
+    ):
+        pytest.fail("two processes hold one folder")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with runs.lock(folder), pytest.raises(UserError, match=f"process {os.getpid()} "), runs.lock(folder):
+        pytest.fail("held twice in one process")
+    with runs.lock(folder):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+def test_a_worker_that_outlives_its_process_does_not_keep_the_folder(tmp_path):
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    folder, (reader, writer) = make(tmp_path), os.pipe()
+    with runs.lock(folder):
+        child = os.fork()
+        if not child:
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        with runs.lock(folder):
+            pass
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
+
+
+def test_the_lock_says_whether_a_run_goes_on_also_when_its_pid_is_taken(tmp_path, holder):
+    folder = make(tmp_path)
+    runs.write_summary(folder, pid=_ended_pid())
+    process = holder(folder)
+    assert runs.status(runs.read_summary(folder), folder) == "running"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    runs.write_summary(folder, pid=os.getpid())
+    assert runs.status(runs.read_summary(folder), folder) == "killed"
+    with runs.lock(folder):
+        assert runs.status(runs.read_summary(folder), folder) == "running"
 
 
 def test_a_broken_summary_is_no_crash(tmp_path):

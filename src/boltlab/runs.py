@@ -74,7 +74,7 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
-    write_summary(folder, status="running", started=time.time(), pid=os.getpid())
+    write_summary(folder, status="running", started=time.time(), pid=os.getpid(), host=platform.node())
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
@@ -126,6 +126,44 @@ def recorded(folder: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of the folder of a run or a sweep. The system frees it when this process dies.
+
+    Raises:
+        UserError: another process, named in the message, holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    holder = folder / ".lock-holder"  # Windows lets nobody read what is locked
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=1)  # not 0: `status` takes it for an instant
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise UserError(f"{shown(folder)} is being written by another process ({who}): let it end first") from None
+    with held:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> bool | None:
+    """Whether a process holds the folder; None where that cannot be told: no lock file, or another user's."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".lock").is_file():
+        return None
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return None
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`, or nothing where there is none or it is broken."""
     try:
@@ -170,12 +208,18 @@ def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:
     raise UserError(f"run={run} is neither a run folder nor part of the name of one under {Path(log_dir) / verb}")
 
 
-def status(summary: dict[str, Any]) -> str:
-    """The status of a run; one that says `running` while its process is gone was killed."""
+def status(summary: dict[str, Any], folder: Path | None = None) -> str:
+    """The status of a run; one that says `running` while its process is gone was killed.
+
+    A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
+    """
     state = str(summary.get("status", "unknown"))
-    if state == "running" and summary.get("host") in (None, platform.node()) and not _alive(summary.get("pid")):
-        return "killed"
-    return state
+    if state != "running":
+        return state
+    locked = _locked(folder) if folder is not None else None
+    if locked is None:
+        locked = summary.get("host") not in (None, platform.node()) or _alive(summary.get("pid"))
+    return "running" if locked else "killed"
 
 
 def _alive(pid: Any) -> bool:

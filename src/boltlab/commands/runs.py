@@ -19,7 +19,7 @@ def main(overrides: list[str]) -> int:
     table = Table("run", "data", "model", "best", "test", "status", "time", "started", box=None)
     for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
         summary = runs.read_summary(folder)
-        state = runs.status(summary)
+        state = runs.status(summary, folder)
         started = summary.get("started")
         table.add_row(
             folder.relative_to(runs.Path(config.log_dir) / config.verb).as_posix(),
