@@ -51,8 +51,8 @@ MISTAKES = {
         f"model.net has no 'hiden_sizes': did you mean 'hidden_sizes'? keys: {LENET}; "
         "another argument of boltlab.models.lenet.LeNet: +model.net.hiden_sizes=…",
     ),
-    "+callbacks.last.save_topk=1": (
-        "callbacks.last.save_topk=1",
+    "+callbacks.best.save_topk=1": (
+        "callbacks.best.save_topk=1",
         "ModelCheckpoint takes no argument 'save_topk': did you mean 'save_top_k'? it takes: dirpath, filename, "
         "monitor, verbose, save_last, save_top_k, save_on_exception, save_weights_only, mode, auto_insert_metric_name, "
         "every_n_train_steps, train_time_interval, every_n_epochs, save_on_train_epoch_end, enable_version_counter",

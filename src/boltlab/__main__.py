@@ -25,7 +25,7 @@ _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, 1 (failed), 2 (a mistake on the command line or in a config) or 130 (Ctrl-C)."""
+    """Runs one verb; returns 0, 1 (failed), 2 (a mistake in the command or a config) or 128 + a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         _help()
@@ -55,6 +55,7 @@ def _run(verb: str, rest: list[str]) -> int:
     from boltlab.check import ConfigError
     from boltlab.config import compose, report
     from boltlab.errors import UserError
+    from boltlab.signals import Stopped
 
     sweep = [a for a in rest if a in ("-m", "--multirun")]
     flags = [a for a in rest if a.startswith("-") and a not in sweep]
@@ -84,6 +85,9 @@ def _run(verb: str, rest: list[str]) -> int:
             raise
         print(f"boltlab {verb}: {e}", file=sys.stderr)
         return 1
+    except Stopped as e:
+        print(f"boltlab {verb}: {e}", file=sys.stderr)
+        return 128 + e.signum
     except KeyboardInterrupt:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130

@@ -267,7 +267,8 @@ class Checker:
                 self.add("steps_per_execution", message)
             if not path.startswith("callbacks."):
                 continue
-            for key in ("every_n_train_steps", "train_time_interval", "save_on_exception"):
+            saving = () if vars(target).get("several_steps") else ("every_n_train_steps", "train_time_interval")
+            for key in (*saving, "save_on_exception"):
                 if arguments.get(key):
                     message = f"saves between the steps of one execution: {key}=null, or {one}"
                     self.add(f"{path}.{key}={_show(arguments[key])}", message)

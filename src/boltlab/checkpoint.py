@@ -13,6 +13,7 @@ import os
 import pickle
 import secrets
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     Args:
         config: the resolved config as plain values; it travels in every checkpoint.
+        adapt: changes the content of a checkpoint with which a fit goes on, in place.
     """
 
-    def __init__(self, config: dict[str, Any]):
-        self.config = config
+    def __init__(self, config: dict[str, Any], adapt: Callable[[dict[str, Any]], None] | None = None):
+        self.config, self.adapt = config, adapt
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint; an error leaves what stood at `path` as it was."""
@@ -50,7 +52,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Reads a checkpoint that passes its hash; anything but tensors and plain values is refused."""
-        return read(Path(path), map_location=map_location or "cpu")
+        content = read(Path(path), map_location=map_location or "cpu")
+        if self.adapt is not None:
+            self.adapt(content)
+        return content
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -153,6 +158,15 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, (torch.dtype, torch.device)):
         return value
     raise CheckpointError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    path = folder / "checkpoints" / "last.ckpt"
+    return (path if path.exists() else None), []
+
+
+def clean_leftovers(folder: Path) -> None:
+    pass
 
 
 def find(folder: Path, which: str = "best") -> Path:

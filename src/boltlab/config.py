@@ -51,6 +51,8 @@ class Train:
     log_dir: str
     data_dir: str
     run_dir: str | None
+    resume: str | None
+    resume_changed: Literal["restart_epoch"] | None
     augment: dict | None
     data: dict
     optimizer: dict
@@ -263,9 +265,9 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     edited = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
-    before = {"channels_last": False, "float32_matmul_precision": "highest"}
+    before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
+    before |= {"resume": None, "resume_changed": None}
     edited.update({key: value for key, value in before.items() if key not in edited})
-    edited.steps_per_execution = 1  # evaluation takes none
     fresh = None
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]

@@ -5,8 +5,13 @@ config from that folder: none of them goes through Hydra's command line again. S
 started by torch's elastic launcher, which ends all of them when one fails.
 """
 
+import json
+import multiprocessing
 import os
 import secrets
+import signal
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +19,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from boltlab import signals
 from boltlab.check import process_count
 from boltlab.errors import UserError
+
+SHUTDOWN_SECONDS = 15  # that the other processes have after one has failed
+_ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
+# Of the errors of a process whose partner is gone: not the cause.
+_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo", "NCCL")
 
 
 def keep_freed_memory() -> None:
@@ -52,7 +63,6 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
     if processes == 1:
         entry(str(folder))
         return
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -64,27 +74,83 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
         rdzv_endpoint="localhost:0",
         run_id=secrets.token_hex(8),
         max_restarts=0,  # what failed once is not silently trained again
+        signals_to_handle="SIGQUIT",  # the others are for the processes to act on, not for their launcher
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
-    message = folder / ".error"
+    for left in folder.glob(f"{_ENDED}*"):
+        left.unlink()
     try:
-        elastic_launch(settings, _rank)(entry, str(folder))
-    except SignalException as e:
-        raise KeyboardInterrupt from e
-    except ChildFailedError:
-        if message.exists():
-            raise UserError(message.read_text(encoding="utf-8")) from None
-        raise
+        with signals.caught(at_once=_kill, forward=_forward):
+            elastic_launch(settings, _rank)(entry, str(folder))
+    except ChildFailedError as e:
+        raise _cause(e, folder) from None
     finally:
-        message.unlink(missing_ok=True)
+        stopped = [int(file.read_text()) for file in folder.glob(f"{_ENDED}stop-*")]
+        for left in folder.glob(f"{_ENDED}*"):
+            left.unlink(missing_ok=True)
+    if stopped:
+        raise signals.Stopped(max(stopped))
+
+
+def _forward(signum: int) -> None:
+    for process in multiprocessing.active_children():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid or 0, signum)
+
+
+def _kill(_: int) -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
+class ProcessFailed(Exception):
+    """One of several processes failed, and all were ended; the message names it and why, as far as it is known."""
+
+
+def _cause(error: Any, folder: Path) -> Exception:
+    """What ended the run first. The others fail because of it: their partner in a collective is gone."""
+    told = []
+    for file in folder.glob(f"{_ENDED}error-*"):
+        with suppress(ValueError, OSError):
+            told.append(json.loads(file.read_text(encoding="utf-8")))
+    told.sort(key=lambda record: record["time"])
+    for record in told:
+        if record["user"]:
+            return UserError(record["message"])
+    lost = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+    killed = [rank for rank, failure in lost.items() if -failure.exitcode != signal.SIGTERM]
+    own = [record for record in told if not record["partner"]]
+    if own:
+        return ProcessFailed(f"{own[0]['traceback']}\nrank {own[0]['rank']} failed: {own[0]['message']}")
+    silent = sorted(set(error.failures) - {record["rank"] for record in told} or killed)
+    if killed and not told:
+        rank = killed[0]
+        return ProcessFailed(f"rank {rank} was killed by {signals.name(-lost[rank].exitcode)}")
+    seen = f"; rank {told[0]['rank']} saw: {told[0]['message']}" if told else ""
+    return ProcessFailed(f"rank {', '.join(map(str, silent)) or '?'} was killed or gave no answer{seen}")
 
 
 def _rank(entry: Callable[[str], Any], folder: str) -> None:
-    """One process of several: the text of a UserError is left where the parent finds it."""
+    """One process of several: how it ended is left where the parent finds it."""
+    signals.die_with_parent()
     keep_freed_memory()
+    rank = int(os.environ["RANK"])
     try:
         entry(folder)
-    except UserError as e:
-        message = Path(folder) / f".error-{os.environ['RANK']}"
-        message.write_text(str(e), encoding="utf-8")
-        message.replace(Path(folder) / ".error")
+    except signals.Stopped as e:  # all of them, at the same step: no failure
+        (Path(folder) / f"{_ENDED}stop-{rank}").write_text(str(e.signum))
+    except BaseException as e:
+        message = f"{type(e).__name__}: {e}"
+        record = {
+            "rank": rank,
+            "time": time.time(),
+            "user": isinstance(e, UserError),
+            "partner": any(word in message for word in _PARTNER),
+            "message": str(e) if isinstance(e, UserError) else message,
+            "traceback": traceback.format_exc(),
+        }
+        path = Path(folder) / f"{_ENDED}error-{rank}"
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(json.dumps(record), encoding="utf-8")
+        beside.replace(path)
         raise SystemExit(1) from None

@@ -28,6 +28,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab.errors import UserError
+from boltlab.signals import Stopped
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -85,6 +86,23 @@ def write_config(folder: Path, config: DictConfig) -> None:
     config.run_dir = str(folder)
 
 
+def record_resume(
+    folder: Path,
+    config: DictConfig,
+    overrides: list[str],
+    checkpoint: str | None,
+    changed: list[tuple[str, Any, Any]],
+    git: "Future[Git] | None" = None,
+) -> None:
+    """Writes that a run goes on: its config as it is now, and in the summary what was changed, when and where."""
+    write_config(folder, config)
+    summary, commit = read_summary(folder), (git or ask_git()).result().commit
+    this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
+    this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
+    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
+
+
 def load_config(folder: Path) -> DictConfig:
     """The resolved config of a run, with `run_dir` where the folder stands now."""
     path = folder / "config.yaml"
@@ -107,10 +125,10 @@ def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
 
 def end(folder: Path, **values: Any) -> dict[str, Any]:
     """Writes how a run ended, with the time that it took."""
-    ended = time.time()
-    return write_summary(
-        folder, ended=ended, seconds=round(ended - read_summary(folder).get("started", ended), 2), **values
-    )
+    ended, summary = time.time(), read_summary(folder)
+    before = summary.get("resumed")  # the time between does not count
+    began = before[-1]["time"] - before[-1]["seconds"] if before else summary.get("started", ended)
+    return write_summary(folder, ended=ended, seconds=round(ended - began, 2), **values)
 
 
 @contextmanager
@@ -118,6 +136,9 @@ def recorded(folder: Path) -> Iterator[None]:
     """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on."""
     try:
         yield
+    except Stopped as e:
+        end(folder, status="interrupted", reason=str(e))
+        raise
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
         end(folder, status="interrupted")
         raise KeyboardInterrupt from None
@@ -180,7 +201,7 @@ def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
     yield from sorted(found, key=lambda folder: (read_summary(folder).get("started", 0.0), folder.name), reverse=True)
 
 
-def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:
+def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run") -> Path:
     """The folder that `run=` means: `latest`, a path, or (part of) the name of a folder under the log folder.
 
     Raises:
@@ -191,7 +212,7 @@ def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:
         if (path / "config.yaml").is_file():
             return path.resolve()
         if path.is_dir():
-            raise UserError(f"run={run} is a folder, but no run folder: it has no config.yaml")
+            raise UserError(f"{option}={run} is a folder, but no run folder: it has no config.yaml")
     known = list(folders(log_dir, verb))
     if not known:
         raise UserError(
@@ -204,8 +225,8 @@ def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:
         return fitting[0].resolve()
     if fitting:
         names = ", ".join(folder.name for folder in fitting[:5])
-        raise UserError(f"run={run} fits {len(fitting)} runs ({names}): give more of the name")
-    raise UserError(f"run={run} is neither a run folder nor part of the name of one under {Path(log_dir) / verb}")
+        raise UserError(f"{option}={run} fits {len(fitting)} runs ({names}): give more of the name")
+    raise UserError(f"{option}={run} is neither a run folder nor part of the name of one under {Path(log_dir) / verb}")
 
 
 def status(summary: dict[str, Any], folder: Path | None = None) -> str:

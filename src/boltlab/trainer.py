@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,8 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab.config import build
 
 
-def make_trainer(config: DictConfig, **arguments: Any) -> Any:
-    """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files."""
+def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> Any:
+    """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files.
+
+    adapt: changes the content of a checkpoint in place before a fit goes on from it.
+    """
     import torch
 
     from boltlab.checkpoint import SafeCheckpointIO
@@ -20,17 +24,34 @@ def make_trainer(config: DictConfig, **arguments: Any) -> Any:
         logging.getLogger(package).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
+    # Of a run that goes on; its folder is locked.
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)
     # Epoch values are logged whatever the interval is.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return build(
+    trainer = build(
         config,
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain)],
+        plugins=[SafeCheckpointIO(plain, adapt)],
         **arguments,
     )
+    # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
+    # of one, each step of several processes begins with a broadcast.
+    trainer._signal_connector.register_signal_handlers = _nothing
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+    # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
+    trainer.fit_loop._iteration_based_training = _never
+    return trainer
+
+
+def _never() -> bool:
+    return False
+
+
+def _nothing() -> None:
+    """Stands for what is not to be done."""
 
 
 def several_steps(config: DictConfig, data: Any, model: Any) -> dict[str, Any]:

@@ -37,9 +37,13 @@ def test_going_on_overwrites_in_place_and_keeps_the_best(make_trainer, tiny_modu
     assert epoch_of(run_dir, "best") == 0
 
 
-def test_last_in_mid_epoch(make_trainer, tiny_module, tiny_data, run_dir):
-    trainer = make_trainer(
-        "logger=none", "callbacks=[last]", "callbacks.last.every_n_train_steps=3", "trainer.max_epochs=1"
-    )
+def test_last_in_mid_epoch_and_those_before(make_trainer, tiny_module, tiny_data, run_dir):
+    every = ("callbacks.last.every_n_train_steps=3", "callbacks.last.keep_last=3")
+    trainer = make_trainer("logger=none", "callbacks=[last]", *every, "trainer.max_epochs=2")
     trainer.fit(tiny_module(), datamodule=tiny_data())
-    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+    steps = [
+        torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("last", "last-1", "last-2")
+    ]
+    assert steps == [8, 6, 4]  # four steps an epoch: the ends of both, and the sixth
+    assert len(files(run_dir)) == 3

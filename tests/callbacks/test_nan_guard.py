@@ -69,7 +69,7 @@ def test_weights_that_a_finite_loss_has_broken_are_not_saved(make_trainer, tiny_
 
 
 def test_the_checkpoint_of_an_exception_is_not_made_of_a_broken_model(make_trainer, tiny_module, tiny_data, run_dir):
-    trainer = make_trainer("logger=none", "callbacks=[nan_guard,last]", "callbacks.last.save_on_exception=true")
+    trainer = make_trainer("logger=none", "callbacks=[nan_guard,last,best]", "+callbacks.best.save_on_exception=true")
     with pytest.raises(NonFiniteLoss):
         trainer.fit(breaking(tiny_module, at_step=6, value=math.nan), datamodule=tiny_data())
     assert checkpoint_is_finite(run_dir / "checkpoints" / "last.ckpt")

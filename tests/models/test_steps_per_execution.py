@@ -73,9 +73,8 @@ def test_several_steps_are_single_steps_to_the_bit(boltlab, recipe):
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it is the run's own
 def test_a_run_is_resumed_with_another_number_of_steps(boltlab):
     whole, _ = train(boltlab, "trainer.max_epochs=2")
-    every = ("callbacks.last.save_top_k=-1", "callbacks.last.filename='{epoch}'")
-    assert boltlab("train", *QUICK, "trainer.max_epochs=2", *every)[0] == 0
-    first = next(iter(runs.folders("logs"))) / "checkpoints" / "epoch=0.ckpt"
+    assert boltlab("train", *QUICK, "trainer.max_epochs=2", "callbacks.last.keep_last=2")[0] == 0
+    first = next(iter(runs.folders("logs"))) / "checkpoints" / "last-1.ckpt"
     config = compose("train", [*QUICK, "trainer.max_epochs=2", "steps_per_execution=5"]).config
     config.run_dir = str(first.parents[1])
     data, model = build(config, "data"), build(config, "model")
@@ -111,8 +110,8 @@ REFUSED = {
     "trainer.limit_train_batches=3": "limit_train_batches=null",
     "trainer.overfit_batches=1": "overfit_batches=null",
     "trainer.fast_dev_run=true": "fast_dev_run=null",
-    "callbacks.last.every_n_train_steps=5": "every_n_train_steps=null",
-    "callbacks.last.save_on_exception=true": "save_on_exception=null",
+    "+callbacks.best.every_n_train_steps=5": "every_n_train_steps=null",
+    "+callbacks.best.save_on_exception=true": "save_on_exception=null",
     "+callbacks.a={_target_: lightning.pytorch.callbacks.StochasticWeightAveraging, swa_lrs: 0.1}": "'~callbacks.a'",
     "callbacks.lr_monitor._target_=own_parts.OwnMonitor": "'~callbacks.lr_monitor'",
     "model._target_=own_parts.OwnStep": "OwnStep has its own training_step",

@@ -27,7 +27,9 @@ def main(overrides: list[str]) -> int:
         raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     folder = runs.find(options.run, options.log_dir)
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
-    config = edit(runs.load_config(folder), for_run)
+    trained = runs.load_config(folder)
+    trained.steps_per_execution = 1
+    config = edit(trained, for_run)
     rows = list(predict(config, folder, files, options.checkpoint, options.batch_size, options.device, options.top_k))
     text = to_json(rows) if kind == "json" else to_csv(rows)
     if options.output:

@@ -4,15 +4,17 @@ import math
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import runs
+from boltlab import runs, signals
 from boltlab.check import SEARCHED, ConfigError
-from boltlab.config import Composed, build, compose, finish
+from boltlab.config import Composed, build, compose, edit, finish
 from boltlab.errors import UserError
+from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
 
 if TYPE_CHECKING:
@@ -20,8 +22,15 @@ if TYPE_CHECKING:
 
 
 def main(overrides: list[str]) -> int:
-    """Trains once."""
+    """Trains once, or goes on with a run that was stopped (`resume=…`)."""
     git = runs.ask_git()  # answers while `compose` imports torch
+    own = [text for text in overrides if text.startswith(("resume=", "log_dir="))]
+    if any(text.startswith("resume=") for text in own):
+        options = compose("train", own, check=False).config
+        if options.resume is not None:
+            rest = [text for text in overrides if text not in own]
+            go_on(runs.find(str(options.resume), options.log_dir, option="resume"), rest, git)
+            return 0
     composed = compose("train", overrides)
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
@@ -35,67 +44,116 @@ def name_of(composed: Composed) -> str:
 
 def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None) -> float | None:
     """Makes the run in `folder`; returns the best value of the monitored metric."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(folder):
+        runs.prepare(folder, composed.config, composed.overrides, git)
+        runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
+        return _execute(folder, composed.config)
+
+
+def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None) -> float | None:
+    """Goes on with a run that was stopped, in its folder, with overrides on top of its config.
+
+    Raises:
+        UserError: it is finished, another process is at it, or what changed does not allow it to go on exactly.
+    """
+    from boltlab import checkpoint, resume
+
+    with runs.lock(folder):
+        checkpoint.clean_leftovers(folder)
+        config = edit(runs.load_config(folder), overrides)
+        config.run_dir = str(folder)
+        newest, warnings = checkpoint.newest_good(folder)
+        for line in warnings:
+            print(line, file=sys.stderr)
+        where, changed = "has no checkpoint yet: it begins again", []
+        if newest is not None:
+            content = checkpoint.read(newest)
+            resume.refuse_finished(content, config, folder)
+            changed = resume.check(content, config, folder)
+            where = f"goes on from {newest.name}, {resume.place(content)}"
+        runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
+        print(f"{runs.shown(folder)} {where}", flush=True)
+        return _execute(folder, config)
+
+
+def _execute(folder: Path, config: DictConfig) -> float | None:
     from boltlab.launch import launch
 
-    config = composed.config
-    runs.prepare(folder, config, composed.overrides, git)
-    runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
-    with runs.recorded(folder):
-        if any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):
-            from boltlab.commands import tune
+    try:
+        with runs.recorded(folder):
+            if any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):
+                from boltlab.commands import tune
 
-            runs.write_summary(folder, found=tune.search(config))
-            runs.write_config(folder, config)
-        launch(fit, folder, config)
+                runs.write_summary(folder, found=tune.search(config))
+                runs.write_config(folder, config)
+            launch(fit, folder, config)
+    except (Stopped, KeyboardInterrupt):
+        print(f"\nto go on: boltlab train resume={runs.shown(folder)}", file=sys.stderr)
+        raise
     summary = runs.read_summary(folder)
     _print_end(folder, summary)
     return summary.get("best", {}).get(config.monitor)
 
 
 def fit(folder_name: str) -> None:
-    """What every process of a run does."""
+    """What every process of a run does: train from where the folder's newest checkpoint stands, then test."""
+    folder = Path(folder_name)
+    with signals.caught(at_once=lambda signum: runs.end(folder, status="interrupted")):
+        _fit(folder, runs.load_config(folder))
+
+
+def _fit(folder: Path, config: DictConfig) -> None:
     import lightning.pytorch as pl
 
-    from boltlab import checkpoint
+    from boltlab import checkpoint, resume
 
-    folder = Path(folder_name)
-    config = runs.load_config(folder)
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
-    trainer = make_trainer(config, **several_steps(config, data, model))
+    newest, _ = checkpoint.newest_good(folder)
+    adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
+    trainer = make_trainer(config, adapt, **several_steps(config, data, model))
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:
         print(f"{runs.shown(folder)}\n", flush=True)
-    trainer.fit(model, datamodule=data)
-    fitted = time.perf_counter() - started
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    final = numbers(trainer.callback_metrics)
+    trainer.ckpt_path = newest and str(newest)  # here, and not as an argument of fit, so that `setup` knows it
+    try:
+        trainer.fit(model, datamodule=data)
+    except Stopped:
+        if trainer.is_global_zero:
+            runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
+        raise
+    trainer.ckpt_path = None
+    trainer.strategy.checkpoint_io.adapt = None
+    if trainer.is_global_zero:
+        _write_fitted(folder, config, trainer, time.perf_counter() - started)
     test = {}
     if config.test and not trainer.fast_dev_run:
         best = checkpoint.find(folder, "best")
         trainer.test(model, datamodule=data, ckpt_path=str(best), verbose=False)
         test = numbers(trainer.callback_metrics)
     if trainer.is_global_zero:
-        kept = trainer.checkpoint_callbacks
-        best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
-        throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
-        runs.end(
-            folder,
-            status="finished",
-            best={} if best_score is None else {config.monitor: float(best_score)},
-            final=final,
-            test=test,
-            epochs=trainer.current_epoch,
-            steps=trainer.global_step,
-            fit_seconds=round(fitted, 2),
-            samples_per_second=getattr(throughput, "samples_per_second", None),
-            data_wait_share=getattr(throughput, "data_wait_share", None),
-        )
+        runs.end(folder, status="finished", test=test)
     for logger in trainer.loggers:
         getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
+
+
+def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float) -> None:
+    """What is known when the training has ended; a run that only had to be tested keeps what it knew."""
+    before = runs.read_summary(folder)
+    kept = trainer.checkpoint_callbacks
+    best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
+    values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    if best_score is not None:
+        values["best"] = {config.monitor: float(best_score)}
+    if final := numbers(trainer.callback_metrics):
+        values["final"] = final
+    throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
+    if throughput is not None and throughput.samples_per_second:
+        values |= {name: getattr(throughput, name) for name in ("samples_per_second", "data_wait_share")}
+    runs.write_summary(folder, fit_seconds=round(before.get("fit_seconds", 0.0) + seconds, 2), **values)
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:

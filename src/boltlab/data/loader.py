@@ -2,10 +2,12 @@
 
 import os
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -84,6 +86,11 @@ class Batches(Dataset[Any]):
         """Whether a batch costs a few calls, however many samples it has."""
         return isinstance(self.source, TensorData)
 
+    @cached_property
+    def labels_checksum(self) -> int:
+        """Of the labels of all samples, in their order: it tells whether a data set is still the same."""
+        return zlib.crc32(np.ascontiguousarray(self.source.labels.cpu().numpy()).tobytes())
+
     @property
     def threads(self) -> bool:
         """Whether threads can share the work: where code of Python's own runs for each sample they cannot."""
@@ -134,7 +141,7 @@ class Loader:
         self.max_bad_files = max_bad_files
         self.bad_files: set[str] = set()
         self._delivered = 0
-        self._resume: dict[str, int] = {}
+        self._resume: dict[str, Any] = {}
         self._processes: DataLoader[Any] | None = None
 
     @property
@@ -144,17 +151,37 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands: batches of it that were handed out, and how many samples a batch takes."""
         if self._resume:  # saved again before its first batch
             return dict(self._resume)
         sampler = self.sampler
         taken = sampler.per_fetch * sampler.world_size if isinstance(sampler, TrainSampler) else 0
-        return {"epoch": getattr(sampler, "epoch", 0), "delivered": self._delivered, "taken": taken}
+        return {
+            "epoch": getattr(sampler, "epoch", 0),
+            "delivered": self._delivered,
+            "taken": taken,
+            "samples": len(self.dataset),
+            "labels": self.dataset.labels_checksum,
+            "bad_files": sorted(self.bad_files),
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration goes on there, if it is one of the same epoch."""
+        self.refuse_other_data(state)
+        self.bad_files = set(state.get("bad_files", ()))
         self._resume = dict(state)
+
+    def refuse_other_data(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            DataError: the data are others than those that the state was taken with.
+        """
+        ours = {"samples": len(self.dataset), "labels": self.dataset.labels_checksum}
+        for key, value in ours.items():
+            if state.get(key, value) != value:
+                what = f"{state[key]} training samples, now there are {value}" if key == "samples" else "other labels"
+                raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch goes on with them")
 
     def __iter__(self) -> Iterator[Any]:
         resume, self._resume = self._resume, {}
@@ -165,7 +192,8 @@ class Loader:
             if same and resume["delivered"] < len(self) and resume["taken"] != taken:
                 raise DataError(
                     f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a fetch, and this"
-                    f" run takes {taken}: resume with the same data.batch_size and steps_per_execution"
+                    f" run takes {taken}: resume with the same data.batch_size and steps_per_execution,"
+                    " or with resume_changed=restart_epoch"
                 )
             self._delivered = self.sampler.start = resume["delivered"] if same else 0
         if self.num_workers == 0:

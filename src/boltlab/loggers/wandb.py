@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import os
+import secrets
 import threading
 import time
 from argparse import Namespace
@@ -24,6 +25,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 log = logging.getLogger(__name__)
 
+RUN_ID = ".wandb-id"  # of the run folder: a run that goes on is the same W&B run
 SAVED_FILES = ("environment.json", "git.patch")
 
 _FIRST_STEP_SECONDS = 10.0
@@ -49,7 +51,7 @@ class WandbLogger(LightningWandbLogger):
         dir: the run folder.
         entity: user or team; None is the default of the account.
         name: shown name; None is the name of the run folder.
-        id: a W&B run to continue.
+        id: a W&B run to continue; None is the one that this run folder began, or a new one.
         timeout_seconds: how long the server may take until the run is online.
         finish_timeout_seconds: how long the end of the run may wait for uploads; what is left stays below ``dir``.
     """
@@ -67,6 +69,9 @@ class WandbLogger(LightningWandbLogger):
         timeout_seconds: float = 8.0,
         finish_timeout_seconds: float = 60.0,
     ) -> None:
+        kept = Path(dir) / RUN_ID
+        if id is None:
+            id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else secrets.token_hex(4)
         super().__init__(
             save_dir=dir,
             project=project,
@@ -199,6 +204,8 @@ class WandbLogger(LightningWandbLogger):
                 mode, reason = "offline", f"{type(error).__name__}: {error}".splitlines()[0]
         if run is None:
             run = self._init(mode)
+        if mode != "disabled":
+            (self._dir / RUN_ID).write_text(str(self._wandb_init["id"]), encoding="utf-8")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         for name in SAVED_FILES:

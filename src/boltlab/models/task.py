@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import STEP_HOOKS, spare
+from boltlab.data.samplers import random_key
 from boltlab.models.schedulers import Schedule
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
@@ -126,6 +128,10 @@ class EpochMeans(Metric):
         return {name: mean.float() for name, mean in means.items()}
 
 
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def each_step_overrides(kind: type["Task"]) -> list[str]:
     """Hooks of each step that a subclass of Task has overridden: `steps_per_execution` would not call them."""
     steps = ("training_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step")
@@ -167,6 +173,8 @@ class Task(L.LightningModule):
         self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
         self.batch_size = 0
         self._sharded = False
+        self._seed: int | None = None  # of what a step draws; set when a fit begins
+        self._restored: dict[str, Any] = {}
         self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
@@ -224,7 +232,7 @@ class Task(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | dict[str, Any]:
         if self.steps_per_execution > 1:
             return self._several_steps(batch, batch_idx)
-        loss = self._training_loss(batch)
+        loss = self._training_loss(batch, batch_idx)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
         # Of the batches that one optimizer step accumulates, the last one's loss is logged.
@@ -267,7 +275,7 @@ class Task(L.LightningModule):
             accumulated = steps.pop(0)
             optimizer.zero_grad()
             for following in range(len(accumulated) - 1, -1, -1):
-                loss = self._training_loss(accumulated.pop(0))
+                loss = self._training_loss(accumulated.pop(0), batch_idx)
                 if not following and every and (step + 1) % every == 0:
                     self._log_loss(loss, step)
                 loss = self._regularized(loss)
@@ -297,8 +305,13 @@ class Task(L.LightningModule):
         if self.steps_per_execution == 1:  # else the batches that one step accumulates have left gradients already
             optimizer.zero_grad()
 
-    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The batch's mean loss, counted."""
+    def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The batch's mean loss, counted. What is drawn on the way (dropout) follows (seed, rank, epoch, batch)."""
+        if self._seed is not None:
+            key = random_key(self._seed, self.trainer.current_epoch, batch_idx)
+            torch.default_generator.manual_seed(key)  # not torch.manual_seed, which costs more than a small net's layer
+            if self.device.type != "cpu":
+                torch.get_device_module(self.device).manual_seed(key)
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
@@ -340,6 +353,25 @@ class Task(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch(self.train_metrics)
+        self._step_plateaus()
+
+    def _step_plateaus(self) -> None:
+        """Lightning does it after the callbacks that save: a checkpoint of an epoch's end would lack the step."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.interval == "epoch":
+                known: dict[Any, Any] = {**self._restored.get("metrics", {}), **self.trainer.callback_metrics}
+                value = known.get(config.monitor)
+                if value is not None and (self.current_epoch + 1) % config.frequency == 0:
+                    config.scheduler.step(value)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if metric is None:
+            scheduler.step()
+        elif all(c.interval != "epoch" for c in self.trainer.lr_scheduler_configs if c.scheduler is scheduler):
+            scheduler.step(metric)
+
+    def on_validation_epoch_start(self) -> None:
+        self.val_metrics.reset()  # of a validation that was broken off
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch(self.val_metrics)
@@ -350,6 +382,25 @@ class Task(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Lightning leaves this hook out where a run goes on in the middle of an epoch: what was counted stays.
         self.train_metrics.reset()
+
+    # -- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the state dict of one process does not know: what all have counted, and the latest metrics."""
+        with self.train_metrics.sync_context(should_unsync=True, distributed_available=_distributed):
+            counted = {name: getattr(self.train_metrics, name).clone() for name in self.train_metrics._defaults}
+        numbers = {name: float(v) for name, v in self.trainer.callback_metrics.items() if v.numel() == 1}
+        checkpoint["task"] = {"train_metrics": counted, "metrics": numbers}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._restored = checkpoint.get("task", {})
+
+    def on_fit_start(self) -> None:
+        given = os.environ.get("PL_GLOBAL_SEED")  # of lightning.pytorch.seed_everything
+        self._seed = random_key(int(given), self.global_rank) if given else None
+        for name, value in self._restored.get("train_metrics", {}).items():
+            state = getattr(self.train_metrics, name)
+            state.copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
 
     # -- building
 
@@ -390,6 +441,8 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Says what was chosen: much of it is chosen by itself."""
+        # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
+        self.trainer.fit_loop._load_combined_loader_states()
         if not self.trainer.is_global_zero:
             return
         optimizer = self.trainer.optimizers[0]

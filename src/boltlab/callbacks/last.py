@@ -1,0 +1,203 @@
+"""checkpoints/last.ckpt: the newest state, from which a run goes on exactly; also written when it is stopped."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+
+from boltlab import signals
+
+_ASK_SECONDS = 1.0  # how often the processes of a run ask one another
+
+
+class Last(Checkpoint):
+    """Saves at the end of each ``every_n_epochs``-th epoch and of the run; in mid-epoch every ``every_n_train_steps``
+    optimizer steps or ``every_n_minutes``; and where a signal asks for it (see `boltlab.signals`).
+
+    Whatever the monitored metric does, the file is the newest state. ``keep_last`` files are kept: ``last.ckpt``, and
+    before it ``last-1.ckpt``, ``last-2.ckpt``, …
+
+    It saves where Lightning can go on from without losing or repeating anything: after an optimizer step, not within
+    accumulated batches; before a validation that is due, which is then run from its start; at an epoch's end. (Its own
+    checkpoint of an epoch's last batch would leave out the validation.) Several processes agree on the step.
+
+    Raises:
+        Stopped: the run was told to stop, and is saved.
+    """
+
+    several_steps = True  # see steps_per_execution
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        every_n_epochs: int = 1,
+        every_n_train_steps: int | None = None,
+        every_n_minutes: float | None = None,
+        keep_last: int = 1,
+    ) -> None:
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
+        self.every_n_minutes, self.keep_last = every_n_minutes, keep_last
+        self._step = 0  # of the newest checkpoint
+        self._written = 0.0  # when, of time.monotonic
+        self._stops = False  # whether early stopping has ended the training
+        self._due = False  # at the next place where it can be saved
+        self._before_validation = False
+        self._ask_in, self._asked, self._stride = 1, 0.0, 1
+
+    @staticmethod
+    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        least = {"every_n_epochs": 1, "every_n_train_steps": 1, "every_n_minutes": 0, "keep_last": 1}
+        given = [(name, arguments.get(name), low) for name, low in least.items()]
+        return [
+            (name, f"{value} is less than {low}")
+            for name, value, low in given
+            if isinstance(value, int | float) and value < low
+        ]
+
+    # -- when
+
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        trainer.should_stop = self._stops  # a run that early stopping had ended trains no further
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._step, self._written = trainer.global_step, time.monotonic()
+        self._ask_in, self._asked, self._stride = 1, time.monotonic(), 1
+        signals.inbox.deferred = True
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stop, save = self._told(trainer)
+        step, every = trainer.global_step, self.every_n_train_steps
+        if every and step // every > self._step // every:
+            save = True
+        ends_here = step == trainer.max_steps
+        if not (stop or save or self._due or ends_here):
+            return
+        self._due = True
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or loop._should_accumulate():
+            return
+        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            return
+        self._save(trainer)
+        self._stop(stop)
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        stop, save = self._told(trainer)
+        if (stop or save or self._due) and not trainer.fit_loop.epoch_loop._should_accumulate():
+            self._save(trainer, before_validation=True)
+            self._stop(stop)
+
+    def on_validation_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any
+    ) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        stop, save = self._told(trainer)
+        self._due |= save
+        if stop and not trainer.fit_loop.epoch_loop._should_accumulate():
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):  # the weights have changed places for the validation
+                    callback.on_validation_epoch_end(trainer, pl_module)
+            self._save(trainer, before_validation=True)
+            self._stop(stop)
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if not whole and trainer.global_step == trainer.max_steps:
+            return  # saved where it was: a longer run goes on in the middle of the epoch
+        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        ends |= trainer.global_step == trainer.max_steps
+        if self._due or ends or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._stops = trainer.should_stop
+            self._save(trainer)
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        signals.inbox.deferred = False
+        self._stop(signals.inbox.stop if trainer.world_size == 1 else 0)
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        signals.inbox.deferred = False
+
+    def _told(self, trainer: "pl.Trainer") -> tuple[int, bool]:
+        """The signal that asks for an end (0: none), and whether a checkpoint is due by the clock or by a signal.
+
+        Several processes ask one another every second or so, after a number of steps that they have agreed on: they
+        must act at the same one.
+        """
+        box = signals.inbox
+        if trainer.world_size == 1 and not (box.stop or box.save or self.every_n_minutes):
+            return 0, False
+        now = time.monotonic()
+        save = box.save or bool(self.every_n_minutes and now - self._written >= 60 * self.every_n_minutes)
+        if trainer.world_size == 1:
+            box.save = False
+            return box.stop, save
+        self._ask_in -= 1
+        if self._ask_in > 0:
+            return 0, False
+        told = torch.tensor(
+            [box.stop, save, (now - self._asked) / self._stride], device=trainer.strategy.root_device, dtype=torch.float
+        )
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        stop, any_save, seconds_per_step = told.tolist()
+        self._stride = self._ask_in = max(1, min(1000, int(_ASK_SECONDS / max(seconds_per_step, 1e-6))))
+        self._asked, box.save = now, False
+        return int(stop), bool(any_save)
+
+    def _stop(self, signum: int) -> None:
+        if signum:
+            signals.inbox.deferred = False
+            raise signals.Stopped(signum)
+
+    # -- what
+
+    def _save(self, trainer: "pl.Trainer", before_validation: bool = False) -> None:
+        self._due = False
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero:
+            self._keep_older()
+        self._before_validation = before_validation
+        try:
+            trainer.save_checkpoint(self.path)
+        finally:
+            self._before_validation = False
+        self._step, self._written = trainer.global_step, time.monotonic()
+
+    def _keep_older(self) -> None:
+        files = [self.path, *(self.path.with_stem(f"last-{n}") for n in range(1, self.keep_last))]
+        for older, newer in reversed(list(zip(files[1:], files, strict=False))):
+            if newer.exists():
+                beside = older.with_name(f".{older.name}.link")
+                beside.unlink(missing_ok=True)
+                try:
+                    os.link(newer, beside)  # at no time is there no `newer`
+                except OSError:  # a file system without links
+                    shutil.copyfile(newer, beside)
+                beside.replace(older)
+
+    def on_save_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        if self._before_validation:
+            # As if nothing of the validation had been run, in the one form that makes Lightning run it.
+            nothing = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+            begun = {**nothing, "ready": 1, "started": 1}
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            progress.update(total=begun, current=nothing, is_last_batch=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stops": self._stops}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stops = state_dict["stops"]

@@ -1,0 +1,156 @@
+"""Going on with a run in its own folder: what may be changed, and what a change does to exactness."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab import runs
+from boltlab.errors import DataError, UserError
+
+# Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
+# read, what is logged, how long the run is.
+FREE = (
+    *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "device_memory_share", "max_bad_files", "download")),
+    *(f"data.{key}" for key in ("cache", "cache_dir", "class_names")),
+    *(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
+    *(f"trainer.{key}" for key in ("default_root_dir", "log_every_n_steps", "enable_progress_bar", "profiler")),
+    *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),
+    *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
+    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best"),
+    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed"),
+    *("init_from", "init_strict", "monitor", "mode", "augment"),  # augment: it stands in data as well
+)
+# What a checkpoint restores, so that a change would have no effect or could not be loaded.
+RESTORED = ("model", "optimizer", "scheduler")
+
+
+def changes(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(key path, value before, value after) of all that differs between two plain configs, the free keys left out."""
+    if path in FREE:
+        return []
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after}, key=str)
+        parts = [changes(before.get(k), after.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
+        return [change for part in parts for change in part]
+    return [] if before == after else [(path, before, after)]
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as a checkpoint holds it."""
+    found: Any = OmegaConf.to_container(config, resolve=True)
+    return found
+
+
+def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:
+    """The changes that break exactness, between a checkpoint's own config and the one that is to go on with it.
+
+    Raises:
+        UserError: something changed that a checkpoint restores, or that needs `resume_changed=restart_epoch`.
+    """
+    found = changes(content["config"], plain(config))
+    restored = [change for change in found if change[0].split(".")[0] in RESTORED]
+    if restored:
+        raise UserError(
+            f"{_listed(restored)}: a run that goes on takes these from its checkpoint. To change them, start a new run"
+            f" from its weights: init_from={folder}"
+        )
+    if found and config.resume_changed != "restart_epoch":
+        raise UserError(
+            f"{_listed(found)}: with that the run cannot go on exactly where it stood."
+            " resume_changed=restart_epoch begins the broken epoch again with the new values (the steps that were"
+            " done of it stay); without the change, the run goes on to the same weights as if it had never stopped"
+        )
+    return found
+
+
+def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -> None:
+    """
+    Raises:
+        UserError: the run is finished, and its config asks for no more.
+    """
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    steps, limits = content["global_step"], config.trainer
+    over = epochs >= (limits.max_epochs if limits.max_epochs not in (None, -1) else math.inf)
+    over |= limits.max_steps not in (None, -1) and steps >= limits.max_steps
+    over |= bool(content["callbacks"].get("Last", {}).get("stops"))
+    if over and runs.read_summary(folder).get("status") == "finished":
+        longer = "trainer.max_epochs" if epochs >= (limits.max_epochs or math.inf) else "trainer.max_steps"
+        raise UserError(
+            f"{runs.shown(folder)} is finished, after {epochs} epochs ({steps} steps);"
+            f" {longer}=… with a larger number extends it"
+        )
+
+
+def place(content: dict[str, Any]) -> str:
+    """Where a checkpoint stands, for people."""
+    loops = content["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
+    middle = f", after batch {batches['ready']} of epoch {epochs['processed'] + 1}"
+    unfinished = epochs["processed"] != epochs["started"]
+    return f"step {content['global_step']}, {epochs['processed']} epochs done{middle if unfinished else ''}"
+
+
+def _listed(found: list[tuple[str, Any, Any]]) -> str:
+    texts = [f"{key} was {before!r}, is now {after!r}" for key, before, after in found[:8]]
+    return "; ".join([*texts, *([f"and {len(found) - 8} more"] if len(found) > 8 else [])])
+
+
+def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
+    """Makes a checkpoint fit the config that goes on with it, in place: its files stand where the folder is now, and
+    `resume_changed=restart_epoch` begins the broken epoch again if something changed that asks for it.
+
+    Raises:
+        DataError: the data are others than those of the checkpoint.
+    """
+    for state in content.get("callbacks", {}).values():
+        if isinstance(state, dict) and "best_model_path" in state:
+            _move_paths(state, Path(config.run_dir) / "checkpoints")
+    stopping = OmegaConf.select(config, "callbacks.early_stopping")
+    if stopping is not None and (content["config"].get("callbacks") or {}).get("early_stopping") != plain(stopping):
+        for key, state in content["callbacks"].items():
+            if key.startswith("EarlyStopping"):  # its own state holds the old patience
+                state["patience"] = stopping.patience
+                content["callbacks"].get("Last", {})["stops"] = state["wait_count"] >= stopping.patience
+    loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    try:
+        for state in loaders:
+            data.train_dataloader().refuse_other_data(state)
+    except DataError:
+        if config.resume_changed != "restart_epoch":
+            raise
+        restart_epoch(content)
+    if changes(content["config"], plain(config)):
+        restart_epoch(content)
+
+
+def _move_paths(state: dict[str, Any], folder: Path) -> None:
+    """The state of a ModelCheckpoint with its files in `folder`, wherever the run stood when it was saved."""
+
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else path
+
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[key] = here(state.get(key, ""))
+    state["best_k_models"] = {here(path): score for path, score in state.get("best_k_models", {}).items()}
+    state["dirpath"] = str(folder)
+
+
+def restart_epoch(content: dict[str, Any]) -> None:
+    """Forgets where in its epoch a checkpoint stands: the epoch is trained anew, from the weights as they are."""
+    loops = content["loops"]["fit_loop"]
+    loops["state_dict"].pop("combined_loader", None)
+    epochs = loops["epoch_progress"]
+    if epochs["current"]["processed"] == epochs["current"]["started"]:
+        return  # it stands at an epoch's end
+    for counted in epochs.values():
+        counted.update(dict.fromkeys(counted, counted["completed"]))
+    for key in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
+        loops[key]["total"].update(dict.fromkeys(loops[key]["total"], loops[key]["total"]["completed"]))
+        loops[key]["current"].update(dict.fromkeys(loops[key]["current"], 0))
+        loops[key]["is_last_batch"] = False
+    content.get("task", {}).pop("train_metrics", None)
+    for name, value in content["state_dict"].items():
+        if name.startswith("train_metrics."):
+            value.zero_()

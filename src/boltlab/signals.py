@@ -1,0 +1,105 @@
+"""What a process does when it is told to stop: finish the step, save, and end with 128 + the signal's number.
+
+SIGTERM (a cluster takes the machine), SIGINT (Ctrl-C), SIGHUP (the terminal is gone) and SIGUSR1 (a warning before the
+time limit, Slurm's `#SBATCH --signal=USR1@120`) stop the run; SIGUSR2 only saves a checkpoint. A signal that comes
+again ends the process at once.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+SAVING = getattr(signal, "SIGUSR2", None)
+_SAME_SECONDS = 0.5  # a terminal and a launcher, or a scheduler, deliver the same signal twice
+
+
+class Stopped(BaseException):
+    """The run was told to stop and did; no error, so nothing that catches errors may swallow it."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = int(signum)
+        super().__init__(f"stopped by {name(signum)}")
+
+
+def name(signum: int) -> str:
+    """SIGTERM for 15, and so on."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+class Inbox:
+    """The signals of this process that were not acted on yet.
+
+    stop: number of the signal that asks the run to stop, or 0; save: whether a checkpoint is asked for.
+    deferred: somebody looks here at every step; else a signal raises `Stopped` where it finds the process.
+    """
+
+    def __init__(self) -> None:
+        self.stop = 0
+        self.save = False
+        self.deferred = False
+        self._since = 0.0
+
+
+inbox = Inbox()
+
+
+@contextmanager
+def caught(
+    at_once: Callable[[int], Any] = lambda signum: None, forward: Callable[[int], Any] | None = None
+) -> Iterator[None]:
+    """Puts signals into the inbox while what runs inside runs; does nothing outside of the main thread.
+
+    at_once: called before the process ends because a signal came again.
+    forward: passes a signal on to the processes that are the run; this one only waits for them.
+    """
+    global inbox
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    outer, inbox = inbox, Inbox()
+
+    def handle(signum: int, frame: Any) -> None:
+        now, box = time.monotonic(), inbox
+        if signum == SAVING:
+            box.save = True
+        elif not box.stop:
+            box.stop, box._since = signum, now
+            if forward is None and not box.deferred:
+                raise Stopped(signum)
+        elif now - box._since < _SAME_SECONDS:
+            return
+        else:
+            at_once(signum)
+            os.write(2, f"\x1b[?25h\n{name(signum)} again: ended at once, without a checkpoint\n".encode())
+            os._exit(128 + signum)
+        if forward is not None:
+            forward(signum)
+
+    before = {s: signal.signal(s, handle) for s in (*STOPPING, SAVING) if s is not None}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        inbox = outer
+
+
+def die_with_parent() -> None:
+    """On Linux, this process is killed when the one that started it dies, however that happens."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of sys/prctl.h
+    if parent == 1 or os.getppid() != parent:  # it was dead already
+        os._exit(1)
