@@ -64,6 +64,8 @@ def fit(folder_name: str) -> None:
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
     trainer = make_trainer(config, **several_steps(config, data, model))
+    for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
+        checkpoint.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:
