@@ -9,17 +9,13 @@ proves itself (`unzip -z last.ckpt` shows it, and torch.load and every unzip rea
 import hashlib
 import os
 import pickle
-import pickletools
 import re
 import secrets
 import shutil
 import struct
-import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -27,13 +23,14 @@ import numpy as np
 import torch
 
 from boltlab.errors import UserError
+from boltlab.pickled import imports
 
 _MARK = b"sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
 _COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
 _CHUNK = 1 << 20
 # What a writer that was killed leaves: see `whole`, `runs.write_summary` and `loggers.csv`.
-_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}|\.summary-[0-9a-f]{6}|metrics\.csv\.new")
+_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.summary-[0-9a-f]{6}|metrics\.csv\.new")
 
 
 class CheckpointError(UserError):
@@ -127,8 +124,8 @@ def check_folder(folder: Path, needed_bytes: int) -> None:
         raise CheckpointError(f"checkpoints cannot be written to {folder}: {e.strerror}") from e
     if free < needed_bytes:
         raise CheckpointError(
-            f"checkpoints cannot be written to {folder}: {_size(free)} are free there, one takes {_size(needed_bytes)} "
-            "or more: make room, or choose another disk with log_dir=…"
+            f"checkpoints cannot be written to {folder}: {megabytes(free)} are free there, one takes "
+            f"{megabytes(needed_bytes)} or more: make room, or choose another disk with log_dir=…"
         )
 
 
@@ -145,7 +142,8 @@ def clean_leftovers(folder: Path) -> list[Path]:
     return left
 
 
-def _size(count: int) -> str:
+def megabytes(count: int) -> str:
+    """1234567 → "1.2 MB"."""
     return f"{count / 1e6:,.1f} MB"
 
 
@@ -208,19 +206,20 @@ def read_foreign(path: Path) -> Any:
             message says what it would import, and nothing of it was run.
     """
     with _opened(path) as file:
-        try:
-            return _load_plain(file, path, "cpu")
-        except (RuntimeError, EOFError, ValueError) as e:
-            raise CheckpointError(f"{path} is nothing that torch.save has written: {str(e).splitlines()[0]}") from e
+        return _load_plain(file, path, "cpu")
 
 
 def _load_plain(file: IO[bytes], path: Path, map_location: Any) -> Any:
     file.seek(0)
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as e:
-        more = _foreign(file, path) or ": refused"
-        raise CheckpointError(f"{path} holds more than tensors and plain values{more}") from e
+    except Exception as e:  # also of a file that was made to be odd, and of a device that is not there
+        if _system_error(e):
+            raise
+        why = f"cannot be loaded: {type(e).__name__}: {e}".splitlines()[0]
+        if isinstance(e, pickle.UnpicklingError):
+            why = "holds more than tensors and plain values, or is nothing that torch.save has written: refused"
+        raise CheckpointError(f"{path} {why}{_foreign(file, path)}") from e
 
 
 def verify(path: Path) -> str | None:
@@ -272,84 +271,9 @@ def _foreign(file: IO[bytes], path: Path) -> str:
     if names:
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
         return (
-            f". It would import {shown}: refused, nothing of it was run. Only if you trust whoever made it: "
+            f". It would import {shown}; nothing of it was run. Only if you trust whoever made it: "
             f"boltlab checkpoint convert {path} output=plain.ckpt trust=true"
         )
     if zipfile.is_zipfile(file):
         return f". If another program wrote it: boltlab checkpoint convert {path} output=plain.ckpt"
     return ""
-
-
-def imports(file: IO[bytes]) -> list[str]:
-    """Functions and classes that unpickling a file would import, those that torch takes for harmless left out.
-
-    The pickle is taken apart, never run. Reads what torch.save writes, in its present and its old format, and a plain
-    pickle; a file that is neither imports nothing.
-    """
-    file.seek(0)
-    with suppress(Exception):  # no archive, or a newer pickle protocol than torch's own
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    file.seek(0)
-    found: set[str] = set()
-    with suppress(Exception):  # where a pickle ends and something else goes on
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                for name in archive.namelist():
-                    if name.endswith(".pkl"):
-                        with archive.open(name) as inner:
-                            _add_imports(inner, found)
-        else:
-            file.seek(0)
-            while True:  # torch's old format is one pickle after another
-                _add_imports(file, found)
-    return sorted(name for name in found if not _HARMLESS.fullmatch(name))
-
-
-_HARMLESS = re.compile(r"torch\.(\w+Storage|_utils\._rebuild_\w+)|collections\.OrderedDict")
-
-
-def _add_imports(file: Any, found: set[str]) -> None:
-    texts: list[str] = []  # as they come; a module and a name stand right before the opcode that takes them
-    memo: dict[int, str] = {}
-    count = 0
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            found.add(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            found.add(".".join(texts[-2:]))
-        elif opcode.name == "MEMOIZE":
-            memo[count] = texts[-1] if texts else ""
-            count += 1
-        elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            memo[int(str(argument))] = texts[-1] if texts else ""
-        elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-            texts.append(memo.get(int(str(argument)), "?"))
-        elif isinstance(argument, str):
-            texts.append(argument)
-
-
-# ---------------------------------------------------------------- over the network
-
-
-def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:
-    """Downloads a checkpoint into `folder`, whole or not at all; it is as little trusted there as any other file.
-
-    Raises:
-        CheckpointError: no http address, no answer, or an answer that ends early; the message names the address.
-    """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise CheckpointError(f"{url} is no http or https address")
-    name = re.sub(r"[^\w.=-]+", "_", Path(urllib.parse.unquote(parts.path)).name).lstrip(".") or "checkpoint"
-    path = folder / (name if name.endswith(".ckpt") else f"{name}.ckpt")
-    try:
-        with urllib.request.urlopen(url, timeout=timeout_seconds) as answer:
-            expected = answer.headers.get("Content-Length")
-            print(f"{url}  {_size(int(expected)) if expected else 'of unknown size'}", flush=True)
-            with whole(path) as file:
-                shutil.copyfileobj(answer, file, _CHUNK)
-                if expected and file.tell() != int(expected):
-                    raise HTTPException(f"ended after {_size(file.tell())}")
-    except (OSError, ValueError, HTTPException) as e:
-        raise CheckpointError(f"cannot fetch {url}: {getattr(e, 'reason', None) or e or type(e).__name__}") from e
-    return path
