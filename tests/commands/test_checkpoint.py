@@ -128,6 +128,13 @@ def test_a_mistake_ends_with_2_and_says_what_is_right(boltlab, words, message):
 
 
 def test_no_run_and_no_file_are_errors_of_one_line(boltlab):
-    for words in (("show", "latest"), ("show", "nowhere.ckpt"), ("verify", "latest"), ("export", "a", "output=b")):
+    address = "http://127.0.0.1:1/a.ckpt?b=c"  # with = in it, and no override
+    for words in (
+        ("show", "latest"),
+        ("show", "nowhere.ckpt"),
+        ("show", address),
+        ("verify", "latest"),
+        ("export", "a", "output=b"),
+    ):
         code, _, err = boltlab("checkpoint", *words)
         assert code == 1 and err.count("\n") == 1

@@ -13,7 +13,8 @@ from boltlab.errors import UserError
 
 def main(words: list[str]) -> int:
     """`boltlab checkpoint <action> <file or run> [key=value …]`; fails where a file is not whole."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]  # epoch=3.ckpt is a file
+    # epoch=3.ckpt is a file, http://…?a=b an address
+    overrides = [w for w in words if "=" in w and not w.startswith(("http://", "https://")) and not Path(w).exists()]
     action, *names = [word for word in words if word not in overrides] or [""]
     options = compose("checkpoint", overrides).config
     mistakes = [Mistake(name, "is one word too many: one file or run at a time") for name in names[1:]]
@@ -62,7 +63,7 @@ def show(run: str, options: Any) -> int:
         lines[f"weights {kind}"] = f"{sum(counts):,} numbers in {len(counts)} tensors"
     for name, state in content.get("callbacks", {}).items():
         best = state.get("best_model_score") if isinstance(state, dict) else None
-        if state.get("monitor") and best is not None:
+        if best is not None and state.get("monitor"):
             lines["best"] = f"{state['monitor']} {float(best):.4f}"
         lines.setdefault("callbacks", "")
         lines["callbacks"] += ", " * bool(lines["callbacks"]) + name.partition("{")[0]
