@@ -27,6 +27,8 @@ from boltlab.__main__ import main as boltlab
 from boltlab.models.lenet import LeNet
 from boltlab.models.resnet import ResNet
 
+MNIST = ("experiment=mnist_lenet", "trainer.max_epochs=1")
+
 
 def trained(net: nn.Module) -> dict[str, Any]:
     """What a checkpoint holds after a step of Adam."""
@@ -71,8 +73,8 @@ def writing(folder: Path, rounds: int) -> None:
     show("Writing a checkpoint", "ms", rows)
 
 
-def share(folder: Path, *overrides: str) -> tuple[float, float, int]:
-    """Seconds in checkpoints, seconds of training, and the number of checkpoints."""
+def share(what: str, folder: Path, *overrides: str) -> None:
+    """Trains, and prints how much of the time went into checkpoints."""
     took = []
     write = checkpoint.write
 
@@ -81,10 +83,13 @@ def share(folder: Path, *overrides: str) -> tuple[float, float, int]:
 
     checkpoint.write = timed
     try:
-        boltlab(["train", *overrides, "logger=csv", "test=false", f"log_dir={folder / 'logs'}"])
+        if boltlab(["train", *overrides, "logger=csv", "test=false", f"log_dir={folder / 'logs'}"]):
+            raise SystemExit(1)
     finally:
         checkpoint.write = write
-    return sum(took), runs.read_summary(runs.find("latest", folder / "logs"))["fit_seconds"], len(took)
+    training = runs.read_summary(runs.find("latest", folder / "logs"))["fit_seconds"]
+    print("\n| training | seconds | in checkpoints | files | share |\n| --- | ---: | ---: | ---: | ---: |")
+    print(f"| {what} | {training:.1f} | {sum(took):.2f} | {len(took)} | {sum(took) / training:.1%} |", flush=True)
 
 
 def fake_mnist(folder: Path) -> Path:
@@ -105,12 +110,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
         writing(folder, rounds)
-        default = share(folder)
-        mnist = share(folder, "experiment=mnist_lenet", "trainer.max_epochs=1", f"data_dir={fake_mnist(folder)}")
-    print("\n#### Checkpoints after every epoch\n\n| training | seconds | in checkpoints | files | share |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for what, (spent, all_of_it, count) in (("digits, the default", default), ("mnist_lenet, 1 epoch", mnist)):
-        print(f"| {what} | {all_of_it:.1f} | {spent:.2f} | {count} | {100 * spent / all_of_it:.1f} % |")
+        share("digits, the default", folder)
+        share("mnist_lenet, 1 epoch", folder, *MNIST, f"data_dir={fake_mnist(folder)}")
 
 
 if __name__ == "__main__":
