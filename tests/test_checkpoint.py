@@ -1,5 +1,7 @@
 import enum
+import http.server
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +24,6 @@ def test_reads_back_what_was_written_and_loads_with_plain_torch(tmp_path):
         assert loaded["config"] == {"a": [1, None, "x"]}
     assert checkpoint.verify(path) is None
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]  # nothing left beside it
-
-
-def test_the_hash_finds_every_kind_of_damage(tmp_path):
-    path = tmp_path / "last.ckpt"
-    checkpoint.write(content(), path)
-    raw = path.read_bytes()
-    for place in (0, 100, len(raw) // 2, len(raw) - 30, len(raw) - 1):
-        damaged = bytearray(raw)
-        damaged[place] ^= 1
-        path.write_bytes(bytes(damaged))
-        assert checkpoint.verify(path)
-        with pytest.raises(CheckpointError, match="last.ckpt"):
-            checkpoint.read(path)
-    for cut in (0, 1, len(raw) // 2, len(raw) - 1):
-        path.write_bytes(raw[:cut])
-        assert checkpoint.verify(path)
-    path.unlink()
-    with pytest.raises(CheckpointError, match="last.ckpt"):
-        checkpoint.read(path)
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -80,24 +63,6 @@ def test_what_is_not_plain_is_refused_by_its_place():
         checkpoint.plain({"callbacks": {"mine": [lambda: 1]}})
 
 
-class Malicious:
-    def __reduce__(self):
-        return (Path.touch, (Path("executed"),))
-
-
-def test_a_malicious_pickle_is_refused_and_nothing_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bare = tmp_path / "bare.ckpt"
-    bare.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(CheckpointError, match=r"bare\.ckpt"):
-        checkpoint.read(bare)
-    monkeypatch.setattr(checkpoint, "plain", lambda value: value)  # with a hash that fits
-    checkpoint.write(content(evil=Malicious()), tmp_path / "hashed.ckpt")
-    with pytest.raises(CheckpointError, match="refused"):
-        checkpoint.read(tmp_path / "hashed.ckpt")
-    assert not (tmp_path / "executed").exists()
-
-
 def test_random_weights_are_never_found(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         checkpoint.find(tmp_path)
@@ -105,6 +70,96 @@ def test_random_weights_are_never_found(tmp_path):
     assert checkpoint.find(tmp_path, "best").name == "last.ckpt"
     checkpoint.write(content(), tmp_path / "checkpoints" / "best.ckpt")
     assert checkpoint.find(tmp_path, "best").name == "best.ckpt"
+
+
+def resumable(step):
+    return content(global_step=step, optimizer_states=[], loops={})
+
+
+def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.newest_good(tmp_path) == (None, [])
+    for name, step in {"last": 5, "last-1": 4, "last-2": 3, "best": 9, "b": 2, "a": 10}.items():
+        checkpoint.write(resumable(step), folder / f"{name}.ckpt")
+    checkpoint.write(content(global_step=20), folder / "weights.ckpt")
+    checkpoint.write(content(global_step=20), folder / "last-3.ckpt")
+    passed = []
+    for name in ("last", "last-1", "last-2", "a", "best", "b"):
+        taken, warnings = checkpoint.newest_good(tmp_path)
+        assert taken == folder / f"{name}.ckpt"
+        assert len(warnings) == len(passed)
+        for damaged in passed:
+            line = next(line for line in warnings if f"/{damaged}.ckpt " in line)
+            assert line.endswith(f" is damaged: its content does not fit its hash; {name}.ckpt is taken instead")
+        raw = bytearray(taken.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        taken.write_bytes(raw)
+        passed.append(name)
+    with pytest.raises(CheckpointError) as refused:
+        checkpoint.newest_good(tmp_path)
+    for name in passed:
+        assert f"{name}.ckpt is damaged" in str(refused.value)
+    assert "weights.ckpt holds weights only" in str(refused.value)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The http address of the folder `web`."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=folder, **kwargs)
+
+        def log_message(self, *args):
+            """Not into the test's output."""
+
+        def send_header(self, keyword, value):  # of this one more is promised than comes
+            more = keyword == "Content-Length" and "short" in self.path
+            super().send_header(keyword, str(int(value) + 5) if more else value)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_checkpoint_behind_an_address_is_as_little_trusted_as_any_other(tmp_path, server, capsys):
+    checkpoint.write(content(), tmp_path / "web" / "good file.ckpt")
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "web" / "evil.ckpt")
+    (tmp_path / "web" / "raw").write_bytes(pickle.dumps(Evil()))
+    path = checkpoint.which_file(f"{server}/good%20file.ckpt?download=1", log_dir=tmp_path / "logs")
+    assert path == tmp_path / "logs" / "fetched" / "good_file.ckpt"
+    assert checkpoint.read(path)["epoch"] == 3
+    assert "0.0 MB" in capsys.readouterr().out
+    for name in ("evil.ckpt", "raw"):
+        with pytest.raises(CheckpointError, match=r"It would import .*nothing of it was run"):
+            checkpoint.load(f"{server}/{name}", log_dir=tmp_path / "logs")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_cannot_be_fetched_is_named_and_leaves_nothing(tmp_path, server):
+    (tmp_path / "web" / "short.ckpt").write_bytes(b"a" * 100)
+    for url, why in {
+        f"{server}/none.ckpt": "File not found",
+        f"{server}/short.ckpt": "ended after 0.0 MB",
+        "http://127.0.0.1:1/a.ckpt": "Connection refused",
+        "ftp://127.0.0.1/a.ckpt": "no http or https address",
+        "file:///etc/passwd": "no http or https address",
+        "http://[/a.ckpt": "Invalid IPv6 URL",
+    }.items():
+        with pytest.raises(CheckpointError) as refused:
+            checkpoint.fetch(url, tmp_path / "fetched")
+        assert url in str(refused.value) and why in str(refused.value)
+    assert not (tmp_path / "fetched").exists() or not list((tmp_path / "fetched").iterdir())
 
 
 @pytest.mark.parametrize("target", ["torch.hub.load", "os.system", "pathlib.Path", "boltlab.errors.UserError"])

@@ -1,6 +1,7 @@
 """`boltlab <verb> [overrides]`: finds the verb, and turns every mistake into a message and an exit code."""
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ VERBS = {
     "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
     "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
     "runs": ("a table of the runs, newest first", "boltlab runs limit=20"),
+    "checkpoint": ("what is in a checkpoint, and whether it is whole", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
 }
@@ -88,6 +90,11 @@ def _run(verb: str, rest: list[str]) -> int:
     except Stopped as e:
         print(f"boltlab {verb}: {e}", file=sys.stderr)
         return 128 + e.signum
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or os.environ.get("BOLTLAB_TRACEBACK"):
+            raise
+        print(f"boltlab {verb}: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130
@@ -96,7 +103,7 @@ def _run(verb: str, rest: list[str]) -> int:
 def _help() -> None:
     print("boltlab <verb> [key=value …]\n")
     for verb, (line, example) in VERBS.items():
-        print(f"  {verb:<9}{line}\n{'':11}{example}")
+        print(f"  {verb:<12}{line}\n{'':14}{example}")
     print("\nboltlab <verb> --help lists the keys, the groups and their choices.")
     print("boltlab train --cfg job prints the composed config; boltlab train -m a=1,2 b=3,4 runs a grid.")
     print('Completion in bash: eval "$(boltlab -sc install=bash)"; also zsh (as bash) and fish.')

@@ -1,23 +1,19 @@
-"""Writing, verifying and reading checkpoints.
+"""The checkpoints of a run: saving them for Lightning, finding them, and making a model of one.
 
-A checkpoint holds tensors and plain Python values only, so it always loads with `weights_only=True`. It is written
-beside its target, synced to the disk and renamed, so that a reader sees the old file or the new one, never a part.
-A checkpoint is a zip archive; the archive's comment carries the SHA-256 of all that stands before it, so that one file
-proves itself (`unzip -z last.ckpt` shows it, and torch.load and every unzip read it as before).
+What one file is and how it is written and read stands in `checkpoint_file`.
 """
 
-import hashlib
 import inspect
-import io
-import os
 import pickle
-import secrets
-import struct
+import re
+import shutil
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
@@ -25,14 +21,34 @@ from lightning.pytorch import LightningModule
 from boltlab import config as configs
 from boltlab import runs
 from boltlab.check import locate
-from boltlab.errors import UserError
+from boltlab.checkpoint_file import (
+    CheckpointError,
+    check_folder,
+    clean_leftovers,
+    megabytes,
+    plain,
+    read,
+    verify,
+    whole,
+    write,
+)
 
-_MARK = b"sha256:"
-_COMMENT_BYTES = len(_MARK) + 64
-
-
-class CheckpointError(UserError):
-    """A checkpoint is missing, broken or not what it should be; the message names the file."""
+__all__ = [
+    "CheckpointError",
+    "SafeCheckpointIO",
+    "check_folder",
+    "clean_leftovers",
+    "fetch",
+    "find",
+    "load",
+    "newest_good",
+    "plain",
+    "read",
+    "restore",
+    "verify",
+    "which_file",
+    "write",
+]
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -58,117 +74,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
         return content
 
 
-def write(content: dict[str, Any], path: Path) -> None:
-    """Writes plain content beside `path`, adds its hash, syncs it to the disk and renames it."""
-    buffer = io.BytesIO()
-    torch.save(plain(content), buffer)
-    comment = _MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
-    buffer.seek(-2, os.SEEK_END)  # the last two bytes of a zip archive are the length of its comment
-    buffer.write(struct.pack("<H", len(comment)) + comment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as e:
-        beside.unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write the checkpoint {path}: {e.strerror}; what stood there is untouched") from e
-    if os.name == "posix":  # the rename itself is on the disk only when the folder is
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Reads a checkpoint that this module wrote.
-
-    Raises:
-        CheckpointError: no such file, cut short, changed, or holding more than tensors and plain values.
-    """
-    try:
-        raw = path.read_bytes()
-    except OSError as e:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {e.strerror}") from e
-    problem = _hash_problem(raw)
-    if problem:
-        raise CheckpointError(f"the checkpoint {path} {problem}")
-    try:
-        content = torch.load(io.BytesIO(raw), map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise CheckpointError(f"the checkpoint {path} holds more than tensors and plain values: refused") from e
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"the checkpoint {path} holds no state_dict")
-    return content
-
-
-def verify(path: Path) -> str | None:
-    """Says what is wrong with a checkpoint file; None where its content and its hash agree. Runs nothing from it."""
-    try:
-        return _hash_problem(path.read_bytes())
-    except OSError as e:
-        return f"cannot be read: {e.strerror}"
-
-
-def _hash_problem(raw: bytes) -> str | None:
-    if not raw:
-        return "is empty"
-    body, comment = raw[: -_COMMENT_BYTES - 2], raw[-_COMMENT_BYTES:]
-    if not raw.startswith(b"PK") or not comment.startswith(_MARK):
-        return "is cut short, or was not written by boltlab: it carries no hash"
-    hashed = hashlib.sha256(body)
-    hashed.update(b"\0\0")
-    if hashed.hexdigest().encode() != comment[len(_MARK) :]:
-        return "is damaged: its content does not fit its hash"
-    return None
-
-
-def plain(value: Any) -> Any:
-    """The value with numpy scalars, paths and subclasses of containers made plain.
-
-    Raises:
-        CheckpointError: something in it is no tensor and no plain value; the message says where.
-    """
-    return _plain(value, "checkpoint")
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, torch.Tensor) or value is None or type(value) in (bool, int, float, str, bytes, complex):
-        return value
-    if isinstance(value, dict):
-        return {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(v, f"{where}.{i}") for i, v in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, set):
-        return {_plain(v, where) for v in value}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Path):
-        return str(value)
-    for kind in (bool, int, float, str):  # an IntEnum, a str subclass
-        if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, (torch.dtype, torch.device)):
-        return value
-    raise CheckpointError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
-
-
-def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    path = folder / "checkpoints" / "last.ckpt"
-    return (path if path.exists() else None), []
-
-
-def clean_leftovers(folder: Path) -> None:
-    pass
-
-
 def find(folder: Path, which: str = "best") -> Path:
     """The checkpoint of a run: `best`, or `last` where no best was chosen yet.
 
@@ -182,13 +87,84 @@ def find(folder: Path, which: str = "best") -> Path:
     raise CheckpointError(f"the run {folder} has no checkpoint: was it stopped before its first epoch ended?")
 
 
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run goes on from: the first of `last`, `last-1`, …, then the newest step, that is whole.
+
+    Returns:
+        The file, None where the run has no checkpoint; and a line for each damaged file that was passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and training can go on from none of them; all are named.
+    """
+    files = sorted((folder / "checkpoints").glob("*.ckpt"))
+    family = {int(m[1] or 0): f for f in files if (m := re.fullmatch(r"last(?:-(\d+))?\.ckpt", f.name))}
+    damaged: dict[Path, str] = {}
+    unusable: dict[Path, str] = {}
+    others: list[tuple[int, Path]] = []
+    taken = None
+    for path in [*(family[i] for i in sorted(family)), *(f for f in files if f not in family.values())]:
+        if problem := verify(path):
+            damaged[path] = problem
+            continue
+        try:  # nothing but names and plain values is read: the tensors stay on the disk
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            damaged[path] = "holds more than tensors and plain values"
+            continue
+        if not {"optimizer_states", "loops"} <= content.keys():
+            unusable[path] = "holds weights only"
+        elif path in family.values():
+            taken = path
+            break
+        else:
+            others.append((content["global_step"], path))
+    if taken is None and others:
+        taken = max(others, key=lambda other: other[0])[1]
+    if taken is None and files:
+        reasons = "; ".join(f"{path.name} {why}" for path, why in (damaged | unusable).items())
+        raise CheckpointError(f"{folder / 'checkpoints'}: training can go on from none of the files there: {reasons}")
+    return taken, [
+        f"the checkpoint {path} {why}; {taken.name} is taken instead" for path, why in damaged.items() if taken
+    ]
+
+
+def which_file(run: str | Path, checkpoint: str = "best", log_dir: str | Path = "logs") -> Path:
+    """The file that `run` means: `latest`, a run folder, part of its name, a checkpoint file, or the URL of one."""
+    if str(run).startswith(("http://", "https://")):
+        return fetch(str(run), Path(log_dir) / "fetched")
+    return Path(run) if Path(run).suffix == ".ckpt" else find(runs.find(str(run), log_dir), checkpoint)
+
+
+def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:
+    """Downloads a checkpoint into `folder`, whole or not at all; it is as little trusted there as any other file.
+
+    Raises:
+        CheckpointError: no http address, no answer, or an answer that ends early; the message names the address.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise CheckpointError(f"{url} is no http or https address")
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_seconds) as answer:
+            last = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+            path = folder / (re.sub(r"[^\w.=-]+", "_", last).strip(".").removesuffix(".ckpt") + ".ckpt")
+            expected = answer.headers.get("Content-Length")
+            print(f"{url}  {megabytes(int(expected)) if expected else 'of unknown size'}", flush=True)
+            with whole(path) as file:
+                shutil.copyfileobj(answer, file, 1 << 20)
+                if expected and file.tell() != int(expected):
+                    raise HTTPException(f"ended after {megabytes(file.tell())}")
+    except (OSError, ValueError, HTTPException, CheckpointError) as e:
+        raise CheckpointError(f"cannot fetch {url}: {getattr(e, 'reason', None) or e or type(e).__name__}") from e
+    return path
+
+
 def load(
     run: str | Path = "latest", checkpoint: str = "best", device: str = "cpu", log_dir: str = "logs"
 ) -> LightningModule:
     """The trained model of a run, in evaluation mode.
 
     Args:
-        run: `latest`, a run folder, part of its name, or a checkpoint file.
+        run: `latest`, a run folder, part of its name, a checkpoint file, or the http address of one.
         checkpoint: `best` or `last`.
         device: where the model is put, as torch names devices.
         log_dir: where runs are looked for.
@@ -199,10 +175,7 @@ def load(
     Raises:
         UserError: no such run, no checkpoint, or a damaged one.
     """
-    path = Path(run)
-    if path.suffix != ".ckpt":
-        path = find(runs.find(str(run), log_dir), checkpoint)
-    content = read(path, map_location=device)
+    content = read(which_file(run, checkpoint, log_dir), map_location=device)
     return restore(content).to(device)
 
 

@@ -122,6 +122,17 @@ class Runs:
 
 
 @dataclass
+class Checkpoint:
+    """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
+
+    run: str | None
+    checkpoint: Literal["best", "last"]
+    output: str | None
+    trust: bool
+    log_dir: str
+
+
+@dataclass
 class Doctor:
     """Root keys of `boltlab doctor`."""
 
@@ -138,6 +149,7 @@ ROOTS: dict[str, Any] = {
     "predict": Predict,
     "show": Show,
     "runs": Runs,
+    "checkpoint": Checkpoint,
     "doctor": Doctor,
     "bench": Bench,
 }

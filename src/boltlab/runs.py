@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -118,8 +118,12 @@ def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
     """Adds values to `summary.json`, whole or not at all."""
     summary = {**read_summary(folder), **values}
     beside = folder / f".summary-{secrets.token_hex(3)}"
-    beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
-    beside.replace(folder / "summary.json")
+    try:
+        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+        beside.replace(folder / "summary.json")
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     return summary
 
 
@@ -133,17 +137,22 @@ def end(folder: Path, **values: Any) -> dict[str, Any]:
 
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
-    """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on."""
+    """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on.
+
+    Where the summary itself cannot be written, on a full disk, the error that ended the run is the one to tell of.
+    """
     try:
         yield
     except Stopped as e:
         end(folder, status="interrupted", reason=str(e))
         raise
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-        end(folder, status="interrupted")
+        with suppress(OSError):
+            end(folder, status="interrupted")
         raise KeyboardInterrupt from None
     except BaseException as e:
-        end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
+        with suppress(OSError):
+            end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
         raise
 
 

@@ -40,7 +40,8 @@ class Last(Checkpoint):
         every_n_minutes: float | None = None,
         keep_last: int = 1,
     ) -> None:
-        self.path = Path(dirpath) / "last.ckpt"
+        self.dirpath = Path(dirpath)
+        self.path = self.dirpath / "last.ckpt"
         self.every_n_epochs, self.every_n_train_steps = every_n_epochs, every_n_train_steps
         self.every_n_minutes, self.keep_last = every_n_minutes, keep_last
         self._step = 0  # of the newest checkpoint

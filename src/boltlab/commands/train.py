@@ -114,6 +114,8 @@ def _fit(folder: Path, config: DictConfig) -> None:
     newest, _ = checkpoint.newest_good(folder)
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     trainer = make_trainer(config, adapt, **several_steps(config, data, model))
+    for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
+        checkpoint.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
     if trainer.is_global_zero:

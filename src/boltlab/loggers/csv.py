@@ -68,9 +68,13 @@ class CSVLogger(Logger):
         file = os.open(self._path, os.O_WRONLY | getattr(os, "O_BINARY", 0))
         try:
             os.lseek(file, self._row_start, os.SEEK_SET)
-            os.write(file, line)
+            written = os.write(file, line)
+            while written < len(line):  # on a disk that is nearly full; the next call says so
+                written += os.write(file, line[written:])
             if self._row_start + len(line) < self._end:
                 os.ftruncate(file, self._row_start + len(line))
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, os.fspath(self._path)) from e
         finally:
             os.close(file)
         self._end = self._row_start + len(line)
@@ -90,8 +94,12 @@ class CSVLogger(Logger):
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         content = self._lines([dict(zip(self._columns, self._columns, strict=True)), *rows])
         beside = self._path.with_name("metrics.csv.new")
-        beside.write_bytes(content)
-        beside.replace(self._path)
+        try:
+            beside.write_bytes(content)
+            beside.replace(self._path)
+        except OSError as e:
+            beside.unlink(missing_ok=True)
+            raise OSError(e.errno, e.strerror, os.fspath(self._path)) from e
         self._row_start = self._end = len(content)
 
     def _lines(self, rows: list[dict[str, Any]]) -> bytes:

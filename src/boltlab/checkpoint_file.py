@@ -1,0 +1,279 @@
+"""One checkpoint as a file: writing it whole, verifying it, reading it, and what is in one that is refused.
+
+A checkpoint holds tensors and plain Python values only, so it always loads with `weights_only=True`. It is written
+beside its target, synced to the disk and renamed, so that a reader sees the old file or the new one, never a part.
+A checkpoint is a zip archive; the archive's comment carries the SHA-256 of all that stands before it, so that one file
+proves itself (`unzip -z last.ckpt` shows it, and torch.load and every unzip read it as before).
+"""
+
+import hashlib
+import os
+import pickle
+import re
+import secrets
+import shutil
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+
+from boltlab.errors import UserError
+from boltlab.pickled import imports
+
+_MARK = b"sha256:"
+_COMMENT_BYTES = len(_MARK) + 64
+_COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
+_CHUNK = 1 << 20
+# What a writer that was killed leaves: see `whole`, `runs.write_summary` and `loggers.csv`.
+_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.summary-[0-9a-f]{6}|metrics\.csv\.new")
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, broken or not what it should be; the message names the file."""
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write(content: dict[str, Any], path: Path) -> None:
+    """Writes plain content and its hash beside `path`, syncs it to the disk and renames it; no copy is held in memory.
+
+    Raises:
+        CheckpointError: the disk is full, the folder cannot be written, … What stood at `path` is as it was.
+    """
+    content = plain(content)
+    with whole(path) as file:
+        hashing = _Hashing(file)
+        torch.save(content, cast(IO[bytes], hashing))
+        file.seek(-2, os.SEEK_END)  # the last two bytes of a zip archive are the length of its comment
+        file.write(_COMMENT_LENGTH + _MARK + hashing.hash.hexdigest().encode())
+
+
+class _Hashing:
+    """A file that torch.save writes to from the first byte to the last, without ever seeking."""
+
+    def __init__(self, file: IO[bytes]):
+        self.hash = hashlib.sha256()
+        self._file = file
+
+    def write(self, part: Any) -> int:
+        self.hash.update(part)
+        return self._file.write(part)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that stands at `path` when all of it is on the disk; after an error nothing of it is left.
+
+    Raises:
+        CheckpointError: the system refused, also where torch hides its error behind a RuntimeError.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as e:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if refused := _system_error(e):
+            raise CheckpointError(f"cannot write {path}: {refused.strerror}; what stood there is untouched") from e
+        raise
+    if os.name == "posix":  # the rename itself is on the disk only when the folder is; not every file system can say so
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The OSError that stands behind an error, if one does."""
+    while error is not None and not (isinstance(error, OSError) and error.strerror):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def check_folder(folder: Path, needed_bytes: int) -> None:
+    """Tries a file in the folder that checkpoints will go to, before hours of training end without one.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written, or the disk has less than `needed_bytes` left.
+    """
+    trial = folder / f".trial.{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            trial.write_bytes(b"\0")
+        finally:
+            trial.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as e:
+        raise CheckpointError(f"checkpoints cannot be written to {folder}: {e.strerror}") from e
+    if free < needed_bytes:
+        raise CheckpointError(
+            f"checkpoints cannot be written to {folder}: {megabytes(free)} are free there, one takes "
+            f"{megabytes(needed_bytes)} or more: make room, or choose another disk with log_dir=…"
+        )
+
+
+def clean_leftovers(folder: Path) -> list[Path]:
+    """Removes what killed writers left in a run folder and its checkpoints; returns what it removed."""
+    left = [
+        path
+        for place in (folder, folder / "checkpoints")
+        for path in (place.iterdir() if place.is_dir() else ())
+        if _LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+    ]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def megabytes(count: int) -> str:
+    """1234567 → "1.2 MB"."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+def plain(value: Any) -> Any:
+    """The value with numpy scalars, paths and subclasses of containers made plain.
+
+    Raises:
+        CheckpointError: something in it is no tensor and no plain value; the message says where.
+    """
+    return _plain(value, "checkpoint")
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, torch.Tensor) or value is None or type(value) in (bool, int, float, str, bytes, complex):
+        return value
+    if isinstance(value, dict):
+        return {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_plain(v, f"{where}.{i}") for i, v in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, set):
+        return {_plain(v, where) for v in value}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Path):
+        return str(value)
+    for kind in (bool, int, float, str):  # an IntEnum, a str subclass
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, (torch.dtype, torch.device)):
+        return value
+    raise CheckpointError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint that this module wrote.
+
+    Raises:
+        CheckpointError: no such file, cut short, changed, or holding more than tensors and plain values.
+    """
+    with _opened(path) as file:
+        if problem := _problem(file):
+            raise CheckpointError(f"the checkpoint {path} {problem}{_foreign(file, path)}")
+        content = _load_plain(file, path, map_location)  # of the file that was hashed, whatever stands there by now
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"the checkpoint {path} holds no state_dict")
+    return content
+
+
+def read_foreign(path: Path) -> Any:
+    """What torch.save has written to a file of any program, with no hash to hold it against.
+
+    Raises:
+        CheckpointError: no such file, no such format, or one that holds more than tensors and plain values; the
+            message says what it would import, and nothing of it was run.
+    """
+    with _opened(path) as file:
+        return _load_plain(file, path, "cpu")
+
+
+def _load_plain(file: IO[bytes], path: Path, map_location: Any) -> Any:
+    file.seek(0)
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    except Exception as e:  # also of a file that was made to be odd, and of a device that is not there
+        if _system_error(e):
+            raise
+        why = f"cannot be loaded: {type(e).__name__}: {e}".splitlines()[0]
+        if isinstance(e, pickle.UnpicklingError):
+            why = "holds more than tensors and plain values, or is nothing that torch.save has written: refused"
+        raise CheckpointError(f"{path} {why}{_foreign(file, path)}") from e
+
+
+def verify(path: Path) -> str | None:
+    """Says what is wrong with a checkpoint file; None where its content and its hash agree. Runs nothing from it."""
+    try:
+        with path.open("rb") as file:
+            return _problem(file)
+    except OSError as e:
+        return f"cannot be read: {e.strerror}"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except (OSError, RuntimeError) as e:
+        if refused := _system_error(e):
+            raise CheckpointError(f"cannot read the checkpoint {path}: {refused.strerror}") from e
+        raise
+
+
+def _problem(file: IO[bytes]) -> str | None:
+    """What is wrong with the bytes of a checkpoint; read in parts, so that they never stand in memory as a whole."""
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return "is empty"
+    file.seek(0)
+    start = file.read(2)
+    left = max(0, end - _COMMENT_BYTES - 2)
+    file.seek(left)
+    length, comment = file.read(2), file.read()
+    if start != b"PK" or not comment.startswith(_MARK):
+        return "is cut short, or was not written by boltlab: it carries no hash"
+    file.seek(0)
+    hashed = hashlib.sha256()
+    while part := file.read(min(_CHUNK, left)):
+        hashed.update(part)
+        left -= len(part)
+    hashed.update(b"\0\0")  # the length of the comment, before there was one
+    if length != _COMMENT_LENGTH or hashed.hexdigest().encode() != comment[len(_MARK) :]:
+        return "is damaged: its content does not fit its hash"
+    return None
+
+
+def _foreign(file: IO[bytes], path: Path) -> str:
+    """What a file that is refused would import, and how a person who trusts it takes its weights over."""
+    names = imports(file)
+    if names:
+        shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
+        return (
+            f". It would import {shown}; nothing of it was run. Only if you trust whoever made it: "
+            f"boltlab checkpoint convert {path} output=plain.ckpt trust=true"
+        )
+    if zipfile.is_zipfile(file):
+        return f". If another program wrote it: boltlab checkpoint convert {path} output=plain.ckpt"
+    return ""
