@@ -59,7 +59,7 @@ def fit(folder_name: str) -> None:
     from boltlab import checkpoint
 
     folder = Path(folder_name)
-    config = runs.load_config(folder)
+    config = runs.load_config(folder, own=True)
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
