@@ -110,6 +110,8 @@ FORBIDDEN = [
     {"_target_": "torchvision.models.get_model", "name": "resnet18"},
     {"_target_": "torchvision.models.feature_extraction.DualGraphModule", "_args_": [{}, TOUCH, TOUCH]},
     {"_target_": "torchvision.models.resnet.load_state_dict_from_url", "_args_": ["x"]},
+    {"_target_": "torchvision.models.quantization.mobilenetv2.QuantStub"},  # torch.ao's
+    {"_target_": "torchmetrics.functional.image.lpips._LPIPS", "model_path": "evil.pt"},
     {"_target_": "torchmetrics.functional.accuracy"},
     {"_target_": "torchmetrics.multimodal.CLIPScore", "model_name_or_path": "evil/jinaai"},
     {"_target_": "timm.models.load_checkpoint", "checkpoint_path": "evil.pt"},
@@ -371,6 +373,16 @@ def test_a_tampered_checkpoint_is_refused_by_every_command(node, boltlab, sent):
         with pytest.raises(UntrustedConfig, match=r"model\.net\.more"):
             package.load(run)
     assert nothing_ran()
+
+
+def test_a_checkpoint_without_its_config_is_refused(boltlab, sent):
+    path = checkpoint.find(sent)
+    content = checkpoint.read(path)
+    for config in (None, {}, {"model": "evil.Net"}, {"model": [HARMLESS]}):
+        checkpoint.write({**content, "config": config}, path)
+        for command in commands(sent):
+            code, _, err = boltlab(*command)
+            assert code == 1 and "carries no config of a model" in err
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 the command line and is trusted. One that was read from a run folder or a checkpoint may have been sent by anybody: it
 builds what is named here, decided by what a name stands for, not by how it is written.
 
-Your own classes under `boltlab.` are covered. To trust a package of yours, or a function, add it to these two.
+Your own classes under `boltlab.` are covered. To trust another package, or one function or class, add it to these two.
 """
 
 import importlib
@@ -61,7 +61,7 @@ def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | N
     raise UntrustedConfig(
         f"{where} asks for what is not trusted: nothing of it was run\n" + "\n".join(lines) + "\n"
         "Whoever sent it could run any code this way. If the run is your own and these are your own classes, add\n"
-        f"their package to PACKAGES (a function to FUNCTIONS) at the top of {__file__}, and try again."
+        f"their package to PACKAGES, or one of them to FUNCTIONS, at the top of {__file__}, and try again."
     )
 
 
