@@ -3,7 +3,6 @@
 What one file is and how it is written and read stands in `checkpoint_file`.
 """
 
-import inspect
 import pickle
 import re
 import shutil
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import Optimizer
 
 from boltlab import config as configs
 from boltlab import runs
-from boltlab.check import locate
 from boltlab.checkpoint_file import (
     CheckpointError,
     check_folder,
@@ -32,6 +32,8 @@ from boltlab.checkpoint_file import (
     whole,
     write,
 )
+from boltlab.models.schedulers import Schedule
+from boltlab.trust import refuse_untrusted
 
 __all__ = [
     "CheckpointError",
@@ -181,10 +183,11 @@ def load(
 
 def restore(content: dict[str, Any]) -> LightningModule:
     """Builds the model that a checkpoint's own config describes and gives it the checkpoint's weights."""
-    if "config" not in content:
-        raise CheckpointError("the checkpoint carries no config: it was not written by boltlab")
-    _only_parts_of_models(content["config"]["model"], "model")
-    model: LightningModule = configs.build({"model": {**content["config"]["model"], "compile": False}}, "model")
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
+    refuse_untrusted({"model": config["model"]}, "the checkpoint's config", (nn.Module, Optimizer, Schedule))
+    model: LightningModule = configs.build({"model": {**config["model"], "compile": False}}, "model")
     # What the metrics have counted belongs to the training run: a model to use starts from zero.
     weights = {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -192,23 +195,3 @@ def restore(content: dict[str, Any]) -> LightningModule:
     if wrong:
         raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
     return model.eval()
-
-
-def _only_parts_of_models(node: Any, path: str) -> None:
-    """A checkpoint may come from anyone: what its config builds must be a net, an optimizer or a schedule of ours.
-
-    Raises:
-        CheckpointError: a `_target_` names something else; nothing of it was run.
-    """
-    if isinstance(node, dict):
-        if "_target_" in node:
-            kinds = (torch.nn.Module, torch.optim.Optimizer)
-            target = locate(node["_target_"])
-            ours = getattr(target, "__module__", "") == "boltlab.models.schedulers"
-            if not (inspect.isclass(target) and (issubclass(target, kinds) or ours)):
-                raise CheckpointError(f"{path}._target_={node['_target_']} is no part of a model: refused")
-        for key, value in node.items():
-            _only_parts_of_models(value, f"{path}.{key}")
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            _only_parts_of_models(value, f"{path}.{i}")

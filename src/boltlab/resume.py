@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.errors import DataError, UserError
+from boltlab.trust import paths_inside
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
 # read, what is logged, how long the run is.
@@ -104,9 +105,7 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
     Raises:
         DataError: the data are others than those of the checkpoint.
     """
-    for state in content.get("callbacks", {}).values():
-        if isinstance(state, dict) and "best_model_path" in state:
-            _move_paths(state, Path(config.run_dir) / "checkpoints")
+    content["callbacks"] = paths_inside(Path(config.run_dir), content.get("callbacks", {}))
     stopping = OmegaConf.select(config, "callbacks.early_stopping")
     if stopping is not None and (content["config"].get("callbacks") or {}).get("early_stopping") != plain(stopping):
         for key, state in content["callbacks"].items():
@@ -123,18 +122,6 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
         restart_epoch(content)
     if changes(content["config"], plain(config)):
         restart_epoch(content)
-
-
-def _move_paths(state: dict[str, Any], folder: Path) -> None:
-    """The state of a ModelCheckpoint with its files in `folder`, wherever the run stood when it was saved."""
-
-    def here(path: str) -> str:
-        return str(folder / Path(path).name) if path else path
-
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[key] = here(state.get(key, ""))
-    state["best_k_models"] = {here(path): score for path, score in state.get("best_k_models", {}).items()}
-    state["dirpath"] = str(folder)
 
 
 def restart_epoch(content: dict[str, Any]) -> None:

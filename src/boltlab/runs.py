@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
@@ -103,13 +104,28 @@ def record_resume(
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
 
 
-def load_config(folder: Path) -> DictConfig:
-    """The resolved config of a run, with `run_dir` where the folder stands now."""
+def load_config(folder: Path, own: bool = False) -> DictConfig:
+    """The resolved config of a run, with `run_dir` where the folder stands now.
+
+    A folder may come from anybody: what its config may build is held against `boltlab.trust`, but for the `own` run of
+    this command, whose config was composed here.
+
+    Raises:
+        UserError: no config, one that cannot be read, or one that asks for what is not trusted.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
-    config = OmegaConf.create(path.read_text(encoding="utf-8"))
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.create(path.read_text(encoding="utf-8"))  # its loader makes plain values only
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
+        raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} holds a list, no config")
+    if not own:
+        from boltlab.trust import refuse_untrusted
+
+        refuse_untrusted(config, path)
     config.run_dir = str(folder.resolve())
     return config
 

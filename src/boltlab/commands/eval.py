@@ -67,8 +67,9 @@ def evaluate(config: DictConfig, source: Path, split: str, which: str) -> dict[s
     from boltlab import checkpoint
 
     content = checkpoint.read(checkpoint.find(source, which))
-    same_kind(content["config"]["data"], OmegaConf.to_container(config.data))
-    model, data = checkpoint.restore(content), build(config, "data")
+    model = checkpoint.restore(content)
+    same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
+    data = build(config, "data")
     data.test_split = split  # Lightning tests on it and names the metrics after its stage
     trainer = make_trainer(config)
     trainer.test(model, datamodule=data, verbose=False)

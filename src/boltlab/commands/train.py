@@ -100,7 +100,7 @@ def fit(folder_name: str) -> None:
     """What every process of a run does: train from where the folder's newest checkpoint stands, then test."""
     folder = Path(folder_name)
     with signals.caught(at_once=lambda signum: runs.end(folder, status="interrupted")):
-        _fit(folder, runs.load_config(folder))
+        _fit(folder, runs.load_config(folder, own=True))
 
 
 def _fit(folder: Path, config: DictConfig) -> None:
