@@ -46,6 +46,8 @@ class Train:
     float32_matmul_precision: Literal["auto", "highest", "high", "medium"]
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     steps_per_execution: Annotated[int, Ge(1)]
+    init_from: str | None
+    init_strict: bool
     name: str | None
     tags: list[str]
     log_dir: str
@@ -234,6 +236,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
+    latest = [o for o in parsed if sweep and "init_from=latest" in _texts(o)]
+    mistakes += [Mistake("init_from=latest", "is the job before, in all jobs but one: name the run") for _ in latest]
     mistakes += problems(verb, config)
     # A sweep tries each of its values once, the others standing at their first.
     for o in chosen + kept:
@@ -263,9 +267,9 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     edited = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
-    before = {"channels_last": False, "float32_matmul_precision": "highest"}
+    before = {"channels_last": False, "float32_matmul_precision": "highest", "init_strict": True}
     edited.update({key: value for key, value in before.items() if key not in edited})
-    edited.steps_per_execution = 1  # evaluation takes none
+    edited.update({"steps_per_execution": 1, "init_from": None})  # evaluation takes none
     fresh = None
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]

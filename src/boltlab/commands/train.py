@@ -56,13 +56,15 @@ def fit(folder_name: str) -> None:
     """What every process of a run does."""
     import lightning.pytorch as pl
 
-    from boltlab import checkpoint
+    from boltlab import checkpoint, transfer
 
     folder = Path(folder_name)
     config = runs.load_config(folder)
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
+    if config.get("init_from"):
+        transfer.initialize(model, config, folder)
     trainer = make_trainer(config, **several_steps(config, data, model))
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
