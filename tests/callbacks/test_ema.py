@@ -112,8 +112,10 @@ def test_resumed_it_is_the_same_to_the_bit(tmp_path):
 
 
 def test_until_it_starts_the_average_is_the_weights(tmp_path):
-    found, kept = fit(tmp_path, "callbacks=[last,ema]", "callbacks.ema.start_step=100")
-    assert same(net(found["state_dict"]), kept[-1]) and same(net(found["current_model_state"]), kept[-1])
+    chosen = ("callbacks=[last,ema]", "callbacks.ema.start_step=100", "callbacks.last.every_n_train_steps=3")
+    found, kept = fit(tmp_path, *chosen)  # 4 steps an epoch: saved last in the middle of the second
+    assert found["global_step"] == 6
+    assert same(net(found["state_dict"]), kept[5]) and same(net(found["current_model_state"]), kept[5])
 
 
 def test_a_validation_that_breaks_off_leaves_the_weights_in_their_place(tmp_path):

@@ -71,7 +71,7 @@ def test_of_two_kinds_each_batch_gets_one_and_its_own_share(batch):
 
 def test_float64_and_a_single_sample_are_taken(batch):
     x, y = batch
-    model = made(mixup_alpha=1.0).double()
+    model = made(mixup_alpha=1.0, class_weights=[1.0, 2.0, 0.5, 3.0]).double()
     assert model._training_loss((x.double(), y)).dtype == torch.float64
     expected = model.criterion(model(x[:1]), y[:1])[0]
     assert torch.equal(model._training_loss((x[:1], y[:1])), expected)  # nothing to mix it with
