@@ -60,12 +60,15 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_the_average_is_that_of_the_formula_and_the_training_knows_nothing_of_it(tmp_path):
-    found, kept = fit(tmp_path / "with", "callbacks=[last,ema]", "callbacks.ema.decay=0.8")
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_average_is_that_of_the_formula_and_the_training_knows_nothing_of_it(tmp_path, every):
+    chosen = ("callbacks=[last,ema]", "callbacks.ema.decay=0.8", f"callbacks.ema.update_every_n_steps={every}")
+    found, kept = fit(tmp_path / "with", *chosen)
+    first, *later = kept[every - 1 :: every]
     average = net(found["state_dict"])
     for key in (key for key, value in average.items() if value.is_floating_point()):
-        expected = kept[0][key]
-        for weights in kept[1:]:
+        expected = first[key]
+        for weights in later:
             expected = 0.8 * expected + 0.2 * weights[key]
         torch.testing.assert_close(average[key], expected)
     assert not torch.equal(average["features.0.weight"], kept[-1]["features.0.weight"])
