@@ -160,12 +160,3 @@ def test_what_cannot_be_fetched_is_named_and_leaves_nothing(tmp_path, server):
             checkpoint.fetch(url, tmp_path / "fetched")
         assert url in str(refused.value) and why in str(refused.value)
     assert not (tmp_path / "fetched").exists() or not list((tmp_path / "fetched").iterdir())
-
-
-@pytest.mark.parametrize("target", ["torch.hub.load", "os.system", "pathlib.Path", "boltlab.errors.UserError"])
-def test_only_parts_of_models_are_built_from_a_checkpoint(tmp_path, monkeypatch, target):
-    monkeypatch.setattr(checkpoint.configs, "build", lambda *a, **k: pytest.fail("something was built"))
-    model = {"_target_": "boltlab.models.classifier.Classifier", "net": [{"_target_": target, "_args_": ["x"]}]}
-    checkpoint.write(content(config={"model": model}), tmp_path / "a.ckpt")
-    with pytest.raises(CheckpointError, match=r"model\.net\.0\._target_=.* is no part of a model: refused"):
-        checkpoint.load(tmp_path / "a.ckpt")

@@ -46,6 +46,8 @@ class Train:
     float32_matmul_precision: Literal["auto", "highest", "high", "medium"]
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     steps_per_execution: Annotated[int, Ge(1)]
+    init_from: str | None
+    init_strict: bool
     name: str | None
     tags: list[str]
     log_dir: str
@@ -248,6 +250,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
+    latest = [o for o in parsed if sweep and "init_from=latest" in _texts(o)]
+    mistakes += [Mistake("init_from=latest", "is the job before, in all jobs but one: name the run") for _ in latest]
     mistakes += problems(verb, config)
     # A sweep tries each of its values once, the others standing at their first.
     for o in chosen + kept:
@@ -278,7 +282,7 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
     before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
-    before |= {"resume": None, "resume_changed": None}
+    before |= {"resume": None, "resume_changed": None, "init_from": None, "init_strict": True}
     edited.update({key: value for key, value in before.items() if key not in edited})
     fresh = None
     if swapped:

@@ -26,6 +26,7 @@ RECIPES = {
         *("scheduler=plateau", "scheduler.warmup_steps=7"),
         *("trainer.gradient_clip_val=0.01", "trainer.gradient_clip_algorithm=value"),
     ],
+    "mixed": ["model=lenet", "model.mixup_alpha=0.4", "model.cutmix_alpha=1.0", "trainer.max_epochs=1"],
     "bf16": ["precision=bf16-mixed", "optimizer=muon", "trainer.log_every_n_steps=3", "trainer.max_epochs=1"],
 }
 

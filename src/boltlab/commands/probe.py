@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 
+from boltlab import transfer
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.check import locate
 from boltlab.config import build
@@ -88,6 +89,8 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
     data, model = build(config, "data"), build(config, "model")
     if not isinstance(model, Task):
         raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
+    if config.get("init_from"):  # a learning rate is searched for these weights
+        transfer.initialize(model, config)
     trainer = make_trainer(config, **several_steps(config, data, model))
     own = data.train_dataloader
     data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))

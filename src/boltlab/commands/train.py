@@ -106,12 +106,14 @@ def fit(folder_name: str) -> None:
 def _fit(folder: Path, config: DictConfig) -> None:
     import lightning.pytorch as pl
 
-    from boltlab import checkpoint, resume
+    from boltlab import checkpoint, resume, transfer
 
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
     newest, _ = checkpoint.newest_good(folder)
+    if newest is None and config.get("init_from"):
+        transfer.initialize(model, config, folder)
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     trainer = make_trainer(config, adapt, **several_steps(config, data, model))
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():

@@ -1,13 +1,15 @@
 """Classification: cross entropy, accuracy, top-5, macro F1, precision and recall."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
+from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Schedule
@@ -21,6 +23,11 @@ class Classifier(Task):
     `class_weights`: one number a class, or "balanced" = samples / (classes · samples of the class), counted on the
     train split. `l1` times the sum of the absolute weights is added to the loss that is trained, not to the one that is
     logged. The logged loss is the same criterion on every split: with class weights and label smoothing.
+
+    `mixup_alpha` (Zhang et al. 2018, arXiv:1710.09412) and `cutmix_alpha` (Yun et al. 2019, arXiv:1905.04899) above 0
+    mix each training batch of images with itself, in shares drawn from Beta(alpha, alpha); with both, one of the two is
+    drawn for each batch. train_loss is then that of the mixed targets, and train_acc counts the class of the larger
+    share: both are worse than without, and say less than those of the validation.
     """
 
     def __init__(
@@ -31,6 +38,8 @@ class Classifier(Task):
         scheduler: Schedule | None = None,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
+        mixup_alpha: Annotated[float, Ge(0)] = 0.0,
+        cutmix_alpha: Annotated[float, Ge(0)] = 0.0,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
         compile: Compile = False,
@@ -40,6 +49,8 @@ class Classifier(Task):
         super().__init__(net, optimizer, scheduler, "acc", metrics, l1, decay_norms_and_biases, compile, channels_last)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        chosen = [(kind, alpha) for kind, alpha in ((MixUp, mixup_alpha), (CutMix, cutmix_alpha)) if alpha > 0]
+        self.mixers = [kind(alpha=float(alpha), num_classes=num_classes) for kind, alpha in chosen]
         self.balanced = class_weights == "balanced"
         # "balanced" waits for the data; a checkpoint brings the numbers along, so that eval weighs as training did.
         weights = None if class_weights is None else torch.ones(num_classes)
@@ -79,10 +90,18 @@ class Classifier(Task):
         weights, num_classes = arguments.get("class_weights"), arguments.get("num_classes")
         if isinstance(weights, list) and isinstance(num_classes, int) and len(weights) != num_classes:
             return [("class_weights", f"has {len(weights)} numbers for {num_classes} classes")]
-        return []
+        mixes = [name for name in ("mixup_alpha", "cutmix_alpha") if arguments.get(name)]
+        return [(name, "mixes classes, and there is one only: 0") for name in mixes if num_classes == 1]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and self.mixers and len(getattr(data, "input_shape", (0, 0, 0))) != 3:
+            raise UserError("model.mixup_alpha and cutmix_alpha mix images, this data holds none: 0")
+        if stage == "fit" and self.mixers and getattr(data, "batch_size", 0) == self.trainer.world_size:
+            raise UserError(
+                "model.mixup_alpha and cutmix_alpha mix the samples of a batch: data.batch_size is too small"
+            )
         if stage == "fit" and self.balanced and self.class_weights is not None:
             counts = self.trainer.datamodule.class_counts("train").to(self.class_weights)  # type: ignore[attr-defined]
             if (counts == 0).any():
@@ -90,14 +109,30 @@ class Classifier(Task):
                 raise UserError(f"class_weights=balanced: the train split has no sample of the classes {empty}")
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
+    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        if self.mixers and len(batch[1]) > 1:
+            # From torch's CPU generator, as dropout on the CPU: a device need not be waited for.
+            mixer = self.mixers[int(torch.randint(len(self.mixers), ())) if len(self.mixers) > 1 else 0]
+            batch = mixer(*batch)
+        return super()._training_loss(batch)
+
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         weights = None if self.class_weights is None else self.class_weights.to(output.dtype)
+        if target.ndim == 2:  # shares of the classes [B, num_classes]
+            target = target.to(output.dtype)
+            smoothing = self.label_smoothing
+            total = F.cross_entropy(output, target, weight=weights, label_smoothing=smoothing, reduction="sum")
+            # For shares torch divides by the samples, with class weights too; here as it does for classes.
+            weight = len(target) if weights is None else (target @ weights).sum()
+            return total / weight, weight
         loss = F.cross_entropy(output, target, weight=weights, label_smoothing=self.label_smoothing)
         # cross_entropy divides by the sum of the samples' weights, so that sum is what the batch's mean stands for.
         return loss, len(target) if weights is None else weights[target].sum()
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
-        """Whether the sample is classified rightly."""
+        """Whether the sample is classified rightly; a mixed one, as what most of it is."""
+        if target.ndim == 2:
+            target = target.argmax(dim=1)
         return output.argmax(dim=1) == target
 
     def predict(self, output: Tensor) -> Tensor:

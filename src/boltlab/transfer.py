@@ -1,0 +1,103 @@
+"""`init_from=`: a new run that begins with the weights of another, and with nothing else of it."""
+
+import hashlib
+import re
+import textwrap
+from pathlib import Path
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from boltlab import checkpoint, runs
+from boltlab.checkpoint import CheckpointError
+from boltlab.errors import UserError
+
+SUFFIXES = (".ckpt", ".safetensors")
+
+
+def find(init_from: str, log_dir: str) -> Path:
+    """The file that `init_from` means: itself, or the best checkpoint of `latest`, a run folder or a part of its name.
+
+    Raises:
+        UserError: no such file or run, no checkpoint in it, or a damaged one.
+    """
+    path = Path(init_from)
+    if "://" in init_from:
+        raise UserError("is no file of this machine: fetch it, and name the file")
+    if path.suffix not in SUFFIXES:
+        path = checkpoint.find(runs.find(init_from, log_dir), "best")
+    elif not path.is_file():
+        raise UserError("there is no such file")
+    if path.suffix == ".ckpt" and (problem := checkpoint.verify(path)):
+        raise CheckpointError(f"{path} {problem}")
+    return path.resolve()
+
+
+def initialize(model: LightningModule, config: DictConfig, folder: Path | None = None) -> None:
+    """Puts the weights and buffers of the file `init_from` into the model's net; its own pretrained ones are not asked.
+
+    The last layer keeps its new weights where the number of classes differs. Optimizer, schedule, metrics and class
+    weights begin anew. What was loaded is printed, and written into the summary of the run in `folder`.
+
+    Raises:
+        CheckpointError: the file is damaged; with `init_strict`, something beside the last layer does not fit; or
+            nothing fits.
+    """
+    path = Path(config.init_from)
+    state = _read(path)
+    if any(key.startswith("net.") for key in state):  # a task's: its metrics and class weights are its own
+        state = {key: value for key, value in state.items() if key.startswith("net.")}
+    own = {_bare(key): key for key in model.state_dict() if key.startswith("net.")}
+    ours = {bare: model.state_dict()[key] for bare, key in own.items()}
+    theirs = {_bare(key): value for key, value in state.items()}
+
+    taken = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
+    changed = [name for name in ours if name in theirs and name not in taken]
+    reshaped = {name: f"{own[name]} {list(theirs[name].shape)} -> {list(ours[name].shape)}" for name in changed}
+    # A last layer of which only the outputs are others differs in its first dimension alone. A layer further inside
+    # never comes alone: the one that follows it differs in the second.
+    outputs = (getattr(model, "num_classes", 1),)
+    is_head = all(ours[n].shape[:1] == outputs and ours[n].shape[1:] == theirs[n].shape[1:] for n in changed)
+    head = [reshaped.pop(name) for name in changed] if is_head else []
+    wrong = list(reshaped.values())
+    wrong += [f"{own[name]} is only in the model" for name in ours if name not in theirs]
+    wrong += [f"{name} is only in the file" for name in theirs if name not in ours]
+    if wrong and (config.init_strict or not taken):
+        more = f"\n  … and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        cure = "init_strict=false takes what fits" if taken else "nothing of it fits"
+        raise CheckpointError(f"init_from={path} does not fit the model ({cure}):\n  " + "\n  ".join(wrong[:5]) + more)
+    model.load_state_dict({own[name]: theirs[name] for name in taken}, strict=False)
+    if hasattr(model.net, "load_pretrained"):
+        model.net.load_pretrained = lambda: None  # init_from wins
+    if folder is not None:
+        _report(folder, path, f"{len(taken)} of {len(ours)} tensors", head, wrong)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".ckpt":
+        return dict(checkpoint.read(path)["state_dict"])
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"init_from={path} cannot be read: {e}") from e
+
+
+def _bare(key: str) -> str:
+    """The name of a weight in a net's own file: a task keeps it under `net.`, a torchvision net under `net.net.`."""
+    return re.sub(r"^(net\.)+", "", key)
+
+
+@rank_zero_only
+def _report(folder: Path, path: Path, taken: str, head: list[str], left: list[str]) -> None:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    runs.write_summary(folder, init_from={"path": str(path), "sha256": sha256, "new_head": head, "not_taken": left})
+    print(f"init_from  {runs.shown(path)}: {taken}", flush=True)
+    if head:
+        print(f"head: {', '.join(head)}, new")
+    if left:
+        print(textwrap.fill(f"not taken: {', '.join(left)}", 120, subsequent_indent="  ", break_long_words=False))
