@@ -82,6 +82,7 @@ def fit(folder_name: str) -> None:
         kept = trainer.checkpoint_callbacks
         best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
         throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
+        guard = next((c for c in trainer.callbacks if hasattr(c, "skipped_steps")), None)
         runs.end(
             folder,
             status="finished",
@@ -90,6 +91,7 @@ def fit(folder_name: str) -> None:
             test=test,
             epochs=trainer.current_epoch,
             steps=trainer.global_step,
+            skipped_steps=getattr(guard, "skipped_steps", None),
             fit_seconds=round(fitted, 2),
             samples_per_second=getattr(throughput, "samples_per_second", None),
             data_wait_share=getattr(throughput, "data_wait_share", None),

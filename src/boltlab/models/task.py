@@ -109,6 +109,15 @@ class EpochMeans(Metric):
 
     update = add
 
+    def mark(self) -> tuple[list[Any], list[Tensor]]:
+        """What was counted so far, for `back`: a step that is left out is not counted."""
+        return list(self._steps), [getattr(self, name).clone() for name in self._defaults]
+
+    def back(self, mark: tuple[list[Any], list[Tensor]]) -> None:
+        self._steps = mark[0]
+        for name, value in zip(self._defaults, mark[1], strict=True):
+            getattr(self, name).copy_(value)
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         self._sum_up()
         super().sync(*args, **kwargs)
