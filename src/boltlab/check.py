@@ -274,6 +274,9 @@ class Checker:
                 if arguments.get(key):
                     message = f"saves between the steps of one execution: {key}=null, or {one}"
                     self.add(f"{path}.{key}={_show(arguments[key])}", message)
+            if arguments.get("skip_steps"):
+                message = f"leaves out single steps: {path}.skip_steps=0, or {one}"
+                self.add(f"{path}.skip_steps={arguments['skip_steps']}", message)
             if needs_each_step(target):
                 self.add(path, f"{target.__name__} looks at every step: '~{path}', or {one}")
 

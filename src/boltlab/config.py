@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from boltlab import machine
 from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
@@ -375,14 +374,13 @@ def _hydra_compose(
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
 
     outer = GlobalHydra.instance().hydra  # a job of -m already stands inside one
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_DIR), job_name=verb, version_base="1.3"):
             config = hydra_compose(verb, overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as e:
+    except Exception as e:  # Hydra meets odd overrides with more than its own exceptions
         mistakes.append(_hydra_mistake(verb, e))
         return None, {}
     finally:
@@ -399,13 +397,12 @@ def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: l
     """A composed config with values changed: what Hydra does at the end of composing, without composing again."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, True)
     try:
         ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(overrides), config)
-    except (HydraException, OmegaConfBaseException) as e:
+    except Exception as e:  # as above
         mistakes.append(_hydra_mistake(verb, e))
         return None
     OmegaConf.set_struct(config, False)

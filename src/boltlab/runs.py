@@ -214,16 +214,22 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`, or nothing where there is none or it is broken."""
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
+
+
+def started(summary: dict[str, Any]) -> float:
+    """When a run began, in seconds since 1970; 0.0 where its summary does not say so."""
+    value = summary.get("started")
+    return value if isinstance(value, (int, float)) and 0 < value < 1e11 else 0.0
 
 
 def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
     """All run folders of a verb, newest first; the jobs of a sweep stand one folder deeper."""
     top = Path(log_dir) / verb
     found = [config.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for config in top.glob(pattern)]
-    yield from sorted(found, key=lambda folder: (read_summary(folder).get("started", 0.0), folder.name), reverse=True)
+    yield from sorted(found, key=lambda folder: (started(read_summary(folder)), folder.name), reverse=True)
 
 
 def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run") -> Path:
@@ -234,9 +240,13 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
     """
     if run != "latest":
         path = Path(run)
-        if (path / "config.yaml").is_file():
-            return path.resolve()
-        if path.is_dir():
+        try:
+            if (path / "config.yaml").is_file():
+                return path.resolve()
+            is_folder = path.is_dir()
+        except OSError as e:  # no name that this system can look for
+            raise UserError(f"{option}={run[:60]}… cannot be looked for: {e.strerror}") from e
+        if is_folder:
             raise UserError(f"{option}={run} is a folder, but no run folder: it has no config.yaml")
     known = list(folders(log_dir, verb))
     if not known:
@@ -269,7 +279,7 @@ def status(summary: dict[str, Any], folder: Path | None = None) -> str:
 
 
 def _alive(pid: Any) -> bool:
-    if not isinstance(pid, int):
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
         return False
     if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
         listing = subprocess.run(["tasklist", "/FI", f"PID eq {pid}"], capture_output=True, text=True, check=False)

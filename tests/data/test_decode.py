@@ -1,10 +1,16 @@
 import importlib.util
 import io
 import struct
+import subprocess
+import sys
+import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from boltlab.data.decode import MAX_PIXELS, check_decode, plain_jpeg, read_image, read_pixels
@@ -232,9 +238,9 @@ def test_only_plain_jpegs_go_past_pillow(monkeypatch):
     assert plain_jpeg(encoded(), 3) is None
 
 
-def pixels_or_reason(path, decode):
+def pixels_or_reason(path, decode, channels=3):
     try:
-        return read_pixels(path, 3, decode)
+        return read_pixels(path, channels, decode)
     except DataError as error:
         return str(error)
 
@@ -263,6 +269,172 @@ def test_every_way_names_what_is_no_file(tmp_path):
             read_pixels(tmp_path / "none.jpg", 3, decode)
         with pytest.raises(DataError, match=str(tmp_path.name)):
             read_pixels(tmp_path, 3, decode)
+
+
+# -- files that somebody made to do harm, or a broken disk
+
+
+def with_size(data, at, form, *size):
+    """The file with another size in its header."""
+    return data[:at] + struct.pack(form, *size) + data[at + struct.calcsize(form) :]
+
+
+def tiff_of(width, height, compression):
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1), (277, 3, 1)]
+    tags += [(273, 4, 200), (278, 4, height), (279, 4, 40)]
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sorted(tags))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0\0\0\0"
+    return head.ljust(200, b"\0") + zlib.compress(b"\0" * 20_000)
+
+
+def png_with_text(size):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * size))
+    data = encoded(file_format="PNG")
+    return data[:33] + text + data[33:]
+
+
+def gif_with_frame(size):
+    """A screen of one pixel that holds a frame of size x size."""
+    data = encoded(photograph((8, 8)).quantize(4), "GIF")
+    at = data.index(b",\0\0\0\0")
+    return with_size(with_size(data, 6, "<HH", 1, 1), at + 5, "<HH", size, size)
+
+
+HUGE = 60_000
+BOMBS = {
+    "png": png_header(HUGE, HUGE),
+    "png, below the limit": png_header(9_400, 9_500),
+    "png text": png_with_text(300 << 20),
+    "gif": with_size(encoded(file_format="GIF"), 6, "<HH", 65_535, 65_535),
+    "gif, its frame": gif_with_frame(65_535),
+    "webp lossless": b"RIFF\x20\0\0\0WEBPVP8L\x14\0\0\0\x2f\xff\xff\xff\x0f" + b"\0" * 15,
+    "webp extended": b"RIFF\x1a\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xfe\xff\0" * 2 + b"ANMF\0\0\0\0",
+    "bmp": with_size(encoded(file_format="BMP"), 18, "<ii", HUGE, HUGE),
+    "tiff": tiff_of(HUGE, HUGE, 8),
+    "tiff, raw": tiff_of(2**31 - 1, 1, 1),
+    "tga": with_size(encoded(file_format="TGA"), 12, "<HH", 65_535, 65_535),
+    "ppm": b"P6 99999 99999 255\n" + b"\0" * 50,
+    "jpeg": encoded().replace(b"\0\x11\x08" + struct.pack(">HH", 50, 75), b"\0\x11\x08\xff\xff\xff\xff", 1),
+}
+
+
+LIMITED = """
+import resource, sys, warnings
+from pathlib import Path
+from boltlab.data.decode import read_pixels
+from boltlab.errors import DataError
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), used + (2 << 30)))
+warnings.simplefilter("error")
+for path in sys.argv[1:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        text = f"{read_pixels(path, 3, 'fast').shape}"
+    except DataError as error:
+        text = str(error)
+    print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10} {text}", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the limit is set for Linux")
+def test_a_decompression_bomb_is_refused_in_little_memory_and_time(tmp_path):
+    for number, data in enumerate(BOMBS.values()):
+        (tmp_path / f"{number}.jpg").write_bytes(data)
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(len(BOMBS))]
+    command = [sys.executable, "-c", LIMITED, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    answers = dict(zip(BOMBS, done.stdout.splitlines(), strict=True))
+    for (name, line), path in zip(answers.items(), paths, strict=True):
+        megabytes, text = line.split(" ", 1)
+        assert int(megabytes) < 100, (name, line)
+        assert text.startswith(f"{path}: "), (name, line)
+        assert "pixels are refused" in text or name in ("png, below the limit", "png text", "gif, its frame"), (
+            name,
+            line,
+        )
+
+
+def test_a_large_sixteen_bit_image_takes_no_wider_copies(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(np.tile(values, (16, 8))).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png", 1)
+    tracemalloc.start()
+    try:
+        found = np.asarray(read_image(tmp_path / "a.png", 1))
+        assert tracemalloc.get_traced_memory()[1] < 9 * found.size  # numpy's; 64-bit numbers would take 24
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found[:256, :256], np.round(values / 257))
+
+
+def test_a_file_that_would_start_a_program_is_not_opened(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="not an image, or of an unknown format"):
+        read_image(tmp_path / "a.jpg", 3)
+
+
+SIXTEEN = Image.fromarray(np.random.default_rng(1).integers(0, 65536, (12, 16), dtype=np.uint16))
+SMALL = photograph((16, 12))
+SEEDS = [
+    encoded(SMALL),
+    encoded(SMALL, progressive=True, exif=oriented(6)),
+    encoded(SMALL.convert("CMYK")),
+    *[encoded(SMALL.convert(mode), "PNG") for mode in ("RGB", "L", "LA", "RGBA", "1", "P")],
+    *[encoded(SIXTEEN, name) for name in ("PNG", "TIFF")],
+    encoded(SMALL.quantize(20), "GIF", save_all=True, append_images=[SMALL.quantize(5)]),
+    *[encoded(SMALL, "WEBP", lossless=lossless) for lossless in (True, False)],
+    *[encoded(SMALL, "TIFF", compression=name) for name in (None, "tiff_lzw", "tiff_adobe_deflate")],
+    *[encoded(SMALL, name) for name in ("BMP", "TGA", "PPM")],
+]
+WORDS = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\1\0\0", b"\xff\xd8"]
+
+
+@st.composite
+def damaged(draw):
+    """A real file with bytes flipped, cut off, put in or overwritten; or bytes alone."""
+    data = bytearray(draw(st.sampled_from(SEEDS)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, 60)) if draw(st.booleans()) else draw(st.integers(0, len(data)))
+        what = draw(st.sampled_from(["flip", "flip", "cut", "insert", "remove", "word"]))
+        if what == "flip" and at < len(data):
+            data[at] ^= draw(st.integers(1, 255))
+        elif what == "cut":
+            del data[at:]
+        elif what == "insert":
+            data[at:at] = draw(st.binary(min_size=1, max_size=9))
+        elif what == "remove":
+            del data[at : at + draw(st.integers(1, 9))]
+        else:
+            data[at : at + 4] = draw(st.sampled_from(WORDS))
+    return bytes(data)
+
+
+CUT_IN_ADOBE = b"\xff\xd8\xff\xee\0\x0eAdobe"
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    st.one_of(*[damaged()] * 9, st.binary(max_size=80)), st.sampled_from([1, 3]), st.sampled_from(["pillow", "fast"])
+)
+@example(CUT_IN_ADOBE, 3, "fast")
+def test_any_bytes_are_pixels_or_a_named_reason(tmp_path, monkeypatch, data, channels, decode):
+    monkeypatch.setattr("boltlab.data.decode.MAX_PIXELS", 1_000_000)  # what is below it is slow, not wrong
+    path = tmp_path / "a b.jpg"
+    path.write_bytes(data)
+    answer = pixels_or_reason(path, decode, channels)
+    if isinstance(answer, str):
+        assert answer.startswith(f"{path}: ") and "\n" not in answer
+    else:
+        assert answer.dtype == np.uint8 and answer.ndim == 3 and answer.shape[2] == channels and answer.size
 
 
 def test_a_missing_library_is_named_with_the_cure(monkeypatch):

@@ -4,6 +4,7 @@ import shutil
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -177,6 +178,35 @@ def test_names_in_any_script_nested_folders_and_capital_suffixes(tmp_path):
     assert data.class_counts("train").tolist() == [3, 4]
     assert data.class_counts("val").tolist() == [1, 1]
     assert sum(len(y) for _, y in data.dataloader("train")) == 7
+
+
+@pytest.mark.parametrize("decode", ["pillow", "auto"])
+def test_every_kind_of_file_has_its_pixels_and_its_label(tmp_path, decode):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, grey in (("a = b, c", 60), ("é 图像", 200)):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        flat = Image.new("L", (24, 20), grey)
+        for mode in ("L", "LA", "RGB", "RGBA", "P"):
+            flat.convert(mode).save(folder / f"{mode} 1,2=3.png")
+        Image.fromarray(np.full((20, 24), grey * 257, dtype=np.uint16)).save(folder / "sixteen.png")
+        flat.convert("CMYK").save(folder / "cmyk.jpeg", quality=95)
+        flat.save(folder / "grey.JPG", quality=95)
+        flat.convert("RGB").save(folder / "webp.webp", lossless=True)
+        turned = Image.new("RGB", (24, 20), (grey, grey, grey))
+        turned.paste((255, 0, 0), (0, 0, 24, 4))  # the stored top is the right side of the upright picture
+        turned.save(folder / "turned.jpg", quality=95, subsampling=0, exif=exif)
+    data = module(tmp_path / "photos", decode=decode, val_fraction=2, test_fraction=2)
+    seen = 0
+    for split in ("train", "val", "test"):
+        for x, y in data.dataloader(split):
+            for image, label in zip(x.int(), y.tolist(), strict=True):
+                assert (image[:, 4:12, 4:8] - {0: 60, 1: 200}[label]).abs().max() <= 3
+                seen += 1
+    assert seen == 20
+    upright = data.eval_pixels(str(tmp_path / "photos" / "é 图像" / "turned.jpg"))
+    assert upright[0, 8, 15] > 240 and upright[1, 8, 15] < 30 and upright[1, 8, 0] > 190
 
 
 def spoil(root):

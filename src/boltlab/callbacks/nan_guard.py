@@ -1,46 +1,176 @@
-"""Stops a run whose loss or weights are no longer finite, before a checkpoint is made of them."""
+"""Stops a run whose loss or weights are no longer finite, before a checkpoint is made of them; or skips such steps."""
 
+import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from boltlab.errors import UserError
 
+_GRADIENT = "a gradient is not finite"
+_HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+
 
 class NonFiniteLoss(UserError):
-    """The loss or the weights became NaN or infinite; the message names step, epoch and batch."""
+    """The loss, a gradient or the weights became NaN or infinite; the message names step, epoch, batch and samples."""
+
+
+class Found(NamedTuple):
+    """What is not finite, after how many steps; the batches of that step it may come from, where that is known."""
+
+    what: str
+    step: int
+    epoch: int
+    batches: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.batches:
+            return f"{self.what} after step {self.step} (epoch {self.epoch}, from 0)"
+        batches = ", ".join(map(str, self.batches))
+        return f"{self.what} at step {self.step} (epoch {self.epoch}, batch {batches}, both from 0)"
 
 
 class NaNGuard(Callback):
     """Looks at the training loss, and at the weights before they are saved.
 
-    On one CPU process it looks at each step's loss. Reading a value from an accelerator waits for it, and processes
-    must agree before they stop, so there the losses are kept on the device and looked at together, every
-    ``every_n_steps`` steps. Whatever is pending is looked at before validation and before any checkpoint.
+    On one CPU process it looks at each loss before the backward pass, so the weights are still good when it stops.
+    Reading a value from an accelerator waits for it, and processes must agree before they stop, so there (and with
+    steps_per_execution) the losses are kept and looked at together, every ``every_n_steps`` steps. Whatever is pending
+    is looked at before validation and before any checkpoint.
+
+    With ``skip_steps`` up to so many steps whose loss or gradient is not finite are left out: weights, the optimizer's
+    state, the running statistics of norms and the epoch's means are those from before. The step still counts, in
+    global_step and in the schedule of the learning rate, so the training ends where it would have. Each step then
+    waits for the accelerator and for the other processes. precision=16-mixed finds its scale by steps with infinite
+    gradients, which its scaler leaves out by itself: there only the losses are looked at.
+
+    dir: gets `samples.json` (what was found, which samples of the train split, by file where they are files),
+        `batch.pt` (x and y as the loader gives them, made again) and, where the weights were good when it was found,
+        `state.ckpt` (weights and optimizer state before the step; running statistics have seen the batch). Over several
+        processes the first two carry the rank in their names.
 
     Raises:
         NonFiniteLoss: on all processes, at the same step.
     """
 
-    several_steps = True  # see steps_per_execution
+    several_steps = True  # see steps_per_execution; the check refuses skip_steps there
 
-    def __init__(self, every_n_steps: int = 10) -> None:
+    def __init__(self, every_n_steps: int = 10, skip_steps: int = 0, dir: str | None = None) -> None:
         self.every_n_steps = every_n_steps
+        self.skip_steps = skip_steps
+        self.dir = None if dir is None else Path(dir)
+        self.skipped: list[int] = []  # the steps, as the messages number them
         self._stride = 1
         self._since = 0
         self._pending: list[tuple[Tensor, int, int, int]] = []  # loss, step, epoch, batch
+        self._losses: list[Tensor] = []  # of the batches that one step accumulates
+        self._before: tuple[list[tuple[Tensor, Tensor]], Any] = ([], None)
+        self._saved_step = 0
         self._ending = False
 
+    @property
+    def skipped_steps(self) -> int:
+        return len(self.skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": list(self.skipped)} if self.skipped else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = list(state_dict.get("skipped", []))
+
+    @staticmethod
+    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        problems = []
+        for name, least in (("every_n_steps", 1), ("skip_steps", 0)):
+            number = arguments.get(name)
+            if isinstance(number, int) and number < least:
+                problems.append((name, f"{number} is less than {least}"))
+        return problems
+
+    @staticmethod
+    def _reads_freely(trainer: "pl.Trainer") -> bool:
+        return trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
+
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        local = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
-        self._stride = 1 if local else self.every_n_steps
-        self._since, self._ending = 0, False
+        free = self._reads_freely(trainer)
+        self._stride = 1 if free else self.every_n_steps
+        self._since, self._saved_step, self._ending = 0, trainer.global_step, False
         self._pending.clear()
+        self._losses.clear()
+        if self.skip_steps:
+            used = {"on_train_batch_start", "on_before_backward", "on_before_optimizer_step"}
+        elif free and getattr(pl_module, "steps_per_execution", 1) == 1:
+            used = {"on_before_backward"}
+        else:
+            used = {"on_train_batch_end"}
+        for name in _HOOKS:  # Lightning passes over a hook that cannot be called
+            vars(self).pop(name, None)
+            if name not in used:
+                setattr(self, name, None)
+
+    # -- looking before the step is taken
+
+    def on_train_batch_start(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            means: Any = getattr(pl_module, "train_metrics", None)
+            marked = means.mark() if hasattr(means, "mark") else None
+            self._before = [(buffer, buffer.clone()) for buffer in pl_module.buffers()], marked
+
+    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+        if self.skip_steps:
+            self._losses.append(loss.detach())
+        elif not math.isfinite(value := loss.item()):
+            self._stop(trainer, _found_loss(value, trainer, trainer.fit_loop.batch_idx), before=True)
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
+    ) -> None:
+        losses, self._losses = self._losses, []
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [grad for p in parameters if (grad := _own_part(p.grad)).numel()]
+        good = [loss.isfinite() for loss in losses]
+        if gradients and getattr(trainer.precision_plugin, "scaler", None) is None:
+            good.append(torch.nn.utils.get_total_norm(gradients, math.inf).isfinite())
+        if self._all_agree(trainer, not good or bool(torch.stack(good).all())):
+            return
+        last = trainer.fit_loop.batch_idx
+        batches = range(last - len(losses) + 1, last + 1)
+        values = [(loss.item(), batch) for loss, batch in zip(losses, batches, strict=True)]
+        bad = [_found_loss(value, trainer, batch) for value, batch in values if not math.isfinite(value)]
+        step, epoch = trainer.global_step + 1, trainer.current_epoch
+        found = None
+        if bad:
+            found = bad[0]
+        elif not bool(torch.stack(good).all()):
+            found = Found(_GRADIENT, step, epoch, tuple(batches))
+        found = self._if_first(trainer, found)
+        for p in parameters:
+            p.grad = None  # optimizers pass over such a parameter: no update, no momentum, no decay
+        buffers, marked = self._before
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        if marked is not None:
+            pl_module.train_metrics.back(marked)  # type: ignore[operator,union-attr]
+        if len(self.skipped) >= self.skip_steps:
+            self._stop(trainer, found, before=True)
+        self.skipped.append(step)
+        if found is not None:
+            text = self._record(trainer, found, before=True)
+            counted = f"skipped ({len(self.skipped)} of at most {self.skip_steps})"
+            warnings.warn(f"{counted}: {text}", stacklevel=2)
+        elif trainer.is_global_zero:
+            self._keep_state(trainer)
+
+    # -- looking afterwards
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
@@ -62,22 +192,31 @@ class NaNGuard(Callback):
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._look(trainer)
 
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.skipped and trainer.is_global_zero:
+            steps = ", ".join(map(str, self.skipped[:10])) + (", …" if len(self.skipped) > 10 else "")
+            print(
+                f"{len(self.skipped)} of at most {self.skip_steps} steps were skipped, not finite: {steps}", flush=True
+            )
+
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
         # Raising here leaves the files of earlier checkpoints as they are: this one has not been opened yet.
         self._look(trainer)
         # A finite loss can have gradients that are not. save_weights_only checkpoints do not come by here.
-        problem = None
-        if not _finite(checkpoint.get("state_dict", {})):
-            problem = f"weights are not finite after step {trainer.global_step} (epoch {trainer.current_epoch})"
-        self._agree(trainer, problem)
+        found = None
+        for what, part in (("weights are", "state_dict"), ("the optimizer's state is", "optimizer_states")):
+            if not _finite(checkpoint.get(part, {})):
+                found = found or Found(f"{what} not finite", trainer.global_step, trainer.current_epoch)
+        self._stop_together(trainer, found)
+        self._saved_step = trainer.global_step
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         self._ending = True  # the other processes may be elsewhere: ask them nothing any more
         if isinstance(exception, NonFiniteLoss):
             for callback in trainer.checkpoint_callbacks:  # they come after this callback
-                if isinstance(callback, ModelCheckpoint):
+                if hasattr(callback, "save_on_exception"):
                     callback.save_on_exception = False
 
     def _look(self, trainer: "pl.Trainer") -> None:
@@ -85,27 +224,134 @@ class NaNGuard(Callback):
         losses = [loss for loss, *_ in pending]
         # One value is read directly: on a CPU, stacking would cost more than everything else here.
         values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist() if losses else []
-        problem = None
+        found = None
         for value, (_, step, epoch, batch) in zip(values, pending, strict=True):
             if not math.isfinite(value):
-                problem = f"the training loss is {value} at step {step} (epoch {epoch}, batch {batch}, both from 0)"
+                found = Found(f"the training loss is {value}", step, epoch, (batch,))
                 break
-        self._agree(trainer, problem)
+        self._stop_together(trainer, found)
 
-    def _agree(self, trainer: "pl.Trainer", problem: str | None) -> None:
-        """Raises on every process if there is a problem on one."""
-        alone = trainer.world_size == 1 or self._ending
-        if not alone and not trainer.strategy.reduce_boolean_decision(problem is None, all=True):
-            problem = problem or "the training loss or a weight is not finite on another process"
-        if problem:
-            raise NonFiniteLoss(
-                f"{problem}. Training stops; the checkpoints hold the weights from before. What often helps: a smaller"
-                " optimizer.lr, trainer.gradient_clip_val=1, precision=32; trainer.detect_anomaly=true names the"
-                " operation."
-            )
+    # -- stopping
+
+    def _all_agree(self, trainer: "pl.Trainer", good: bool) -> bool:
+        if trainer.world_size == 1 or self._ending:
+            return good
+        return trainer.strategy.reduce_boolean_decision(good, all=True)
+
+    def _if_first(self, trainer: "pl.Trainer", found: Found | None) -> Found | None:
+        """What was found here, unless it follows from what another process found: averaged gradients spread it."""
+        if trainer.world_size == 1 or self._ending:
+            return found
+        all_found: list[Found | None] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(all_found, found)
+        first = min((other.step, other.what == _GRADIENT) for other in all_found if other is not None)
+        return found if found is not None and (found.step, found.what == _GRADIENT) == first else None
+
+    def _stop_together(self, trainer: "pl.Trainer", found: Found | None) -> None:
+        """Raises on every process if something was found on one."""
+        if not self._all_agree(trainer, found is None):
+            self._stop(trainer, self._if_first(trainer, found), before=False)
+
+    def _stop(self, trainer: "pl.Trainer", found: Found | None, before: bool) -> None:
+        text = None if found is None else self._record(trainer, found, before)
+        if found is None and before and trainer.is_global_zero:
+            self._keep_state(trainer)
+        if trainer.world_size > 1 and not self._ending:  # all of them are here: each tells what one of them found
+            texts: list[str | None] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(texts, text)
+            named = [f"{text} (process {rank})" for rank, text in enumerate(texts) if text]
+            text = named[0]
+        if self.skip_steps:
+            text = f"more than callbacks.nan_guard.skip_steps={self.skip_steps} steps are not finite: {text}"
+        raise NonFiniteLoss(
+            f"{text}. Training stops; the checkpoints hold the weights from before (step {self._saved_step} is the"
+            " newest). What often helps: a smaller optimizer.lr, trainer.gradient_clip_val=1, precision=32;"
+            " trainer.detect_anomaly=true names the operation; callbacks.nan_guard.skip_steps=N skips up to N steps."
+        )
+
+    def _record(self, trainer: "pl.Trainer", found: Found, before: bool) -> str:
+        """Writes down what was found on this process; returns it as a text."""
+        indices, files = _samples(trainer, found)
+        text = str(found)
+        if indices:
+            names = [str(i) for i in indices[:8]] if files is None else files[:3]
+            more = f" and {len(indices) - len(names)} more" if len(indices) > len(names) else ""
+            text += f", samples {', '.join(names)}{more} of the train split"
+        if before and not _finite(list(trainer.lightning_module.parameters())):
+            text += "; the weights were not finite before it, an earlier gradient was not"
+        if self.dir is None:
+            return text
+        end = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
+        path = self.dir / f"samples{end}.json"
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        record = found._asdict() | {"indices": indices, "files": files, "newest_checkpoint_step": self._saved_step}
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps([*records, record], indent=1, ensure_ascii=False), encoding="utf-8")
+            if indices:
+                _write(self.dir / f"batch{end}.pt", _batch(trainer, found.epoch, indices))
+            if before and trainer.is_global_zero:
+                self._keep_state(trainer)
+            text += f"; kept in {self.dir}"
+        except (OSError, UserError) as e:  # it must not hide what was found
+            text += f"; not kept: {e}"
+        return text
+
+    def _keep_state(self, trainer: "pl.Trainer") -> None:
+        shards = any(hasattr(p, "to_local") for p in trainer.lightning_module.parameters())
+        if self.dir is None or shards:  # each process has its own
+            return
+        optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
+        weights = trainer.strategy.lightning_module_state_dict()
+        weights = {key: value for key, value in weights.items() if "_metrics." not in key}  # they have counted the step
+        _write(self.dir / "state.ckpt", {"state_dict": weights, "optimizer_states": optimizers})
 
 
-def _finite(state: Mapping[str, Any]) -> bool:
-    tensors = [t for t in state.values() if isinstance(t, Tensor) and t.is_floating_point()]
-    tensors = [t.to_local() if hasattr(t, "to_local") else t for t in tensors]  # a sharded weight's own part
-    return bool(torch.stack([t.detach().isfinite().all().cpu() for t in tensors]).all()) if tensors else True
+def _found_loss(value: float, trainer: "pl.Trainer", batch: int) -> Found:
+    return Found(f"the training loss is {value}", trainer.global_step + 1, trainer.current_epoch, (batch,))
+
+
+def _samples(trainer: "pl.Trainer", found: Found) -> tuple[list[int] | None, list[str] | None]:
+    """Indices in the train split and files of the samples of this process; None where they cannot be known."""
+    sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
+    if not hasattr(sampler, "batch_indices") or not found.batches:
+        return None, None
+    indices = torch.cat([sampler.batch_indices(found.epoch, batch) for batch in found.batches]).tolist()
+    data = trainer.datamodule.dataset("train") if hasattr(trainer.datamodule, "dataset") else None  # type: ignore[attr-defined]
+    files = getattr(data, "files", None)
+    if files is None or len(files) != sampler.size:  # a cache in memory leaves unreadable files out
+        return indices, None
+    return indices, [files[i] for i in indices]
+
+
+def _batch(trainer: "pl.Trainer", epoch: int, indices: list[int]) -> dict[str, Tensor]:
+    x, y, _ = trainer.train_dataloader.dataset[epoch, torch.tensor(indices)]  # type: ignore[union-attr]
+    return {"x": x, "y": y}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    from boltlab.checkpoint import write
+
+    write(content, path)
+
+
+def _own_part(tensor: Any) -> Tensor:
+    """A sharded tensor's own part."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part.detach()
+
+
+def _tensors(state: Any) -> Iterable[Tensor]:
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def _finite(state: Any) -> bool:
+    tensors = [_own_part(t) for t in _tensors(state) if t.is_floating_point()]
+    return bool(torch.stack([t.isfinite().all().cpu() for t in tensors]).all()) if tensors else True

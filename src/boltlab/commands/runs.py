@@ -14,20 +14,21 @@ def main(overrides: list[str]) -> int:
     """Prints the table; an empty log folder is no error."""
     config = compose("runs", overrides).config
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("run", "data", "model", "best", "test", "status", "time", "started", box=None)
     for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
         summary = runs.read_summary(folder)
         state = runs.status(summary, folder)
-        started = summary.get("started")
+        started = runs.started(summary)
         table.add_row(
-            folder.relative_to(runs.Path(config.log_dir) / config.verb).as_posix(),
-            str(summary.get("data") or ""),
-            str(summary.get("model") or ""),
-            _metric(summary.get("best"), ""),
-            _metric(summary.get("test"), "acc", "mse"),
-            f"[{_COLOURS.get(state, 'white')}]{state}[/]",
+            escape(folder.relative_to(runs.Path(config.log_dir) / config.verb).as_posix()),
+            escape(str(summary.get("data") or "")),
+            escape(str(summary.get("model") or "")),
+            escape(_metric(summary.get("best"), "")),
+            escape(_metric(summary.get("test"), "acc", "mse")),
+            f"[{_COLOURS.get(state, 'white')}]{escape(state)}[/]",
             _duration(summary.get("seconds")),
             f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if started else "",
         )
@@ -40,14 +41,14 @@ def main(overrides: list[str]) -> int:
 
 
 def _metric(values: Any, *endings: str) -> str:
-    for key, value in (values or {}).items():
-        if any(key.endswith(ending) for ending in endings):
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, int | float) and any(key.endswith(ending) for ending in endings):
             return f"{key} {value:.4f}"
     return ""
 
 
 def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
         return ""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -157,6 +157,9 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
     if throughput is not None and throughput.samples_per_second:
         values |= {name: getattr(throughput, name) for name in ("samples_per_second", "data_wait_share")}
+    guard = next((c for c in trainer.callbacks if hasattr(c, "skipped_steps")), None)
+    if guard is not None:
+        values["skipped_steps"] = guard.skipped_steps
     runs.write_summary(folder, fit_seconds=round(before.get("fit_seconds", 0.0) + seconds, 2), **values)
 
 

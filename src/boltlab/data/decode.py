@@ -22,6 +22,8 @@ except ImportError:
 Decode = Literal["pillow", "fast", "fastest"]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MiB as RGB
+# What a file may hold, whatever its name says. Pillow knows forty formats more, of which one starts a program (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -95,7 +97,9 @@ def _is_plain_jpeg(data: memoryview) -> bool:
         marker, start, at = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == 0xDA:  # the pixels follow
             return good_frame
-        if marker in (0xC0, 0xC1, 0xC2) and at - start >= 6 and at <= end:  # frame: baseline, extended, progressive
+        if at > end:  # cut off in this segment
+            return False
+        if marker in (0xC0, 0xC1, 0xC2) and at - start >= 6:  # frame: baseline, extended, progressive
             height, width = data[start + 1] << 8 | data[start + 2], data[start + 3] << 8 | data[start + 4]
             good_frame = data[start] == 8 and 0 < height * width <= MAX_PIXELS and data[start + 5] in (1, 3)
             if not good_frame:
@@ -135,7 +139,7 @@ def read_image(path: str | Path, channels: int) -> Image.Image:
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {channels}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{image.width} x {image.height} pixels are refused (a decompression bomb?)")
             image.load()
@@ -156,10 +160,14 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode and not image.has_transparency_data:
         return image
     if image.mode.startswith("I;16") or image.mode == "I":  # convert() would cut at 255
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DataError("32-bit pixels outside 0..65535 have no known range; save them with 8 or 16 bits")
-        return Image.fromarray(((values * 2 + 257) // 514).astype(np.uint8)).convert(mode)  # round(values / 257)
+        values = values.astype(np.uint32)  # round(values / 257), in place: of a large image each copy takes a GiB
+        values *= 255
+        values += 32895
+        values >>= 16
+        return Image.fromarray(values.astype(np.uint8)).convert(mode)
     if image.mode == "F":
         raise DataError("floating-point pixels have no known range; save them with 8 or 16 bits")
     if image.has_transparency_data:

@@ -123,9 +123,9 @@ class TrainSampler(SequentialSampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def order(self) -> Tensor:
-        """Sample indices of the whole epoch, over all ranks, int64 [N]."""
-        generator = torch.Generator().manual_seed(random_key(self.seed, self.epoch))
+    def order(self, epoch: int | None = None) -> Tensor:
+        """Sample indices of a whole epoch (of the present one), over all ranks, int64 [N]."""
+        generator = torch.Generator().manual_seed(random_key(self.seed, self.epoch if epoch is None else epoch))
         if self.by_class is not None:
             label = torch.randint(len(self.by_class), (self.size,), generator=generator)
             draw = torch.rand(self.size, generator=generator, dtype=torch.float64)
@@ -134,6 +134,11 @@ class TrainSampler(SequentialSampler):
 
     def __len__(self) -> int:
         return -(-self.per_rank // self.per_fetch)
+
+    def batch_indices(self, epoch: int, batch: int) -> Tensor:
+        """Sample indices of this rank's batch number `batch` in an epoch, int64 [B], however many a fetch holds."""
+        mine = self.order(epoch)[self.rank :: self.world_size][: self.per_rank]
+        return mine[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch

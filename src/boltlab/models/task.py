@@ -111,6 +111,15 @@ class EpochMeans(Metric):
 
     update = add
 
+    def mark(self) -> tuple[list[Any], list[Tensor]]:
+        """What was counted so far, for `back`: a step that is left out is not counted."""
+        return list(self._steps), [getattr(self, name).clone() for name in self._defaults]
+
+    def back(self, mark: tuple[list[Any], list[Tensor]]) -> None:
+        self._steps = mark[0]
+        for name, value in zip(self._defaults, mark[1], strict=True):
+            getattr(self, name).copy_(value)
+
     def sync(self, *args: Any, **kwargs: Any) -> None:
         self._sum_up()
         super().sync(*args, **kwargs)
@@ -232,7 +241,8 @@ class Task(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | dict[str, Any]:
         if self.steps_per_execution > 1:
             return self._several_steps(batch, batch_idx)
-        loss = self._training_loss(batch, batch_idx)
+        self._seed_step(batch_idx)
+        loss = self._training_loss(batch)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
         # Of the batches that one optimizer step accumulates, the last one's loss is logged.
@@ -275,7 +285,8 @@ class Task(L.LightningModule):
             accumulated = steps.pop(0)
             optimizer.zero_grad()
             for following in range(len(accumulated) - 1, -1, -1):
-                loss = self._training_loss(accumulated.pop(0), batch_idx)
+                self._seed_step(batch_idx)
+                loss = self._training_loss(accumulated.pop(0))
                 if not following and every and (step + 1) % every == 0:
                     self._log_loss(loss, step)
                 loss = self._regularized(loss)
@@ -305,13 +316,16 @@ class Task(L.LightningModule):
         if self.steps_per_execution == 1:  # else the batches that one step accumulates have left gradients already
             optimizer.zero_grad()
 
-    def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The batch's mean loss, counted. What is drawn on the way (dropout) follows (seed, rank, epoch, batch)."""
+    def _seed_step(self, batch_idx: int) -> None:
+        """What a step draws (dropout, mixup) follows (seed, rank, epoch, batch)."""
         if self._seed is not None:
             key = random_key(self._seed, self.trainer.current_epoch, batch_idx)
-            torch.default_generator.manual_seed(key)  # not torch.manual_seed, which costs more than a small net's layer
+            torch.default_generator.manual_seed(key)  # torch.manual_seed costs more than a small net's layer
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(key)
+
+    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The batch's mean loss, counted."""
         x, target = batch
         output = self(x)
         loss, weight = self.criterion(output, target)
