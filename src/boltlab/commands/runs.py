@@ -7,8 +7,6 @@ from typing import Any
 from boltlab import runs
 from boltlab.config import compose
 
-_COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
-
 
 def main(overrides: list[str]) -> int:
     """Prints the table; an empty log folder is no error."""
@@ -27,7 +25,7 @@ def main(overrides: list[str]) -> int:
             str(summary.get("model") or ""),
             _metric(summary.get("best"), ""),
             _metric(summary.get("test"), "acc", "mse"),
-            f"[{_COLOURS.get(state, 'white')}]{state}[/]",
+            f"[{runs.COLOURS.get(state, 'white')}]{state}[/]",
             _duration(summary.get("seconds")),
             f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if started else "",
         )
