@@ -48,6 +48,19 @@ def test_a_run_leaves_everything_in_its_folder(boltlab):
     assert test_acc == pytest.approx(summary["test"]["test_acc"], abs=1e-4)
 
 
+def test_last_is_the_newest_step_where_the_metric_gets_worse_every_epoch(boltlab):
+    rising = ("trainer.max_epochs=3", "scheduler=constant", "optimizer.lr=1e-3", "mode=min", "test=false")
+    assert boltlab("train", *QUICK, *rising)[0] == 0
+    folder = only_run()
+    with (folder / "metrics.csv").open() as file:
+        worse = [float(row["val_acc"]) for row in csv.DictReader(file) if row.get("val_acc")]
+    assert len(worse) == 3 and worse[0] < worse[1] < worse[2]  # mode=min: the first is the best
+    last, best = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    steps = runs.read_summary(folder)["steps"]
+    assert (last["global_step"], best["global_step"]) == (steps, steps // 3)
+    assert not torch.equal(last["state_dict"]["net.layers.0.weight"], best["state_dict"]["net.layers.0.weight"])
+
+
 def test_checkpoints_are_plain_verified_and_load_as_a_model(boltlab):
     assert boltlab("train", *QUICK, "scheduler.warmup_epochs=1", "optimizer=sgd")[0] == 0
     folder = only_run()

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -118,6 +119,29 @@ def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
     assert Path(warning.split("'")[1]).resolve() == folder.resolve()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a whole group of processes at once")
+def test_the_file_of_a_killed_training_reads_to_within_5_seconds(tmp_path):
+    more = ["model=linear", "trainer.max_epochs=100000", "trainer.accelerator=cpu", "logger=wandb"]
+    command = [sys.executable, "-m", "boltlab", "train", *more]
+    env = {**os.environ, "WANDB_MODE": "offline"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not (found := list(tmp_path.glob("logs/train/*/wandb/offline-run-*/*.wandb"))):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(8)
+        assert process.poll() is None
+    finally:
+        killed = time.time()
+        os.killpg(process.pid, signal.SIGKILL)  # wandb's own process too
+        process.wait()
+    history = [record["history"]["item"] for record in records(found[0].parent) if record["type"] == "history"]
+    assert history[-1]["_timestamp"] > killed - 5
+    steps = [row["trainer/global_step"] for row in history]
+    assert steps == sorted(steps) and len(steps) > 10
 
 
 def test_every_logger_is_a_run_of_its_own(tmp_path):
