@@ -186,7 +186,7 @@ def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
     """All run folders of a verb, newest first; the jobs of a sweep stand one folder deeper."""
     top = Path(log_dir) / verb
     found = [config.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for config in top.glob(pattern)]
-    yield from sorted(found, key=lambda folder: (read_summary(folder).get("started", 0.0), folder.name), reverse=True)
+    yield from sorted(found, key=lambda folder: (read_summary(folder).get("started") or 0.0, folder.name), reverse=True)
 
 
 def find(run: str, log_dir: str | Path, verb: str = "train") -> Path:

@@ -14,7 +14,7 @@ def main(overrides: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("run", "data", "model", "best", "test", "status", "time", "started", box=None)
+    table = Table("run", "data", "model", "best", "test", "status", "reached", "time", "started", box=None)
     for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
         summary = runs.read_summary(folder)
         state = runs.status(summary, folder)
@@ -26,8 +26,9 @@ def main(overrides: list[str]) -> int:
             _metric(summary.get("best"), ""),
             _metric(summary.get("test"), "acc", "mse"),
             f"[{runs.COLOURS.get(state, 'white')}]{state}[/]",
+            _reached(summary),
             _duration(summary.get("seconds")),
-            f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if started else "",
+            f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if isinstance(started, int | float) else "",
         )
     if not table.row_count:
         print(f"no run yet under {config.log_dir}/{config.verb}: train one with `boltlab train`")
@@ -37,9 +38,17 @@ def main(overrides: list[str]) -> int:
     return 0
 
 
+def _reached(summary: dict[str, Any]) -> str:
+    """How far a run has come: a killed one goes on from there."""
+    for key, unit in (("epochs", "epoch"), ("steps", "step"), ("step", "step")):
+        if isinstance(summary.get(key), int):
+            return f"{unit} {summary[key]}"
+    return ""
+
+
 def _metric(values: Any, *endings: str) -> str:
-    for key, value in (values or {}).items():
-        if any(key.endswith(ending) for ending in endings):
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if isinstance(value, int | float) and key.endswith(endings):
             return f"{key} {value:.4f}"
     return ""
 
