@@ -109,6 +109,8 @@ class _Sweep:
         self.top, self.overrides, self.jobs, self.known = top, overrides, jobs, known
         self.before = {n for n in range(len(jobs)) if _status(_newest_start(top, n)) == "finished"}
         self.reasons: dict[int, str] = {}
+        same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self.titles = [" ".join(o for o in job.overrides if o not in same) for job in jobs]
 
     def run(self) -> int:
         if (self.top / "jobs.json").exists():
@@ -125,7 +127,7 @@ class _Sweep:
         return 0 if all(row["status"] in ("finished", BEFORE) for row in rows) else 1
 
     def run_job(self, number: int, job: Composed) -> None:
-        heading = f"job {number}  {' '.join(job.overrides)}"
+        heading = f"job {number}  {self.titles[number]}"
         if number in self.before:
             print(f"{heading}: {BEFORE}", flush=True)
             return
@@ -171,13 +173,12 @@ class _Sweep:
         from rich.table import Table
         from rich.text import Text
 
-        same = set.intersection(*(set(job.overrides) for job in self.jobs))
         monitors = dict.fromkeys(job.config.monitor for job in self.jobs)
         table = Table("job", "overrides", "status", f"best {', '.join(monitors)}", "reason", "folder", box=None)
         for row in rows:
             table.add_row(
                 str(row["job"]),
-                " ".join(o for o in row["overrides"] if o not in same),
+                self.titles[row["job"]],
                 Text(row["status"], runs.COLOURS.get(row["status"].removesuffix(" before"), "white")),
                 "" if row["best"] is None else f"{row['best']:.4f}",
                 row["reason"] if len(row["reason"]) <= 100 else row["reason"][:99] + "…",
