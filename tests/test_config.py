@@ -90,6 +90,10 @@ MISTAKES = {
     "model.optimizer.lr=0.5": ("model.optimizer.lr=0.5", "model.optimizer is taken from optimizer: set optimizer.lr=…"),
     "+trainer.logger=false": ("trainer.logger", "logger are chosen by the group of that name"),
     "run_dir=here": ("run_dir=here", "is filled in by the run; log_dir=… and name=… choose where it goes"),
+    "hydra/launcher=joblib": (
+        "hydra/launcher=joblib",
+        "has no effect here: log_dir=… and name=… choose the run folder",
+    ),
     "hydra.run.dir=here": ("hydra.run.dir=here", "has no effect here: log_dir=… and name=… choose the run folder"),
     # values that do not go together
     "callbacks=none": ("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false"),
@@ -159,6 +163,23 @@ def test_mistakes_of_a_grid_are_found_before_its_first_job(boltlab):
     assert code == 2 and "4 mistakes" in err and "is a pattern: name the choices, a,b,c" in err
     assert "optimizer.lr=fast" in err and "model=lennet" in err and "seed=x" in err
     assert not Path("logs").exists()
+
+
+def test_a_mistake_of_one_combination_alone_starts_nothing(boltlab):
+    grid = ("data.batch_size=256,255", "trainer.devices=1,2", "trainer.accelerator=cpu")
+    code, _, err = boltlab("train", "-m", *grid)
+    assert code == 2 and "1 mistake " in err and "data.batch_size=255" in err
+    assert not Path("logs").exists()
+
+
+def test_the_jobs_of_a_grid_are_the_combinations_in_order():
+    assert configs.grid(["a=1,2", "+b=x", "c='p,q',r", "d=[1,2]"]) == [
+        [f"a={a}", "+b=x", f"c={c}", "d=[1,2]"] for a in (1, 2) for c in ("'p,q'", "r")
+    ]
+    assert configs.grid(["a=range(0,3)", "b=choice(x,y)"])[:3] == [["a=0", "b=x"], ["a=0", "b=y"], ["a=1", "b=x"]]
+    assert configs.grid(["a=1"]) == [["a=1"]]
+    with pytest.raises(ConfigError, match="names no value"):
+        configs.grid(["a=range(0,0)"])
 
 
 def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):

@@ -39,12 +39,27 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
-def test_an_experiment_runs(experiment, boltlab, images):
-    code, _, err = boltlab("train", f"experiment={experiment}", *SHORT, *STAND_IN.get(experiment, []))
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_experiment_runs_and_its_checkpoints_load(experiment, compiled, boltlab, images, monkeypatch):
+    compile, calls = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: calls.append(k) or compile(*a, **k, backend="eager"))
+    more = [*SHORT, *STAND_IN.get(experiment, []), *(["compile=true", "test=false"] if compiled else [])]
+    code, _, err = boltlab("train", f"experiment={experiment}", *more)
     assert code == 0, err
     folder = next(runs.folders("logs"))
     summary = runs.read_summary(folder)
-    assert summary["status"] == "finished" and summary["test"] and experiment in folder.name
+    assert summary["status"] == "finished" and bool(summary["test"]) != compiled and experiment in folder.name
+    assert bool(calls) == compiled
+    shape = runs.load_config(folder).data.input_shape
+    for name in ("best", "last"):
+        content = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert not [key for key in content["state_dict"] if "_orig_mod" in key]
+        model = package.load(folder, checkpoint=name)
+        assert all(
+            torch.equal(value, content["state_dict"][f"net.{key}"]) for key, value in model.net.state_dict().items()
+        )
+        with torch.inference_mode():
+            assert model(torch.zeros(2, *shape)).isfinite().all()
 
 
 def test_the_recipes_say_what_their_names_mean():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import yaml
@@ -27,6 +28,38 @@ def test_many_starts_in_one_second_never_share_a_folder(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         made = list(pool.map(lambda _: runs.new_folder(tmp_path, "train", "same"), range(200)))
     assert len(set(made)) == 200
+
+
+START = """
+import sys, time
+from pathlib import Path
+from omegaconf import OmegaConf
+from boltlab import runs
+from boltlab.errors import UserError
+runs.environment = lambda git: {}
+print("ready", flush=True)
+sys.stdin.readline()
+print(runs.new_folder("logs", "train", "same").name, flush=True)
+try:
+    runs.prepare(Path("told"), OmegaConf.create({"run_dir": None, "data": {}, "seed": int(sys.argv[1])}), [])
+    print(sys.argv[1])
+except UserError as e:
+    print(e)
+"""
+
+
+def test_eight_processes_at_once_never_share_a_folder_also_when_told_to():
+    command, pipes = [sys.executable, "-c", START], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([*command, str(i)], **pipes) for i in range(8)]
+    assert [p.stdout.readline() for p in processes] == ["ready\n"] * 8
+    for p in processes:
+        p.stdin.write("go\n")
+        p.stdin.flush()
+    made, told = zip(*(p.communicate(timeout=60)[0].splitlines() for p in processes), strict=True)
+    assert len(set(made)) == 8 and {f.name for f in Path("logs/train").iterdir()} == set(made)
+    (winner,) = [text for text in told if text.isdigit()]
+    assert sum("holds a run already" in text for text in told) == 7
+    assert runs.load_config(Path("told")).seed == int(winner)
 
 
 def test_a_name_is_made_safe_for_every_file_system(tmp_path):

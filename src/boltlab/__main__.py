@@ -76,9 +76,8 @@ def _run(verb: str, rest: list[str]) -> int:
         if sweep and verb != "train":
             print(f"boltlab {verb}: {sweep[0]} runs several trainings; only boltlab train takes it", file=sys.stderr)
             return 2
-        command = importlib.import_module(f"boltlab.commands.{verb}")
-        overrides = [a for a in rest if a not in sweep]
-        return int(command.sweep(overrides) if sweep else command.main(overrides))
+        command = importlib.import_module(f"boltlab.commands.{'grid' if sweep else verb}")
+        return int(command.main([a for a in rest if a not in sweep]))
     except ConfigError as e:
         report(verb, e)
         return 2

@@ -8,6 +8,7 @@ that lists all mistakes, before anything is built. `build` is the only caller of
 import atexit
 import copy
 import gc
+import itertools
 import json
 import re
 import sys
@@ -268,6 +269,25 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     return Composed(verb, config, overrides, choices)
 
 
+def grid(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of `-m`: every combination of the values, the last one changing fastest.
+
+    Raises:
+        ConfigError: something cannot be read, or an override has no value at all.
+    """
+    parsed, mistakes = _parse(overrides, sweep=True)
+    values = [
+        [f"{o.input_line.partition('=')[0]}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed
+    ]
+    mistakes += [Mistake(o.input_line, "names no value") for o, texts in zip(parsed, values, strict=True) if not texts]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return [list(combination) for combination in itertools.product(*values)]
+
+
 def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     """A run's config with overrides on top: `data=cifar10` swaps a whole group, `data.batch_size=8` one value.
 
@@ -327,7 +347,7 @@ def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]
             mistakes.append(Mistake(text, message))
             continue
         bare = key.lstrip("+~")
-        if bare.startswith("hydra.") and not bare.startswith(("hydra.launcher.", "hydra.sweeper.")):
+        if bare.startswith(("hydra.", "hydra/")):
             mistakes.append(Mistake(text, "has no effect here: log_dir=… and name=… choose the run folder"))
         elif key == "run_dir":
             mistakes.append(Mistake(text, "is filled in by the run; log_dir=… and name=… choose where it goes"))
@@ -375,7 +395,6 @@ def _hydra_compose(
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    outer = GlobalHydra.instance().hydra  # a job of -m already stands inside one
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_DIR), job_name=verb, version_base="1.3"):
@@ -385,8 +404,6 @@ def _hydra_compose(
         return None, {}
     finally:
         GlobalHydra.instance().clear()
-        if outer is not None:
-            GlobalHydra.instance().initialize(outer)
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]

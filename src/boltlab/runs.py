@@ -34,6 +34,8 @@ from boltlab.signals import Stopped
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
+
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
 
@@ -67,8 +69,10 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future
     """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before."""
     git = git or ask_git()
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds a run already; each run gets a folder of its own")
+    try:
+        (folder / "config.yaml").touch(exist_ok=False)  # of two at once, one
+    except FileExistsError:
+        raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
     write_config(folder, config)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(git.result()), indent=1), encoding="utf-8")
@@ -133,14 +137,19 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
 def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
     """Adds values to `summary.json`, whole or not at all."""
     summary = {**read_summary(folder), **values}
-    beside = folder / f".summary-{secrets.token_hex(3)}"
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file of JSON, whole or not at all."""
+    beside = path.with_name(f".{path.stem}-{secrets.token_hex(3)}")
     try:
-        beside.write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
-        beside.replace(folder / "summary.json")
+        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+        beside.replace(path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    return summary
 
 
 def end(folder: Path, **values: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from PIL import Image
 import boltlab as package
 from boltlab.commands.predict import find_files
 from boltlab.config import build, compose
+from boltlab.errors import UserError
 
 
 @pytest.fixture
@@ -76,6 +77,15 @@ def test_fails_only_where_nothing_could_be_read(boltlab, trained, photos):
 def test_files_are_found_once_and_sorted(photos):
     found = find_files([str(photos), f"{photos}/*.png", f"{photos}/0.png"])
     assert [p.name for p in found] == ["0.png", "1.png", "2.png", "3.png", "4.png", "broken.jpg"]
+
+
+def test_random_weights_never_predict(boltlab, trained, photos):
+    for path in Path("logs").rglob("*.ckpt"):
+        path.unlink()
+    code, out, err = boltlab("predict", "run=latest", "input=photos", "output=p.csv")
+    assert (code, out) == (1, "") and "has no checkpoint" in err and not Path("p.csv").exists()
+    with pytest.raises(UserError, match="has no checkpoint"):
+        package.load()
 
 
 def test_tables_are_refused(boltlab):

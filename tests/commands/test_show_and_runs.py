@@ -1,3 +1,7 @@
+import json
+import os
+from pathlib import Path
+
 from PIL import Image
 
 from boltlab import runs
@@ -36,5 +40,24 @@ def test_runs_lists_the_newest_first_with_its_status(boltlab):
 def test_a_run_that_was_killed_is_told_from_one_that_runs(boltlab):
     assert boltlab("train", "model=linear", "trainer.max_epochs=1", "logger=csv")[0] == 0
     folder = next(runs.folders("logs"))
-    runs.write_summary(folder, status="running", pid=2**22 + 1)
+    assert "epoch 1 " in boltlab("runs")[1]
+    summary = runs.read_summary(folder)
+    (folder / "summary.json").write_text(json.dumps({"started": summary["started"], "status": "running", "step": 7}))
+    out = boltlab("runs")[1]
+    assert "killed" in out and "step 7 " in out
+    runs.write_summary(folder, pid=os.getpid())
+    assert "running" in boltlab("runs")[1]
+    with runs.lock(folder):  # from here on there is a lock, which tells it whoever has the pid
+        assert "running" in boltlab("runs")[1]
     assert "killed" in boltlab("runs")[1]
+
+
+def test_a_summary_that_is_not_as_it_should_be_is_no_crash(boltlab):
+    folder = Path("logs/train/odd")
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    assert "odd" in boltlab("runs")[1]
+    for summary in ([], {"best": 3, "test": {"test_acc": "high"}, "started": None, "seconds": "x", "epochs": {}}):
+        (folder / "summary.json").write_text(json.dumps(summary))
+        code, out, _ = boltlab("runs")
+        assert code == 0 and "odd" in out and "unknown" in out

@@ -6,8 +6,7 @@ import torch
 import yaml
 
 from boltlab import runs
-from boltlab.commands import probe, tune
-from boltlab.commands.train import sweep
+from boltlab.commands import grid, probe, tune
 from boltlab.config import compose
 
 QUICK = ("model=linear", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2", "test=false")
@@ -135,7 +134,7 @@ def test_auto_is_for_two_keys_and_one_process(overrides, message, boltlab):
 def test_each_job_of_a_grid_searches(monkeypatch, boltlab):
     answers = iter([0.01, 0.02])
     monkeypatch.setattr(tune, "lr", lambda config: (next(answers), "so it is"))
-    assert sweep([*QUICK, "optimizer.lr=auto", "seed=1,2"]) == 0
+    assert grid.main([*QUICK, "optimizer.lr=auto", "seed=1,2"]) == 0
     assert sorted(runs.load_config(folder).optimizer.lr for folder in runs.folders("logs")) == [0.01, 0.02]
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,10 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def history(file: Path) -> list[dict]:
+    return [record["history"]["item"] for record in records(file.parent) if record["type"] == "history"]
+
+
 def warnings_of(caplog) -> list[str]:
     """What a user sees: wandb's own loggers have no handler."""
     shown = [record for record in caplog.records if not record.name.startswith("wandb")]
@@ -118,6 +123,29 @@ def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
     assert Path(warning.split("'")[1]).resolve() == folder.resolve()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a whole group of processes at once")
+def test_the_file_of_a_killed_training_reads_to_within_5_seconds(tmp_path):
+    more = ["model=linear", "trainer.max_epochs=100000", "trainer.accelerator=cpu", "logger=wandb"]
+    command = [sys.executable, "-m", "boltlab", "train", *more]
+    env = {**os.environ, "WANDB_MODE": "offline"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 180
+        while not (found := list(tmp_path.glob("logs/train/*/wandb/offline-run-*/*.wandb"))) or not history(found[0]):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.5)
+        time.sleep(6)
+        assert process.poll() is None
+    finally:
+        killed = time.time()
+        os.killpg(process.pid, signal.SIGKILL)  # wandb's own process too
+        process.wait()
+    rows = history(found[0])
+    assert rows[-1]["_timestamp"] > killed - 5
+    steps = [row["trainer/global_step"] for row in rows]
+    assert steps == sorted(steps) and len(steps) > 10
 
 
 def test_every_logger_is_a_run_of_its_own(tmp_path):

@@ -7,8 +7,6 @@ from typing import Any
 from boltlab import runs
 from boltlab.config import compose
 
-_COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
-
 
 def main(overrides: list[str]) -> int:
     """Prints the table; an empty log folder is no error."""
@@ -17,7 +15,7 @@ def main(overrides: list[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("run", "data", "model", "best", "test", "status", "time", "started", box=None)
+    table = Table("run", "data", "model", "best", "test", "status", "reached", "time", "started", box=None)
     for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
         summary = runs.read_summary(folder)
         state = runs.status(summary, folder)
@@ -28,9 +26,10 @@ def main(overrides: list[str]) -> int:
             escape(str(summary.get("model") or "")),
             escape(_metric(summary.get("best"), "")),
             escape(_metric(summary.get("test"), "acc", "mse")),
-            f"[{_COLOURS.get(state, 'white')}]{escape(state)}[/]",
+            f"[{runs.COLOURS.get(state, 'white')}]{escape(state)}[/]",
+            _reached(summary),
             _duration(summary.get("seconds")),
-            f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if started else "",
+            f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if isinstance(started, int | float) else "",
         )
     if not table.row_count:
         print(f"no run yet under {config.log_dir}/{config.verb}: train one with `boltlab train`")
@@ -38,6 +37,14 @@ def main(overrides: list[str]) -> int:
     # On a pipe every column stays whole, so that the table can be searched.
     Console(width=None if Console().is_terminal else 240).print(table)
     return 0
+
+
+def _reached(summary: dict[str, Any]) -> str:
+    """How far a run has come: a killed one goes on from there."""
+    for key, unit in (("epochs", "epoch"), ("steps", "step"), ("step", "step")):
+        if isinstance(summary.get(key), int):
+            return f"{unit} {summary[key]}"
+    return ""
 
 
 def _metric(values: Any, *endings: str) -> str:

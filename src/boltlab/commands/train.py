@@ -1,9 +1,7 @@
-"""`boltlab train`: fit, then test with the best checkpoint; `-m` runs a grid."""
+"""`boltlab train`: fit, then test with the best checkpoint."""
 
-import math
 import sys
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs, signals
-from boltlab.check import SEARCHED, ConfigError
-from boltlab.config import Composed, build, compose, edit, finish
-from boltlab.errors import UserError
+from boltlab.check import SEARCHED
+from boltlab.config import Composed, build, compose, edit
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
 
@@ -188,51 +185,3 @@ def print_metrics(title: str, metrics: dict[str, float]) -> None:
         table.add_row(key, f"{value:.4f}")
     print(f"\n{title}")
     Console().print(table)
-
-
-# ---------------------------------------------------------------- grids
-
-
-def sweep(overrides: list[str]) -> int:
-    """Trains once for each combination of the values; a job that fails leaves the others running.
-
-    Each job gets a folder of its own under one sweep folder; Hydra's launcher and sweeper are used as they are.
-    """
-    import hydra
-
-    from boltlab.config import CONFIG_DIR
-
-    composed = compose("train", overrides, sweep=True)
-    top = runs.new_folder(composed.config.log_dir, "train", f"sweep_{name_of(composed)}")
-    _failures.clear()
-    quoted = str(top).replace("'", "\\'")
-    sys.argv = ["boltlab", "--multirun", *overrides, f"hydra.sweep.dir='{quoted}'"]
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train")(_job)()
-    print(f"\nsweep folder  {runs.shown(top)}")
-    for name, reason in _failures:
-        print(f"failed  {name}: {reason}", file=sys.stderr)
-    return 1 if _failures else 0
-
-
-_failures: list[tuple[str, str]] = []
-
-
-def _job(config: DictConfig) -> float | None:
-    from hydra.core.hydra_config import HydraConfig
-
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    OmegaConf.set_struct(config, False)
-    overrides = list(job.overrides.task)
-    print(f"\njob {job.job.num}  {' '.join(overrides)}", flush=True)
-    choices = {key: value for key, value in job.runtime.choices.items() if not key.startswith("hydra/")}
-    try:
-        return run(Composed("train", finish("train", config), overrides, choices), folder)
-    except (UserError, ConfigError) as e:
-        reason = str(e).strip()
-    except Exception as e:
-        traceback.print_exc()
-        reason = f"{type(e).__name__}: {e}"
-    print(f"{runs.shown(folder)}: {reason}", file=sys.stderr)
-    _failures.append((f"job {job.job.num}  {' '.join(overrides)}", reason.splitlines()[0].strip()))
-    return math.nan

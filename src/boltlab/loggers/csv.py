@@ -16,8 +16,8 @@ class CSVLogger(Logger):
     metrics stand side by side. Rows are flushed at once: a killed process loses none.
 
     Lightning's own CSVLogger warns about a folder that holds other files, deletes an earlier metrics.csv, and keeps
-    up to 100 steps in memory. This one continues a file that is there: rows of the step it continues at, and of later
-    steps, belong to a part of training that is done again and are dropped.
+    up to 100 steps in memory. This one continues a file that is there: rows of later steps than the one it
+    continues at belong to a part of training that is done again and are dropped.
 
     Raises:
         OSError: the folder cannot be written, with the path in the message.
@@ -82,9 +82,12 @@ class CSVLogger(Logger):
     def _open(self, step: int) -> None:
         """Starts the file, or takes up one that an earlier part of the run has left."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in self._read() if int(row["step"]) < step] if self._path.exists() else []
+        rows = [row for row in self._read() if int(row["step"]) <= step] if self._path.exists() else []
         self._columns = list(dict.fromkeys(["step", "epoch", *(rows[0] if rows else [])]))
+        same = rows.pop() if rows and int(rows[-1]["step"]) == step else None
         self._rewrite(rows)
+        if same is not None:  # what was logged before the interruption, of the step whose rest is logged now
+            self._row, self._row_start = {**same, "step": step}, self._end
 
     def _read(self, before_byte: int | None = None) -> list[dict[str, Any]]:
         text = self._path.read_bytes()[:before_byte].decode()

@@ -1,0 +1,195 @@
+"""`boltlab train -m`: trains once for each combination of the values; the same command again runs what is missing.
+
+logs/train/<date>_<time>_sweep_<name>-<id>/
+    jobs.json      the command, and of each job: overrides, hash of its config, status, best value, reason, run folder
+    0/ 1/ 1-2/ …   the run folders; 1-2 is the second start of job 1
+"""
+
+import hashlib
+import json
+import re
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from boltlab import runs
+from boltlab.check import ConfigError, Mistake
+from boltlab.commands import train
+from boltlab.config import Composed, compose, grid
+from boltlab.errors import UserError
+
+# What a job has besides the states of a run; the other words come from its own summary.json.
+NOT_STARTED, BEFORE = "not started", "finished before"
+
+
+def main(overrides: list[str]) -> int:
+    """Runs the grid; returns 0 if every job has finished.
+
+    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on unless all of it is
+    finished. The code may be another one: what made jobs fail is often mended there, and each run records its commit.
+
+    Raises:
+        ConfigError: with the mistakes of all jobs; none was started.
+        UserError: another process is at work on this sweep.
+    """
+    whole = compose("train", overrides, sweep=True)
+    jobs = _compose_all(grid(overrides))
+    known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
+    top = _newest(Path(whole.config.log_dir), known)
+    if top is not None and all(_status(_newest_start(top, number)) == "finished" for number in range(len(jobs))):
+        print(f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}: they run anew")
+        top = None
+    if top is None:
+        top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{train.name_of(whole)}")
+    with runs.lock(top):
+        return _Sweep(top, overrides, jobs, known).run()
+
+
+def _compose_all(combinations: list[list[str]]) -> list[Composed]:
+    jobs: list[Composed] = []
+    mistakes: list[Mistake] = []
+    for combination in combinations:
+        try:
+            jobs.append(compose("train", combination))
+        except ConfigError as e:
+            mistakes += e.mistakes
+    if mistakes:
+        raise ConfigError(mistakes)
+    return jobs
+
+
+def _hash(job: Composed) -> str:
+    return hashlib.sha256(OmegaConf.to_yaml(job.config, resolve=True).encode()).hexdigest()
+
+
+def _newest(log_dir: Path, known: list[dict[str, Any]]) -> Path | None:
+    """The folder of the newest sweep of these jobs."""
+    for path in sorted((log_dir / "train").glob("*/jobs.json"), reverse=True):
+        try:
+            jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+            if [{key: job[key] for key in ("overrides", "config")} for job in jobs] == known:
+                return path.parent.resolve()
+        except (OSError, ValueError, KeyError, TypeError):  # not ours, or broken
+            continue
+    return None
+
+
+def _starts(top: Path, number: int) -> list[tuple[int, Path]]:
+    """The run folders of a job, in order, each with the number of its start."""
+    names = [(re.fullmatch(rf"{number}(?:-(\d+))?", folder.name), folder) for folder in top.iterdir()]
+    return sorted((int(match[1] or 1), folder) for match, folder in names if match)
+
+
+def _newest_start(top: Path, number: int) -> Path | None:
+    starts = _starts(top, number)
+    return starts[-1][1] if starts else None
+
+
+def _fresh(top: Path, number: int) -> Path:
+    """A folder for a job that nothing of it stands in: a run that did not finish is never overwritten."""
+    starts = _starts(top, number)
+    return top / (f"{number}-{starts[-1][0] + 1}" if starts else str(number))
+
+
+def _status(folder: Path | None) -> str:
+    return NOT_STARTED if folder is None else runs.status(runs.read_summary(folder), folder)
+
+
+def _start_or_continue(top: Path, number: int, job: Composed) -> None:
+    """Trains a job that is not finished: one that was stopped or killed goes on, one that failed starts anew, and what
+    it left stays as it is."""
+    newest = _newest_start(top, number)
+    if newest is not None and _status(newest) in ("interrupted", "killed"):
+        train.go_on(newest, [])
+    else:
+        train.run(job, _fresh(top, number))
+
+
+class _Sweep:
+    """One sweep folder at work. What became of a job is read from its run folder, so that nothing can contradict it."""
+
+    def __init__(self, top: Path, overrides: list[str], jobs: list[Composed], known: list[dict[str, Any]]):
+        self.top, self.overrides, self.jobs, self.known = top, overrides, jobs, known
+        self.before = {n for n in range(len(jobs)) if _status(_newest_start(top, n)) == "finished"}
+        self.reasons: dict[int, str] = {}
+        same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+        self.titles = [" ".join(o for o in job.overrides if o not in same) for job in jobs]
+
+    def run(self) -> int:
+        if (self.top / "jobs.json").exists():
+            done = f"{len(self.before)} of {len(self.jobs)} jobs are finished"
+            print(f"{runs.shown(self.top)} goes on: {done} (name=… starts a new sweep)", flush=True)
+        self.write()
+        try:
+            for number, job in enumerate(self.jobs):
+                self.run_job(number, job)
+        finally:  # also where Ctrl-C or a signal ends the sweep: what has not begun stands there as not started
+            rows = self.rows()
+            self.show(rows)
+            self.write()
+        return 0 if all(row["status"] in ("finished", BEFORE) for row in rows) else 1
+
+    def run_job(self, number: int, job: Composed) -> None:
+        heading = f"job {number}  {self.titles[number]}"
+        if number in self.before:
+            print(f"{heading}: {BEFORE}", flush=True)
+            return
+        if _status(_newest_start(self.top, number)) == "running":
+            print(f"{heading}: another process is at work on it", flush=True)
+            return
+        print(f"\n{heading}", flush=True)
+        try:
+            _start_or_continue(self.top, number, job)
+            self.write()
+        except UserError as e:
+            self.failed(number, str(e))
+        except Exception as e:
+            traceback.print_exc()
+            self.failed(number, f"{type(e).__name__}: {e}")
+
+    def failed(self, number: int, reason: str) -> None:
+        print(f"job {number} failed: {reason.strip()}", flush=True)
+        self.reasons[number] = " ".join(reason.split())[:500]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What `jobs.json` and the table say of each job."""
+        return [self.row(number, job) for number, job in enumerate(self.jobs)]
+
+    def row(self, number: int, job: Composed) -> dict[str, Any]:
+        folder = _newest_start(self.top, number)
+        summary = runs.read_summary(folder) if folder else {}
+        status = BEFORE if number in self.before else "failed" if number in self.reasons else _status(folder)
+        return {
+            "job": number,
+            **self.known[number],
+            "status": status,
+            "best": summary.get("best", {}).get(job.config.monitor),
+            "reason": self.reasons.get(number) or summary.get("reason") or "",
+            "folder": folder.name if folder else None,
+        }
+
+    def write(self) -> None:
+        runs.write_json(self.top / "jobs.json", {"command": self.overrides, "jobs": self.rows()})
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        monitors = dict.fromkeys(job.config.monitor for job in self.jobs)
+        table = Table("job", "overrides", "status", f"best {', '.join(monitors)}", "reason", "folder", box=None)
+        for row in rows:
+            table.add_row(
+                str(row["job"]),
+                self.titles[row["job"]],
+                Text(row["status"], runs.COLOURS.get(row["status"].removesuffix(" before"), "white")),
+                "" if row["best"] is None else f"{row['best']:.4f}",
+                row["reason"] if len(row["reason"]) <= 100 else row["reason"][:99] + "…",
+                row["folder"] or "",
+            )
+        print()
+        # On a pipe every column stays whole, so that the table can be searched.
+        Console(width=None if Console().is_terminal else 1000, markup=False, emoji=False, highlight=False).print(table)
+        print(f"sweep folder  {runs.shown(self.top)}", flush=True)

@@ -1,0 +1,189 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from boltlab import runs
+from boltlab.commands import train
+
+QUICK = ("model=linear", "trainer.max_epochs=1", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
+QUICK += ("callbacks=[best,last]", "test=false", "optimizer=sgd")
+
+
+class Stop(BaseException):
+    """What a signal raises."""
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Says how the jobs end, by seed, without training: an exception to raise, or nothing."""
+    endings = {}
+
+    def fit(folder_name):
+        folder = Path(folder_name)
+        seed = runs.load_config(folder).seed
+        if seed in endings:
+            raise endings[seed]
+        runs.end(folder, status="finished", best={"val_acc": seed / 10})
+
+    monkeypatch.setattr(train, "fit", fit)
+    return endings
+
+
+def sweeps():
+    return sorted(Path("logs/train").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+
+
+def jobs(sweep, *keys):
+    rows = json.loads((sweep / "jobs.json").read_text())["jobs"]
+    return [tuple(row[key] for key in keys) if len(keys) > 1 else row[keys[0]] for row in rows]
+
+
+def test_jobs_that_fail_leave_the_others_running_and_a_table_says_it(boltlab):
+    fixed = (*QUICK, "callbacks=[best,last,nan_guard]", "scheduler=constant")
+    code, out, _ = boltlab("train", "-m", *fixed, "optimizer.lr=0.1,1e30", "seed=1,2")
+    assert code == 1
+    (sweep,) = sweeps()
+    assert jobs(sweep, "job", "status", "folder") == [
+        (0, "finished", "0"), (1, "finished", "1"), (2, "failed", "2"), (3, "failed", "3")
+    ]  # fmt: skip
+    best, reasons = jobs(sweep, "best"), jobs(sweep, "reason")
+    assert best[0] == runs.read_summary(sweep / "0")["best"]["val_acc"] > 0.3 and best[2:] == [None, None]
+    assert reasons[:2] == ["", ""] and all("loss is nan" in reason for reason in reasons[2:])
+    configs = [runs.load_config(sweep / str(number)) for number in range(4)]
+    assert [(c.optimizer.lr, c.seed) for c in configs] == [(0.1, 1), (0.1, 2), (1e30, 1), (1e30, 2)]
+    assert jobs(sweep, "overrides")[2] == [*fixed, "optimizer.lr=1e+30", "seed=1"]
+    rows = out[out.rindex(" job ") :].splitlines()[1:5]
+    for row, status in zip(rows, ("finished", "finished", "failed", "failed"), strict=True):
+        assert status in row and "seed=" in row and "model=linear" not in row
+    assert f"{best[0]:.4f}" in rows[0] and "loss is nan" in rows[2] and f"sweep folder  {sweep}" in out
+
+
+def test_the_same_command_runs_only_what_is_missing(boltlab, ends):
+    command = ("train", "-m", *QUICK, "seed=1,2,3,4")
+    ends.update({2: RuntimeError("no luck"), 4: OSError("disk full")})
+    assert boltlab(*command)[0] == 1
+    (sweep,) = sweeps()
+    assert jobs(sweep, "status") == ["finished", "failed", "finished", "failed"]
+    assert jobs(sweep, "reason")[1] == "RuntimeError: no luck"
+    kept = {path: path.read_bytes() for path in sweep.glob("*/*") if path.is_file()}
+    del ends[2]
+    code, out, _ = boltlab(*command)
+    assert code == 1 and sweeps() == [sweep]
+    assert jobs(sweep, "status", "folder") == [
+        ("finished before", "0"), ("finished", "1-2"), ("finished before", "2"), ("failed", "3-2")
+    ]  # fmt: skip
+    assert "2 of 4 jobs are finished" in out and out.count("finished before") == 4
+    ends.clear()
+    assert boltlab(*command)[0] == 0
+    assert jobs(sweep, "status", "folder")[1::2] == [("finished before", "1-2"), ("finished", "3-3")]
+    assert jobs(sweep, "best") == [0.1, 0.2, 0.3, 0.4] and jobs(sweep, "reason") == [""] * 4
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_a_sweep_that_is_finished_is_left_alone(boltlab, ends):
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
+    (first,) = sweeps()
+    kept = {path: path.read_bytes() for path in first.glob("**/*") if path.is_file()}
+    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2")
+    _, second = sweeps()
+    assert code == 0 and f"all 2 jobs of this command are finished in {first}" in out
+    assert jobs(second, "status") == ["finished", "finished"]
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    "other", [("seed=2,1",), ("seed=1,2", "optimizer.lr=0.3"), ("seed=1,2,3",), ("seed=1,2", "name=other")]
+)
+def test_another_command_is_another_sweep(boltlab, ends, other):
+    ends[2] = RuntimeError("no luck")
+    for grid in (("seed=1,2",), other):
+        assert boltlab("train", "-m", *QUICK, *grid)[0] == 1
+    assert len(sweeps()) == 2 and all("finished before" not in jobs(sweep, "status") for sweep in sweeps())
+
+
+def test_another_default_in_a_file_is_another_sweep(boltlab, ends, monkeypatch, tmp_path):
+    import shutil
+
+    from boltlab import config as configs
+
+    shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    ends[2] = RuntimeError("no luck")
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    path = tmp_path / "configs" / "optimizer" / "sgd.yaml"
+    path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    assert [runs.load_config(sweep / "0").optimizer.momentum for sweep in sweeps()] == [0.9, 0.8]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stop()])
+def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(boltlab, ends, capsys, stop):
+    command = ("train", "-m", *QUICK, "seed=1,2,3")
+    ends[2] = stop
+    if isinstance(stop, Stop):
+        with pytest.raises(Stop):
+            boltlab(*command)
+        out = capsys.readouterr().out
+    else:
+        code, out, _ = boltlab(*command)
+        assert code == 130
+    (sweep,) = sweeps()
+    assert jobs(sweep, "status")[::2] == ["finished", "not started"] and jobs(sweep, "folder")[2] is None
+    assert jobs(sweep, "status")[1] in ("interrupted", "failed")
+    assert "not started" in out and not (sweep / "2").exists()
+    ends.clear()
+    assert boltlab(*command)[0] == 0
+    assert sweeps() == [sweep] and jobs(sweep, "status") == ["finished before", "finished", "finished"]
+
+
+def test_two_processes_never_work_on_one_sweep(boltlab, ends):
+    ends[2] = RuntimeError("no luck")
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    (sweep,) = sweeps()
+    before = (sweep / "jobs.json").read_bytes()
+    with runs.lock(sweep):
+        code, _, err = boltlab("train", "-m", *QUICK, "seed=1,2")
+    assert code == 1 and f"process {os.getpid()}" in err and sweep.name in err
+    assert sweeps() == [sweep] and (sweep / "jobs.json").read_bytes() == before and not (sweep / "1-2").exists()
+
+
+def test_a_job_at_which_another_process_works_is_left_to_it(boltlab, ends):
+    ends[2] = RuntimeError("no luck")
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    (sweep,) = sweeps()
+    ends.clear()
+    runs.write_summary(sweep / "1", status="running")
+    with runs.lock(sweep / "1"):
+        assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    assert jobs(sweep, "status", "folder") == [("finished before", "0"), ("running", "1")]
+
+
+def test_a_broken_table_of_another_sweep_is_no_crash(boltlab, ends):
+    for text in ("", "[]", '{"jobs": 3}', '{"jobs": [{}]}'):
+        folder = runs.new_folder("logs", "train", "sweep_x")
+        (folder / "jobs.json").write_text(text)
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
+
+
+def test_a_sweep_that_was_killed_goes_on_with_the_same_command(tmp_path):
+    command = [sys.executable, "-m", "boltlab", "train", "-m", *QUICK, "trainer.max_epochs=1,40"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not list(Path("logs").glob("train/*/1/metrics.csv")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (sweep,) = sweeps()
+    assert runs.status(runs.read_summary(sweep / "1"), sweep / "1") == "killed"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sweeps() == [sweep] and jobs(sweep, "status") == ["finished before", "finished"]
