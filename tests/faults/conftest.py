@@ -117,7 +117,9 @@ def outcome(folder, which="last"):
     kept["others"] = {k: content[k] for k in ("current_model_state", "averaging_state", "task") if k in content}
     callbacks = content["callbacks"]
     kept["callbacks"] = {
-        key: {k: v for k, v in state.items() if "path" not in k and k not in ("dirpath", "best_k_models")}
+        key: {
+            k: v for k, v in state.items() if "path" not in k and k not in ("dirpath", "best_k_models", "current_score")
+        }
         for key, state in callbacks.items()
         if isinstance(state, dict) and not key.startswith(("Throughput", "Timer"))
     }

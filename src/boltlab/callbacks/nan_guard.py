@@ -195,9 +195,8 @@ class NaNGuard(Callback):
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.skipped and trainer.is_global_zero:
             steps = ", ".join(map(str, self.skipped[:10])) + (", …" if len(self.skipped) > 10 else "")
-            print(
-                f"{len(self.skipped)} of at most {self.skip_steps} steps were skipped, not finite: {steps}", flush=True
-            )
+            count = f"{len(self.skipped)} of at most {self.skip_steps}"
+            print(f"{count} steps were skipped, not finite: {steps}", flush=True)
 
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
