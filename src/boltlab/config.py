@@ -250,6 +250,10 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
+    resumed = [o.input_line for o in parsed if o.key_or_group == "resume" and o.value() is not None]
+    mistakes += [
+        Mistake(line, "goes on with one run: without -m, and as resume=…") for line in resumed if sweep or check
+    ]
     latest = [o for o in parsed if sweep and "init_from=latest" in _texts(o)]
     mistakes += [Mistake("init_from=latest", "is the job before, in all jobs but one: name the run") for _ in latest]
     mistakes += problems(verb, config)
@@ -301,8 +305,9 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
     before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
-    before |= {"resume": None, "resume_changed": None, "init_from": None, "init_strict": True}
+    before |= {"resume": None, "resume_changed": None, "init_strict": True}
     edited.update({key: value for key, value in before.items() if key not in edited})
+    edited.init_from = None  # what the run began with may be gone
     fresh = None
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]

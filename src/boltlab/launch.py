@@ -103,31 +103,36 @@ def _kill(_: int) -> None:
         process.kill()
 
 
-class ProcessFailed(Exception):
-    """One of several processes failed, and all were ended; the message names it and why, as far as it is known."""
+class ProcessFailed(UserError):
+    """One of several processes failed, and all were ended. The last line names it and why; before it its traceback."""
+
+    def __init__(self, reason: str, traceback: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{traceback}\n{reason}".strip())
 
 
 def _cause(error: Any, folder: Path) -> Exception:
-    """What ended the run first. The others fail because of it: their partner in a collective is gone."""
+    """What ended the run: of several that failed, the one that failed by itself, and not because of another."""
     told = []
     for file in folder.glob(f"{_ENDED}error-*"):
         with suppress(ValueError, OSError):
             told.append(json.loads(file.read_text(encoding="utf-8")))
     told.sort(key=lambda record: record["time"])
-    for record in told:
-        if record["user"]:
-            return UserError(record["message"])
-    lost = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
-    killed = [rank for rank, failure in lost.items() if -failure.exitcode != signal.SIGTERM]
     own = [record for record in told if not record["partner"]]
+    if own and own[0]["user"]:
+        return UserError(own[0]["message"])
     if own:
-        return ProcessFailed(f"{own[0]['traceback']}\nrank {own[0]['rank']} failed: {own[0]['message']}")
-    silent = sorted(set(error.failures) - {record["rank"] for record in told} or killed)
-    if killed and not told:
-        rank = killed[0]
-        return ProcessFailed(f"rank {rank} was killed by {signals.name(-lost[rank].exitcode)}")
-    seen = f"; rank {told[0]['rank']} saw: {told[0]['message']}" if told else ""
-    return ProcessFailed(f"rank {', '.join(map(str, silent)) or '?'} was killed or gave no answer{seen}")
+        return ProcessFailed(f"rank {own[0]['rank']} failed: {own[0]['message']}", own[0]["traceback"])
+    killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+    if killed:
+        rank, exitcode = next(iter(killed.items()))
+        memory = " (by the system, if the memory was full)" if -exitcode == signal.SIGKILL else ""
+        return ProcessFailed(f"rank {rank} was killed by {signals.name(-exitcode)}{memory}")
+    if not told:
+        return ProcessFailed(str(error))
+    silent = sorted(set(range(int(told[0]["world_size"]))) - {record["rank"] for record in told})
+    others = ", ".join(map(str, silent)) or "unknown"
+    return ProcessFailed(f"rank {others} gave no answer any more; rank {told[0]['rank']} saw: {told[0]['message']}")
 
 
 def _rank(entry: Callable[[str], Any], folder: str) -> None:
@@ -143,6 +148,7 @@ def _rank(entry: Callable[[str], Any], folder: str) -> None:
         message = f"{type(e).__name__}: {e}"
         record = {
             "rank": rank,
+            "world_size": os.environ["WORLD_SIZE"],
             "time": time.time(),
             "user": isinstance(e, UserError),
             "partner": any(word in message for word in _PARTNER),

@@ -160,6 +160,11 @@ def end(folder: Path, **values: Any) -> dict[str, Any]:
     return write_summary(folder, ended=ended, seconds=round(ended - began, 2), **values)
 
 
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    return str(text).splitlines()[0][:500]
+
+
 @contextmanager
 def recorded(folder: Path) -> Iterator[None]:
     """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on.
@@ -177,7 +182,7 @@ def recorded(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt from None
     except BaseException as e:
         with suppress(OSError):
-            end(folder, status="failed", reason=f"{type(e).__name__}: {e}".splitlines()[0][:500])
+            end(folder, status="failed", reason=_reason(e))
         raise
 
 

@@ -12,7 +12,7 @@ from boltlab.config import build, compose
 from boltlab.trainer import make_trainer
 
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "data.batch_size=400", "model=lenet_bn", "optimizer.lr=0.05")
-EVERY = ("callbacks.last.filename='{epoch}'", "callbacks.last.save_top_k=-1")
+EVERY = ("callbacks.last.keep_last=3",)
 
 
 class Broken(Exception):
@@ -106,7 +106,7 @@ def test_the_average_is_validated_saved_tested_and_loaded(boltlab):
 def test_resumed_it_is_the_same_to_the_bit(tmp_path):
     chosen = ("callbacks=[last,ema]", "callbacks.ema.decay=0.8", "callbacks.ema.update_every_n_steps=3", *EVERY)
     whole, _ = fit(tmp_path / "whole", *chosen, epochs=3)
-    first = tmp_path / "whole" / "checkpoints" / "epoch=0.ckpt"
+    first = tmp_path / "whole" / "checkpoints" / "last-2.ckpt"
     resumed, _ = fit(tmp_path / "resumed", *chosen, epochs=3, ckpt_path=str(first))
     assert whole["global_step"] == resumed["global_step"] == 12
     for part in ("state_dict", "current_model_state", "averaging_state"):
@@ -115,14 +115,14 @@ def test_resumed_it_is_the_same_to_the_bit(tmp_path):
 
 
 def test_until_it_starts_the_average_is_the_weights(tmp_path):
-    chosen = ("callbacks=[last,ema]", "callbacks.ema.start_step=100", "callbacks.last.every_n_train_steps=3")
-    found, kept = fit(tmp_path, *chosen)  # 4 steps an epoch: saved last in the middle of the second
+    chosen = ("callbacks=[last,ema]", "callbacks.ema.start_step=100", "trainer.max_steps=6")
+    found, kept = fit(tmp_path, *chosen)  # 4 steps an epoch: it ends in the middle of the second
     assert found["global_step"] == 6
     assert same(net(found["state_dict"]), kept[5]) and same(net(found["current_model_state"]), kept[5])
 
 
 def test_a_validation_that_breaks_off_leaves_the_weights_in_their_place(tmp_path):
-    chosen = ("callbacks=[last,ema]", "callbacks.last.save_on_exception=true", *EVERY)
+    chosen = ("callbacks=[last,best,ema]", "+callbacks.best.save_on_exception=true")
     found, kept = fit(tmp_path, *chosen, broken_in=1)
     assert found["global_step"] == len(kept) == 8
     assert same(net(found["current_model_state"]), kept[-1]) and not same(net(found["state_dict"]), kept[-1])

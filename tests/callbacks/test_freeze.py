@@ -61,10 +61,10 @@ def test_frozen_weights_do_not_move_under_any_optimizer(tmp_path, optimizer):
 def test_resumed_it_is_the_same_to_the_bit(tmp_path):
     stages = f"callbacks.freeze.train_from={STAGES}"
     _, whole, _ = fit(tmp_path / "whole", stages, epochs=3)
-    every = ("callbacks.last.filename='{epoch}'", "callbacks.last.save_top_k=-1", stages)
+    every = ("callbacks.last.keep_last=3", stages)
     fit(tmp_path / "whole2", *every, epochs=3)
     for epoch in (0, 1):
-        first = tmp_path / "whole2" / "checkpoints" / f"epoch={epoch}.ckpt"
+        first = tmp_path / "whole2" / "checkpoints" / f"last-{2 - epoch}.ckpt"
         _, after, trainer = fit(tmp_path / f"resumed{epoch}", *every, epochs=3, ckpt_path=str(first))
         assert trainer.current_epoch == 3 and not changed(whole, after)
 
@@ -93,7 +93,7 @@ def test_something_is_trained_in_the_first_epoch(boltlab, stages):
 
 def test_two_processes_train_as_one_does(boltlab_process, tmp_path):
     stages = 'callbacks.freeze.train_from=[[0,last_layer],[1,"*"]]'
-    every = ("callbacks.last.filename='{epoch}'", "callbacks.last.save_top_k=-1")
+    every = ("callbacks.last.keep_last=2",)
     run = (stages, "model=lenet", "optimizer=sgd", "optimizer.weight_decay=0.1", *every)
     before, one, _ = fit(tmp_path / "one", *run, epochs=2)
     two = ("trainer=ddp", "trainer.devices=2", "trainer.max_epochs=2", "init_from=start.safetensors")
@@ -102,8 +102,8 @@ def test_two_processes_train_as_one_does(boltlab_process, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = next(iter(runs.folders("logs"))) / "checkpoints"
     first, second = (
-        {name: checkpoint.read(folder / f"epoch={epoch}.ckpt")["state_dict"][f"net.{name}"] for name in before}
-        for epoch in (0, 1)
+        {name: checkpoint.read(folder / file)["state_dict"][f"net.{name}"] for name in before}
+        for file in ("last-1.ckpt", "last.ckpt")
     )
     assert {name.split(".")[1] for name in changed(before, first)} == {"4"}
     assert changed(first, second) == set(before)

@@ -311,6 +311,6 @@ def test_processes_skip_and_stop_together(boltlab_process, tmp_path, skip_steps)
             "boltlab train: the training loss is nan at step 3 (epoch 0, batch 2, both from 0), samples" in done.stderr
         )
         assert "(process 1)" in done.stderr.splitlines()[-1]
-    train = build(runs.load_config(folder), "data").dataset("train").labels
+    train = build(runs.load_config(folder, own=True), "data").dataset("train").labels
     y = torch.load(folder / "nan" / "batch_rank1.pt", weights_only=True)["y"]
     assert train[records[-1]["indices"]].tolist() == y.tolist()

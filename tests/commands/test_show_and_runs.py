@@ -46,8 +46,9 @@ def test_a_run_that_was_killed_is_told_from_one_that_runs(boltlab):
     out = boltlab("runs")[1]
     assert "killed" in out and "step 7 " in out
     runs.write_summary(folder, pid=os.getpid())
+    (folder / ".lock").unlink()  # a run of before there were locks
     assert "running" in boltlab("runs")[1]
-    with runs.lock(folder):  # from here on there is a lock, which tells it whoever has the pid
+    with runs.lock(folder):  # the lock tells it, whoever has the pid by now
         assert "running" in boltlab("runs")[1]
     assert "killed" in boltlab("runs")[1]
 

@@ -58,8 +58,9 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
 
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
-        config = edit(runs.load_config(folder), overrides)
-        config.run_dir = str(folder)
+        before = runs.load_config(folder)
+        config = edit(before, overrides)
+        config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         newest, warnings = checkpoint.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)

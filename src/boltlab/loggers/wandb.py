@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import os
-import secrets
 import threading
 import time
 from argparse import Namespace
@@ -70,8 +69,8 @@ class WandbLogger(LightningWandbLogger):
         finish_timeout_seconds: float = 60.0,
     ) -> None:
         kept = Path(dir) / RUN_ID
-        if id is None:
-            id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else secrets.token_hex(4)
+        if id is None and kept.is_file():
+            id = kept.read_text(encoding="utf-8").strip()
         super().__init__(
             save_dir=dir,
             project=project,
@@ -202,10 +201,13 @@ class WandbLogger(LightningWandbLogger):
                 run = self._init("online", init_timeout=max(1.0, deadline - time.monotonic()))
             except wandb.Error as error:
                 mode, reason = "offline", f"{type(error).__name__}: {error}".splitlines()[0]
+                if self._wandb_init["id"]:
+                    wandb.teardown()  # its service calls the id of a run that goes on taken
         if run is None:
             run = self._init(mode)
         if mode != "disabled":
-            (self._dir / RUN_ID).write_text(str(self._wandb_init["id"]), encoding="utf-8")
+            self._dir.mkdir(parents=True, exist_ok=True)
+            (self._dir / RUN_ID).write_text(run.id or "", encoding="utf-8")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         for name in SAVED_FILES:

@@ -1,0 +1,126 @@
+"""Several processes of one run: resumed to the same bits; one that is killed, raises or hangs ends all."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from warm import differences, only_run, outcome
+
+QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
+QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
+QUICK += ("trainer=ddp", "trainer.devices=2", "model.net.dropout=0.3")
+
+# A callback of our own: the processes are started anew, so nothing can be put into them from outside.
+FAULTY = """
+import os, signal, sys, time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class Fault(Callback):
+    def __init__(self, rank, step, kind):
+        self.rank, self.step, self.kind = rank, step, kind
+
+    def on_train_batch_end(self, trainer, *_):
+        Path(f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
+        if trainer.global_step < self.step or os.environ.get("NO_FAULT"):
+            return
+        if self.rank != trainer.global_rank:
+            return
+        if self.kind == "raise":
+            raise ValueError("what went wrong")
+        if self.kind == "hang":
+            time.sleep(600)
+        if self.kind == "parent":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        os.kill(os.getpid(), getattr(signal, self.kind))
+"""
+
+
+@pytest.fixture(autouse=True)
+def faulty(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY, encoding="utf-8")
+
+
+def fault(rank, step, kind):
+    return (
+        "+callbacks.fault._target_=faulty.Fault",
+        *(f"+callbacks.fault.{k}={v}" for k, v in {"rank": rank, "step": step, "kind": kind}.items()),
+    )
+
+
+def start(warm, tmp_path, name, *arguments, **environment):
+    (tmp_path / name).mkdir(exist_ok=True)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    before = f"sys.path.insert(0, {str(tmp_path)!r})\nimport boltlab.trust as t\nt.PACKAGES = (*t.PACKAGES, 'faulty')"
+    return warm(*arguments, folder=tmp_path / name, before=before, PYTHONPATH=path, **environment)
+
+
+def alive(folder):
+    pids = [int(path.read_text()) for path in folder.glob("pid-*")]
+    assert len(pids) == 2
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.fixture(scope="module")
+def whole(warm_server, tmp_path_factory):
+    """The outcome of a run that nothing happened to."""
+    from warm import Child
+
+    folder = tmp_path_factory.mktemp("whole")
+    child = Child(warm_server, QUICK, folder, "", {}).wait()
+    assert child.code == 0, child.stderr
+    return outcome(only_run(folder / "logs"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "step", "kind", "every"),
+    [(0, 16, "SIGKILL", 3), (1, 12, "SIGKILL", None), (1, 25, "parent", 4), (0, 18, "SIGTERM", None)],
+)
+def test_two_processes_go_on_to_the_same_bits(warm, tmp_path, whole, rank, step, kind, every):
+    """One of them killed in mid-epoch, the other after an epoch's end, their parent, and one told to stop."""
+    more = (f"callbacks.last.every_n_train_steps={every}",) if every else ()
+    child = start(warm, tmp_path, "a", *QUICK, *more, *fault(rank, step, kind)).wait()
+    folder = only_run(tmp_path / "a" / "logs")
+    end = time.monotonic() + 20
+    while alive(tmp_path / "a") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert alive(tmp_path / "a") == []
+    assert child.code == {"SIGKILL": 1, "parent": -9, "SIGTERM": 143}[kind], child.stderr
+    if kind == "SIGKILL":
+        assert child.stderr.splitlines()[-1].startswith(f"boltlab train: rank {rank} was killed by SIGKILL")
+        assert json.loads((folder / "summary.json").read_text())["reason"].startswith(f"rank {rank} was killed")
+    child = start(warm, tmp_path, "a", "train", "resume=latest", NO_FAULT="1").wait()
+    assert child.code == 0, child.stderr
+    assert "goes on from last.ckpt" in child.stdout
+    assert differences(whole, outcome(folder)) == []
+
+
+def test_the_process_that_raises_is_named_last(warm, tmp_path):
+    child = start(warm, tmp_path, "a", *QUICK, *fault(1, 5, "raise")).wait()
+    assert child.code == 1 and alive(tmp_path / "a") == []
+    assert child.stderr.splitlines()[-1] == "rank 1 failed: ValueError: what went wrong"
+    assert 'raise ValueError("what went wrong")' in child.stderr
+    summary = json.loads((only_run(tmp_path / "a" / "logs") / "summary.json").read_text())
+    assert summary["reason"] == "rank 1 failed: ValueError: what went wrong"
+
+
+def test_a_process_that_hangs_ends_all_after_the_timeout(warm, tmp_path):
+    timeout = ("trainer.strategy.timeout.minutes=0", "+trainer.strategy.timeout.seconds=4")
+    began = time.monotonic()
+    child = start(warm, tmp_path, "a", *QUICK, *timeout, *fault(1, 5, "hang")).wait()
+    assert child.code == 1 and alive(tmp_path / "a") == []
+    assert child.stderr.splitlines()[-1].startswith("boltlab train: rank 1 gave no answer any more; rank 0 saw: ")
+    assert time.monotonic() - began < 120  # not the 600 s that it would sleep
+
+
+def test_ctrl_c_reaches_every_process_once(warm, tmp_path):
+    child = start(warm, tmp_path, "a", *QUICK, "trainer.max_epochs=2000")
+    child.wait_for(tmp_path / "a" / "logs" / "train", pattern="*/checkpoints/last.ckpt")
+    os.killpg(child.pid, signal.SIGINT)  # as a terminal does it: to the command and to its processes
+    assert child.wait().code == 130, child.stderr
+    assert child.stderr.strip().endswith("boltlab train: stopped by SIGINT")
+    assert json.loads((only_run(tmp_path / "a" / "logs") / "summary.json").read_text())["status"] == "interrupted"

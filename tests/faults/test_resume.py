@@ -1,0 +1,341 @@
+"""A run that was killed or stopped goes on to the same bits as one that was not (FAULTS 1–3, 5–9, 11–13)."""
+
+import json
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from warm import at_step, differences, only_run, outcome
+
+from boltlab import checkpoint
+
+# 1,293 training images of digits: 11 batches an epoch, the last of 13.
+QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
+QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
+EVERY_3 = "callbacks.last.every_n_train_steps=3"
+DROPOUT = "model.net.dropout=0.3"
+
+CASES = {
+    "mid-epoch, dropout": [DROPOUT, EVERY_3],
+    "end of an epoch only": [DROPOUT],
+    "augmentation, mixup, EMA, cosine, early stopping, best two": [
+        *("augment=basic", "model.mixup_alpha=0.4", "scheduler=cosine", DROPOUT, EVERY_3),
+        *("callbacks=[best,last,ema,early_stopping]", "callbacks.early_stopping.patience=2"),
+        *("callbacks.best.save_top_k=2", "callbacks.best.filename='best-{epoch}'", "test=false"),
+    ],
+    "worker processes": ["augment=randaugment", "data.num_workers=2", EVERY_3],
+    "plateau, a validation every second epoch": [
+        *("scheduler=plateau", "scheduler.patience_epochs=0", "trainer.check_val_every_n_epoch=2", EVERY_3),
+    ],
+    "plateau at every epoch": ["scheduler=plateau", "scheduler.patience_epochs=0"],
+    "accumulated batches": ["trainer.accumulate_grad_batches=3", "callbacks.last.every_n_train_steps=1"],
+    "several steps per execution": [DROPOUT, "steps_per_execution=4", "callbacks.last.every_n_train_steps=4"],
+    "several validations an epoch": ["trainer.val_check_interval=0.25", "callbacks.last.every_n_train_steps=1"],
+    "max_steps alone": ["trainer.max_epochs=-1", "trainer.max_steps=30", EVERY_3],
+    "max_steps in mid-epoch": ["trainer.max_steps=30"],
+    "bf16, muon, clipping": ["precision=bf16-mixed", "optimizer=muon", "trainer.gradient_clip_val=0.1", EVERY_3],
+    "balanced classes": ["data.sampler=balanced", EVERY_3],
+    "freezing": ["callbacks=[best,last,freeze]", "callbacks.freeze.train_from=[[0,last_layer],[2,'*']]", EVERY_3],
+}
+
+
+@pytest.fixture
+def run(warm, tmp_path):
+    """Runs `boltlab` in a folder of its own below the test's: (the finished child, its only run folder)."""
+
+    def go(name, *arguments, code=0, **options):
+        (tmp_path / name).mkdir(exist_ok=True)
+        child = warm(*arguments, folder=tmp_path / name, **options).wait()
+        assert child.code == code, (child.code, child.stdout[-1000:], child.stderr[-3000:])
+        return child, only_run(tmp_path / name / "logs")
+
+    return go
+
+
+def assert_same(expected, found):
+    assert differences(outcome(expected), outcome(found)) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_twice_and_the_same_to_the_bit(run, case):
+    overrides = (*QUICK, *CASES[case])
+    _, expected = run("whole", *overrides)
+    steps = int(outcome(expected)["global_step"])
+    first, second = sorted(random.Random(case).sample(range(1, steps - 1), 2))
+    run("killed", *overrides, before=at_step(first), code=-signal.SIGKILL)
+    run("killed", "train", "resume=latest", before=at_step(second), code=-signal.SIGKILL)
+    child, found = run("killed", "train", "resume=latest")
+    assert_same(expected, found)
+    assert "Traceback" not in child.stderr
+    assert json.loads((found / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("step", "overrides"),
+    [(5, [DROPOUT]), (11, []), (13, ["trainer.accumulate_grad_batches=2"]), (9, ["steps_per_execution=4"])]
+    + [(step, ["trainer.val_check_interval=0.25"]) for step in (2, 4, 11)],
+)
+def test_sigterm_saves_at_its_step_and_the_run_goes_on_to_the_same_bits(run, step, overrides):
+    _, expected = run("whole", *QUICK, *overrides)
+    child, found = run("stopped", *QUICK, *overrides, before=at_step(step, signal.SIGTERM), code=143)
+    saved = torch.load(found / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    summary = json.loads((found / "summary.json").read_text())
+    assert summary["status"] == "interrupted" and summary["steps"] == saved >= step
+    # Within the step, unless a part of an accumulated batch or a validation had to come first.
+    assert saved <= step + (4 if "steps_per_execution=4" in overrides else 1)
+    assert f"boltlab train resume={found.relative_to(found.parents[2])}" in child.stderr
+    child, found = run("stopped", "train", f"resume={found.name}")
+    assert f"goes on from last.ckpt, step {saved}," in child.stdout
+    assert_same(expected, found)
+
+
+def test_stopped_in_the_middle_of_a_validation(run):
+    """The validation is run again from its start; nothing of it counts twice."""
+    overrides = (*QUICK, "callbacks=[best,last,ema]", "data.batch_size=32", "trainer.max_epochs=2")
+    _, expected = run("whole", *overrides)
+    before = at_step(41, signal.SIGTERM, hook="on_validation_batch_end")
+    _, found = run("stopped", *overrides, before=before, code=143)
+    child, found = run("stopped", "train", "resume=latest")
+    assert "after batch 41 of epoch 1" in child.stdout
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138), (signal.SIGTERM, 143)]
+)
+def test_every_stopping_signal_saves_and_has_its_exit_code(run, signum, code):
+    child, found = run("a", *QUICK, before=at_step(4, signum), code=code)
+    assert torch.load(found / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+    assert child.stderr.strip().endswith(f"boltlab train: stopped by {signal.Signals(signum).name}")
+
+
+def test_sigusr2_saves_and_trains_on(run):
+    before = at_step(4, signal.SIGUSR2) + at_step(8).replace('"sent"', '"killed"').replace("Last.sent", "Last.killed")
+    run("a", *QUICK, before=before, code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest")
+    assert "goes on from last.ckpt, step 5," in child.stdout
+
+
+def test_the_second_ctrl_c_ends_at_once(warm, tmp_path):
+    before = """
+import time
+from boltlab.models.task import Task
+def slow(self, *arguments):
+    open("started", "w").close()
+    while True:
+        time.sleep(0.1)
+Task._seed_step = slow
+"""
+    child = warm(*QUICK, before=before)
+    child.wait_for(tmp_path / "started")
+    child.send(signal.SIGINT)
+    child.pause(0.2)
+    child.send(signal.SIGINT)  # the terminal's and the launcher's are one
+    child.pause(0.6)
+    assert child.running()
+    child.send(signal.SIGINT)
+    assert child.wait().code == 130
+    assert "again: ended at once" in child.stderr
+    assert json.loads((only_run(tmp_path / "logs") / "summary.json").read_text())["status"] == "interrupted"
+
+
+CONTROLS = {
+    "where the epoch stands": "from boltlab.data.loader import Loader\nLoader.load_state_dict = lambda *a: None",
+    "what a step draws": "from boltlab.models.task import Task\nTask._seed_step = lambda *a: None",
+}
+
+
+@pytest.mark.parametrize("left_out", CONTROLS)
+def test_without_restoring_the_weights_differ(run, left_out):
+    """The control: equal bits above are no accident (FAULTS 6)."""
+    overrides = (*QUICK, DROPOUT, EVERY_3, "trainer.max_epochs=2")
+    control = CONTROLS[left_out]
+    _, expected = run("whole", *overrides, before=control)
+    run("killed", *overrides, before=control + at_step(8), code=-signal.SIGKILL)
+    _, found = run("killed", "train", "resume=latest", before=control)
+    assert any("state_dict" in difference for difference in differences(outcome(expected), outcome(found)))
+
+
+def test_killed_before_its_first_checkpoint_a_run_begins_again(run):
+    _, expected = run("whole", *QUICK)
+    run("killed", *QUICK, before=at_step(3), code=-signal.SIGKILL)
+    child, found = run("killed", "train", "resume=latest")
+    assert "has no checkpoint yet: it begins again" in child.stdout
+    assert_same(expected, found)
+
+
+@pytest.mark.parametrize("stopping", [[], ["callbacks=[best,last,early_stopping]", "optimizer.lr=0.0"]])
+def test_killed_while_it_is_tested_a_run_is_only_tested_again(run, stopping):
+    overrides = (*QUICK, *stopping, *(["callbacks.early_stopping.patience=1"] if stopping else []))
+    die = "import lightning.pytorch as pl\npl.Trainer.test = lambda *a, **k: os.kill(os.getpid(), 9)"
+    _, found = run("a", *overrides, before=die, code=-signal.SIGKILL)
+    before = outcome(found)
+    _, found = run("a", "train", "resume=latest")
+    assert differences(before["state_dict"], outcome(found)["state_dict"]) == []
+    summary = json.loads((found / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["test"] and summary["final"] and summary["best"]
+    assert summary["steps"] == before["global_step"] == (22 if stopping else 44)
+
+
+def test_a_finished_run_says_so_and_is_made_longer(run):
+    overrides = (*QUICK, "scheduler=constant", DROPOUT, "test=false")
+    _, expected = run("whole", *overrides)
+    run("a", *overrides, "trainer.max_epochs=2")
+    child, found = run("a", "train", "resume=latest", code=1)
+    assert child.stderr.strip() == (
+        f"boltlab train: {found.relative_to(found.parents[2])} is finished, after 2 epochs (22 steps);"
+        " trainer.max_epochs=… with a larger number extends it"
+    )
+    _, found = run("a", "train", "resume=latest", "trainer.max_epochs=4")
+    assert_same(expected, found)
+    (record,) = json.loads((found / "summary.json").read_text())["resumed"]
+    assert record["overrides"] == ["trainer.max_epochs=4"] and record["changed"] == []
+
+
+def test_a_run_that_was_moved_goes_on_with_its_best(run, tmp_path):
+    overrides = (
+        *QUICK,
+        "mode=min",
+        "callbacks.best.save_top_k=2",
+        "callbacks.best.filename='best-{epoch}'",
+        "test=false",
+    )
+    _, expected = run("whole", *overrides)
+    _, found = run("a", *overrides, before=at_step(25), code=-signal.SIGKILL)
+    elsewhere = tmp_path / "b" / "logs" / "train" / found.name
+    elsewhere.parent.mkdir(parents=True)
+    shutil.move(found, elsewhere)
+    _, found = run("b", "train", f"resume={elsewhere}")
+    assert_same(expected, found)
+    assert sorted(p.name for p in (found / "checkpoints").iterdir()) == sorted(
+        p.name for p in (expected / "checkpoints").iterdir()
+    )
+
+
+CHANGES = {
+    "data.batch_size=64": "data.batch_size was 128, is now 64",
+    "data.val_fraction=0.2": "data.val_fraction was 0.1, is now 0.2",
+    "trainer.accumulate_grad_batches=2": "trainer.accumulate_grad_batches was 1, is now 2",
+    "seed=5": "seed was 0, is now 5",
+    "precision=bf16-mixed": "precision was '32', is now 'bf16-mixed'",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_that_breaks_exactness_is_named_and_may_restart_the_epoch(run, change):
+    run("a", *QUICK, EVERY_3, before=at_step(15), code=-signal.SIGKILL)
+    child, found = run("a", "train", "resume=latest", change, code=1)
+    assert CHANGES[change] in child.stderr and "resume_changed=restart_epoch" in child.stderr
+    assert len(child.stderr.splitlines()) == 1
+    child, found = run("a", "train", "resume=latest", change, "resume_changed=restart_epoch")
+    rows = outcome(found)["rows"]
+    assert [row["epoch"] for row in rows if row["train_loss"]] == ["0", "1", "2", "3"]
+    assert all(torch.isfinite(t).all() for t in outcome(found)["state_dict"].values())
+    epochs = {"data.batch_size=64": 21, "data.val_fraction=0.2": 9, "trainer.accumulate_grad_batches=2": 6}
+    assert outcome(found)["global_step"] == 15 + 3 * epochs.get(change, 11)
+
+
+@pytest.mark.parametrize("change", ["optimizer.lr=0.1", "model.net.dropout=0.5", "scheduler=cosine"])
+def test_what_a_checkpoint_restores_is_not_changed_in_silence(run, change):
+    run("a", *QUICK, EVERY_3, before=at_step(15), code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest", change, "resume_changed=restart_epoch", code=1)
+    assert change.partition("=")[0] in child.stderr and "init_from=" in child.stderr
+
+
+def test_other_data_are_noticed(run, tmp_path):
+    def table(rows):
+        lines = ["a,b,y", *(f"{i % 7},{i % 5},{i % 3}" for i in range(rows))]
+        (tmp_path / "table.csv").write_text("\n".join(lines), encoding="utf-8")
+
+    table(300)
+    data = (
+        "data=csv",
+        f"data.path={tmp_path}/table.csv",
+        "data.target=y",
+        "data.task=classification",
+        "data.batch_size=16",
+        EVERY_3,
+    )
+    run("a", *QUICK, *data, before=at_step(20), code=-signal.SIGKILL)
+    table(400)
+    child, _ = run("a", "train", "resume=latest", code=1)
+    assert re.search(r"trained on \d+ training samples, now there are \d+: resume_changed=restart_epoch", child.stderr)
+    run("a", "train", "resume=latest", "resume_changed=restart_epoch")
+
+
+def test_a_damaged_last_is_passed_over_with_one_line(run):
+    _, expected = run("whole", *QUICK)
+    _, found = run("a", *QUICK, "callbacks.last.keep_last=2", before=at_step(30), code=-signal.SIGKILL)
+    last = found / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-500])
+    child, found = run("a", "train", "resume=latest")
+    assert "goes on from last-1.ckpt, step 11," in child.stdout
+    assert child.stderr.count("last.ckpt") == 1 and "last-1.ckpt is taken instead" in child.stderr
+    assert_same(expected, found)
+
+
+def test_a_run_that_goes_on_twice_stays_one_run(run):
+    """Folder, config, files and W&B run (FAULTS 13)."""
+    overrides = (*QUICK, EVERY_3, "logger=wandb")
+    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    slow = "import time\nfrom boltlab.models.task import Task\nseed = Task._seed_step\n"
+    slow += "Task._seed_step = lambda *a: (time.sleep(0.15), seed(*a))\n"  # the W&B run starts meanwhile
+    _, found = run("a", *overrides, before=slow + at_step(30), code=-signal.SIGKILL, **environment)
+    config, number = (found / "config.yaml").read_text(), (found / ".wandb-id").read_text()
+    run("a", "train", "resume=latest", before=slow + at_step(41), code=-signal.SIGKILL, **environment)
+    _, again = run("a", "train", "resume=latest", **environment)
+    assert again == found and (found / "config.yaml").read_text() == config
+    assert sorted(p.name for p in (found / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    parts = [p.name for p in (found / "wandb").glob("offline-run-*")]
+    assert len(parts) == 3 and all(name.endswith(f"-{number}") for name in parts)
+    assert not list(found.glob(".*-*[0-9a-f]")) or (found / ".wandb-id").exists()
+    assert not list((found / "checkpoints").glob(".*"))
+
+
+def test_a_running_run_is_not_gone_on_with(warm, tmp_path, boltlab):
+    slow = "import time\nfrom boltlab.models.task import Task\nTask._seed_step = lambda *a: time.sleep(0.2)"
+    child = warm(*QUICK, before=slow)
+    child.wait_for(tmp_path / "logs" / "train", pattern="*/config.yaml")
+    code, _, err = boltlab("train", "resume=latest")
+    child.send(signal.SIGTERM)
+    assert child.wait().code == 143
+    assert code == 1 and f"is being written by another process (process {child.pid}" in err
+
+
+def test_a_stopped_grid_ends_and_its_job_goes_on(run, warm, tmp_path):
+    grid = (*QUICK, "-m", "seed=1,2")
+    (tmp_path / "a").mkdir()
+    child = warm(*grid, folder=tmp_path / "a", before=at_step(15, signal.SIGTERM)).wait()
+    assert child.code == 143, child.stderr
+    assert "interrupted" in child.stdout and "not started" in child.stdout
+    child = warm(*grid, folder=tmp_path / "a").wait()
+    assert child.code == 0, child.stderr
+    assert "goes on from last.ckpt, step 16," in child.stdout
+    _, expected = run("whole", *QUICK, "seed=1")
+    (top,) = Path(tmp_path, "a", "logs", "train").iterdir()
+    assert sorted(p.name for p in top.iterdir() if p.is_dir()) == ["0", "1"]
+    assert_same(expected, top / "0")
+
+
+def test_nothing_to_go_on_with_is_said(boltlab):
+    code, _, err = boltlab("train", "resume=latest")
+    assert code == 1 and "there is no run yet" in err
+    code, _, err = boltlab("train", "-m", "resume=latest", "seed=1,2")
+    assert code == 2 and "resume" in err
+
+
+def test_the_state_of_a_gradient_scaler_survives(tmp_path):
+    """16-mixed scales on GPUs only; its scaler's state is plain, and is what Lightning gives back to it."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=7)
+    scaler.scale(torch.ones(1))
+    state = MixedPrecision("16-mixed", "cpu", scaler).state_dict()
+    checkpoint.write({"state_dict": {}, "MixedPrecision": state}, tmp_path / "a.ckpt")
+    other = torch.amp.GradScaler("cpu")
+    MixedPrecision("16-mixed", "cpu", other).load_state_dict(checkpoint.read(tmp_path / "a.ckpt")["MixedPrecision"])
+    assert other.get_scale() == 512.0 and other.state_dict() == scaler.state_dict()
