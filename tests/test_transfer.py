@@ -141,7 +141,7 @@ MISTAKES = {
     "nowhere.ckpt": "there is no such file",
     "nowhere.safetensors": "there is no such file",
     "broken.ckpt": "is cut short",
-    "https://example.org/a.ckpt": "is no file of this machine",
+    "http://127.0.0.1:9/a.ckpt": "cannot fetch http://127.0.0.1:9/a.ckpt",
 }
 
 

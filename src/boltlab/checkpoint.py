@@ -8,7 +8,6 @@ import re
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     Args:
         config: the resolved config as plain values; it travels in every checkpoint.
-        adapt: changes the content of a checkpoint with which a fit goes on, in place.
     """
 
-    def __init__(self, config: dict[str, Any], adapt: Callable[[dict[str, Any]], None] | None = None):
-        self.config, self.adapt = config, adapt
+    def __init__(self, config: dict[str, Any]):
+        self.config = config
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint; an error leaves what stood at `path` as it was."""
@@ -70,10 +68,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Reads a checkpoint that passes its hash; anything but tensors and plain values is refused."""
-        content = read(Path(path), map_location=map_location or "cpu")
-        if self.adapt is not None:
-            self.adapt(content)
-        return content
+        return read(Path(path), map_location=map_location or "cpu")
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Removes one file: Lightning's own removes a folder with all below it, where a foreign state names one."""
+        if Path(path).is_file():
+            Path(path).unlink()
 
 
 def find(folder: Path, which: str = "best") -> Path:

@@ -6,6 +6,7 @@ started by torch's elastic launcher, which ends all of them when one fails.
 """
 
 import json
+import logging
 import multiprocessing
 import os
 import secrets
@@ -79,6 +80,8 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
     )
     for left in folder.glob(f"{_ENDED}*"):
         left.unlink()
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with signals.caught(at_once=_kill, forward=_forward):
             elastic_launch(settings, _rank)(entry, str(folder))

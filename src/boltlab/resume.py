@@ -138,6 +138,6 @@ def restart_epoch(content: dict[str, Any]) -> None:
         loops[key]["current"].update(dict.fromkeys(loops[key]["current"], 0))
         loops[key]["is_last_batch"] = False
     content.get("task", {}).pop("train_metrics", None)
-    for name, value in content["state_dict"].items():
+    for name, value in content.get("state_dict", {}).items():
         if name.startswith("train_metrics."):
             value.zero_()

@@ -34,13 +34,23 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain, adapt)],
+        plugins=[SafeCheckpointIO(plain)],
         **arguments,
     )
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
     # of one, each step of several processes begins with a broadcast.
     trainer._signal_connector.register_signal_handlers = _nothing
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+    if adapt is not None:
+        connector = trainer._checkpoint_connector
+        load = connector.resume_start  # not in the plugin that reads files: some strategies read their own
+
+        def load_and_adapt(*arguments: Any, **keywords: Any) -> None:
+            load(*arguments, **keywords)
+            if connector._loaded_checkpoint and trainer.state.fn == "fit":
+                adapt(connector._loaded_checkpoint)
+
+        connector.resume_start = load_and_adapt
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _never
     return trainer

@@ -20,14 +20,15 @@ SUFFIXES = (".ckpt", ".safetensors")
 
 
 def find(init_from: str, log_dir: str) -> Path:
-    """The file that `init_from` means: itself, or the best checkpoint of `latest`, a run folder or a part of its name.
+    """The file that `init_from` means: itself, or what an http address holds, or the best
+    checkpoint of `latest`, a run folder or a part of its name.
 
     Raises:
         UserError: no such file or run, no checkpoint in it, or a damaged one.
     """
-    path = Path(init_from)
     if "://" in init_from:
-        raise UserError("is no file of this machine: fetch it, and name the file")
+        return checkpoint.fetch(init_from, Path(log_dir) / "fetched").resolve()
+    path = Path(init_from)
     if path.suffix not in SUFFIXES:
         path = checkpoint.find(runs.find(init_from, log_dir), "best")
     elif not path.is_file():

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from warm import differences, only_run, outcome
 
+pytestmark = pytest.mark.faults
+
 QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 QUICK += ("trainer=ddp", "trainer.devices=2", "model.net.dropout=0.3")
@@ -36,6 +38,7 @@ class Fault(Callback):
         if self.kind == "parent":
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
+        self.rank = None  # once
         os.kill(os.getpid(), getattr(signal, self.kind))
 """
 
@@ -124,3 +127,15 @@ def test_ctrl_c_reaches_every_process_once(warm, tmp_path):
     assert child.wait().code == 130, child.stderr
     assert child.stderr.strip().endswith("boltlab train: stopped by SIGINT")
     assert json.loads((only_run(tmp_path / "a" / "logs") / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_a_sharded_run_goes_on_to_the_same_bits(warm, tmp_path):
+    sharded = (*QUICK, "trainer=fsdp", "trainer.devices=2", "trainer.max_epochs=3")
+    folders = {}
+    for name, more in {"whole": (), "stopped": fault(1, 15, "SIGTERM")}.items():
+        child = start(warm, tmp_path, name, *sharded, *more).wait()
+        assert child.code == (143 if more else 0), child.stderr
+        folders[name] = only_run(tmp_path / name / "logs")
+    child = start(warm, tmp_path, "stopped", "train", "resume=latest", NO_FAULT="1").wait()
+    assert child.code == 0 and "of epoch 2" in child.stdout, child.stderr
+    assert differences(outcome(folders["whole"]), outcome(folders["stopped"])) == []

@@ -128,7 +128,6 @@ def _fit(folder: Path, config: DictConfig) -> None:
             runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
         raise
     trainer.ckpt_path = None
-    trainer.strategy.checkpoint_io.adapt = None
     if trainer.is_global_zero:
         _write_fitted(folder, config, trainer, time.perf_counter() - started)
     test = {}

@@ -412,9 +412,6 @@ class Task(L.LightningModule):
     def on_fit_start(self) -> None:
         given = os.environ.get("PL_GLOBAL_SEED")  # of lightning.pytorch.seed_everything
         self._seed = random_key(int(given), self.global_rank) if given else None
-        for name, value in self._restored.get("train_metrics", {}).items():
-            state = getattr(self.train_metrics, name)
-            state.copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
 
     # -- building
 
@@ -457,6 +454,9 @@ class Task(L.LightningModule):
         """Says what was chosen: much of it is chosen by itself."""
         # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
         self.trainer.fit_loop._load_combined_loader_states()
+        for name, value in self._restored.get("train_metrics", {}).items():
+            state = getattr(self.train_metrics, name)
+            state.copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
         if not self.trainer.is_global_zero:
             return
         optimizer = self.trainer.optimizers[0]
