@@ -23,6 +23,7 @@ FREE = (
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed"),
     *("init_from", "init_strict", "monitor", "mode", "augment"),  # augment: it stands in data as well
 )
+UNFINISHED = ("interrupted", "killed")
 # What a checkpoint restores, so that a change would have no effect or could not be loaded.
 RESTORED = ("model", "optimizer", "scheduler")
 
@@ -78,9 +79,12 @@ def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -
     over |= bool(content["callbacks"].get("Last", {}).get("stops"))
     if over and runs.read_summary(folder).get("status") == "finished":
         longer = "trainer.max_epochs" if epochs >= (limits.max_epochs or math.inf) else "trainer.max_steps"
+        broken = (run for run in runs.folders(config.log_dir) if runs.status(runs.read_summary(run), run) in UNFINISHED)
+        other = next(broken, None)
         raise UserError(
             f"{runs.shown(folder)} is finished, after {epochs} epochs ({steps} steps);"
             f" {longer}=… with a larger number extends it"
+            + (f". The newest run that is not finished: resume={other.name}" if other else "")
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from warm import at_step, differences, only_run, outcome
 
 from boltlab import checkpoint
@@ -74,6 +75,26 @@ def test_killed_twice_and_the_same_to_the_bit(run, case):
     assert_same(expected, found)
     assert "Traceback" not in child.stderr
     assert json.loads((found / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("reading", ["cache=memory", "cache=disk", "decode=fast"])
+def test_photographs_however_they_are_read(run, tmp_path, reading):
+    random_bytes = random.Random(0).randbytes
+    for split, count in (("train", 20), ("val", 5), ("test", 5)):
+        for label in "ab":
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.frombytes("RGB", (20, 16), random_bytes(960)).resize((60, 50)).save(folder / f"{i}.jpg")
+    overrides = (*QUICK, "data=image_folder", f"data.root={tmp_path}/photos", "data.input_shape=[3,24,24]")
+    overrides += (f"data.{reading}", "data.num_workers=2", "data.batch_size=8", EVERY_3, "augment=imagenet")
+    if "disk" in reading:
+        overrides += (f"data.cache_dir={tmp_path}/cache",)
+    _, expected = run("whole", *overrides)
+    run("killed", *overrides, before=at_step(8), code=-signal.SIGKILL)
+    child, found = run("killed", "train", "resume=latest", "data.num_workers=0")
+    assert "after batch 1 of epoch 2" in child.stdout
+    assert_same(expected, found)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +204,7 @@ def test_killed_while_it_is_tested_a_run_is_only_tested_again(run, stopping):
     assert summary["steps"] == before["global_step"] == (22 if stopping else 44)
 
 
-def test_a_finished_run_says_so_and_is_made_longer(run):
+def test_a_finished_run_says_so_and_is_made_longer(run, warm, tmp_path):
     overrides = (*QUICK, "scheduler=constant", DROPOUT, "test=false")
     _, expected = run("whole", *overrides)
     run("a", *overrides, "trainer.max_epochs=2")
@@ -192,6 +213,11 @@ def test_a_finished_run_says_so_and_is_made_longer(run):
         f"boltlab train: {found.relative_to(found.parents[2])} is finished, after 2 epochs (22 steps);"
         " trainer.max_epochs=… with a larger number extends it"
     )
+    assert warm(*overrides, folder=tmp_path / "a", before=at_step(13)).wait().code == -signal.SIGKILL
+    broken = next(p for p in (tmp_path / "a" / "logs" / "train").iterdir() if p.name != found.name)
+    child = warm("train", f"resume={found.name}", folder=tmp_path / "a").wait()
+    assert child.stderr.strip().endswith(f"extends it. The newest run that is not finished: resume={broken.name}")
+    shutil.rmtree(broken)
     _, found = run("a", "train", "resume=latest", "trainer.max_epochs=4")
     assert_same(expected, found)
     (record,) = json.loads((found / "summary.json").read_text())["resumed"]
@@ -277,6 +303,18 @@ def test_a_damaged_last_is_passed_over_with_one_line(run):
     child, found = run("a", "train", "resume=latest")
     assert "goes on from last-1.ckpt, step 11," in child.stdout
     assert child.stderr.count("last.ckpt") == 1 and "last-1.ckpt is taken instead" in child.stderr
+    assert_same(expected, found)
+
+
+def test_a_stale_file_of_lightnings_requeue_is_not_taken(run):
+    """FAULTS 30: under Slurm, Lightning takes hpc_ckpt_N.ckpt before anything else."""
+    overrides = (*QUICK, EVERY_3)
+    _, expected = run("whole", *overrides)
+    _, found = run("a", *overrides, before=at_step(15), code=-signal.SIGKILL)
+    shutil.copy(expected / "checkpoints" / "last.ckpt", found / "hpc_ckpt_1.ckpt")
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    child, found = run("a", "train", "resume=latest", **slurm, SLURM_JOB_NAME="job", SLURM_NTASKS_PER_NODE="1")
+    assert "goes on from last.ckpt, step 15," in child.stdout
     assert_same(expected, found)
 
 

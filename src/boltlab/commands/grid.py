@@ -19,6 +19,7 @@ from boltlab.check import ConfigError, Mistake
 from boltlab.commands import train
 from boltlab.config import Composed, compose, grid
 from boltlab.errors import UserError
+from boltlab.resume import UNFINISHED
 
 # What a job has besides the states of a run; the other words come from its own summary.json.
 NOT_STARTED, BEFORE = "not started", "finished before"
@@ -101,7 +102,7 @@ def _start_or_continue(top: Path, number: int, job: Composed) -> None:
     """Trains a job that is not finished: one that was stopped or killed goes on, one that failed starts anew, and what
     it left stays as it is."""
     newest = _newest_start(top, number)
-    if newest is not None and _status(newest) in ("interrupted", "killed"):
+    if newest is not None and _status(newest) in UNFINISHED:
         train.go_on(newest, [])
     else:
         train.run(job, _fresh(top, number))
