@@ -19,6 +19,7 @@ def warm_server():
     yield server
     server.stdin.close()
     server.wait(60)
+    server.stdout.close()
 
 
 @pytest.fixture
