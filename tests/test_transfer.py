@@ -31,6 +31,7 @@ def net_of(content):
 def made(*overrides):
     """A model as a new run gets it."""
     config = compose("train", [*QUICK, *overrides]).config
+    transfer.settle(config)
     model = build(config, "model")
     transfer.initialize(model, config)
     return model
@@ -75,6 +76,7 @@ def test_buffers_come_along_and_metrics_and_class_weights_do_not(trained):
 def test_other_classes_get_a_new_head_and_all_else_is_taken(trained, capsys, tmp_path):
     source = net_of(checkpoint.read(trained / "checkpoints" / "best.ckpt"))
     config = compose("train", [*QUICK, "model=lenet_bn", f"init_from={trained}", *SEVEN]).config
+    transfer.settle(config)
     torch.manual_seed(1)
     model = build(config, "model")
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -226,8 +226,6 @@ class Checker:
                 what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
                 self.add(f"trainer.{key}", f"{key} {what}")
         self._needs_a_checkpoint()
-        if self.config.get("init_from"):
-            self._find_weights()
         if self.config.get("steps_per_execution", 1) > 1:
             self._several_steps()
         batch_size = (self.config.get("data") or {}).get("batch_size")
@@ -279,16 +277,6 @@ class Checker:
                 self.add(f"{path}.skip_steps={arguments['skip_steps']}", message)
             if needs_each_step(target):
                 self.add(path, f"{target.__name__} looks at every step: '~{path}', or {one}")
-
-    def _find_weights(self) -> None:
-        """Puts the file that `init_from` means in its place: what `latest` means changes."""
-        from boltlab import transfer
-
-        given = self.config.init_from
-        try:
-            self.config.init_from = str(transfer.find(given, self.config.log_dir))
-        except UserError as e:
-            self.add(f"init_from={given}", str(e).removeprefix(f"run={given} "))
 
     def _needs_a_checkpoint(self) -> None:
         trainer = self.config.get("trainer")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from boltlab import checkpoint, runs
+from boltlab.check import ConfigError, Mistake
 from boltlab.checkpoint import CheckpointError
 from boltlab.errors import UserError
 
@@ -36,6 +37,19 @@ def find(init_from: str, log_dir: str) -> Path:
     if path.suffix == ".ckpt" and (problem := checkpoint.verify(path)):
         raise CheckpointError(f"{path} {problem}")
     return path.resolve()
+
+
+def settle(config: DictConfig) -> None:
+    """Puts the file that `init_from` means in its place: what `latest` means changes.
+
+    Raises:
+        ConfigError: it means nothing, or a damaged file.
+    """
+    if given := config.get("init_from"):
+        try:
+            config.init_from = str(find(given, config.log_dir))
+        except UserError as e:
+            raise ConfigError([Mistake(f"init_from={given}", str(e).removeprefix(f"run={given} "))]) from e
 
 
 def initialize(model: LightningModule, config: DictConfig, folder: Path | None = None) -> None:

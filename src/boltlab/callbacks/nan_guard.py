@@ -329,7 +329,7 @@ def _batch(trainer: "pl.Trainer", epoch: int, indices: list[int]) -> dict[str, T
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from boltlab.checkpoint import write
+    from boltlab.checkpoint_file import write
 
     write(content, path)
 

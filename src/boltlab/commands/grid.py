@@ -54,6 +54,7 @@ def _compose_all(combinations: list[list[str]]) -> list[Composed]:
     for combination in combinations:
         try:
             jobs.append(compose("train", combination))
+            train.settle_weights(jobs[-1])
         except ConfigError as e:
             mistakes += e.mistakes
     if mistakes:

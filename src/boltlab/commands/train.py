@@ -29,8 +29,17 @@ def main(overrides: list[str]) -> int:
             go_on(runs.find(str(options.resume), options.log_dir, option="resume"), rest, git)
             return 0
     composed = compose("train", overrides)
+    settle_weights(composed)
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
+
+
+def settle_weights(composed: Composed) -> None:
+    """Finds what `init_from` means, and that it is whole, before anything is started."""
+    if composed.config.init_from:
+        from boltlab import transfer
+
+        transfer.settle(composed.config)
 
 
 def name_of(composed: Composed) -> str:
