@@ -115,6 +115,8 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
             continue
         if not {"optimizer_states", "loops"} <= content.keys():
             unusable[path] = "holds weights only"
+        elif _within_a_step(content):
+            unusable[path] = "stands within accumulated batches"
         elif path in family.values():
             taken = path
             break
@@ -122,12 +124,22 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
             others.append((content["global_step"], path))
     if taken is None and others:
         taken = max(others, key=lambda other: other[0])[1]
-    if taken is None and files:
+    if taken is None and damaged:
         reasons = "; ".join(f"{path.name} {why}" for path, why in (damaged | unusable).items())
         raise CheckpointError(f"{folder / 'checkpoints'}: training can go on from none of the files there: {reasons}")
     return taken, [
         f"the checkpoint {path} {why}; {taken.name} is taken instead" for path, why in damaged.items() if taken
     ]
+
+
+def _within_a_step(content: dict[str, Any]) -> bool:
+    """Whether gradients of accumulated batches are missing: `best` may be saved by a validation between two steps."""
+    try:
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = content["config"]["trainer"]["accumulate_grad_batches"]
+        return bool(progress["current"]["ready"] % batches) and not progress["is_last_batch"]
+    except (KeyError, TypeError):
+        return False
 
 
 def which_file(run: str | Path, checkpoint: str = "best", log_dir: str | Path = "logs") -> Path:

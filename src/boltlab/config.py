@@ -120,7 +120,7 @@ class Runs:
 
     log_dir: str
     verb: Literal["train", "eval"]
-    limit: int
+    limit: Annotated[int, Ge(0)]
 
 
 @dataclass
@@ -292,7 +292,7 @@ def grid(overrides: list[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*values)]
 
 
-def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
+def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()) -> DictConfig:
     """A run's config with overrides on top: `data=cifar10` swaps a whole group, `data.batch_size=8` one value.
 
     Raises:
@@ -319,6 +319,8 @@ def edit(config: DictConfig, overrides: list[str]) -> DictConfig:
         if o.key_or_group.split(".")[0] in swapped:
             continue
         problem = _key_problem("train", edited, o, known)
+        if o.key_or_group in (*refused, "experiment", "debug", "local") and o.value() is not None:
+            problem = Mistake(o.input_line, "belongs to a new run")
         if o.key_or_group in SEARCHED and o.value() == "auto":
             problem = Mistake(o.input_line, "is searched by boltlab train only: give a number")
         if problem:

@@ -1,6 +1,5 @@
 """Going on with a run in its own folder: what may be changed, and what a change does to exactness."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +69,47 @@ def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tup
 def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -> None:
     """
     Raises:
-        UserError: the run is finished, and its config asks for no more.
+        UserError: the run is finished, and its config asks for no more; or it asks for less than was done.
     """
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     steps, limits = content["global_step"], config.trainer
-    over = epochs >= (limits.max_epochs if limits.max_epochs not in (None, -1) else math.inf)
-    over |= limits.max_steps not in (None, -1) and steps >= limits.max_steps
-    over |= bool(content["callbacks"].get("Last", {}).get("stops"))
-    if over and runs.read_summary(folder).get("status") == "finished":
-        longer = "trainer.max_epochs" if epochs >= (limits.max_epochs or math.inf) else "trainer.max_steps"
+    done = f"after {epochs} epochs ({steps} steps)"
+    for key, count in (("max_epochs", epochs), ("max_steps", steps)):
+        if limits[key] not in (None, -1) and limits[key] < count:
+            raise UserError(f"trainer.{key}={limits[key]} is less than {runs.shown(folder)} has done, {done}")
+    longer = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits[key] == count]
+    longer = [f"trainer.{key}=… with a larger number extends it" for key in longer]
+    if _stops(content, config):
+        longer.append(
+            "early stopping or a time limit ended it: callbacks.early_stopping.patience=… or trainer.max_time=…"
+        )
+    if longer and runs.read_summary(folder).get("status") == "finished":
         broken = (run for run in runs.folders(config.log_dir) if runs.status(runs.read_summary(run), run) in UNFINISHED)
         other = next(broken, None)
         raise UserError(
-            f"{runs.shown(folder)} is finished, after {epochs} epochs ({steps} steps);"
-            f" {longer}=… with a larger number extends it"
+            f"{runs.shown(folder)} is finished, {done}; {'; '.join(longer)}"
             + (f". The newest run that is not finished: resume={other.name}" if other else "")
         )
+
+
+def _stops(content: dict[str, Any], config: DictConfig) -> bool:
+    """Whether what had ended the training, beside its length, still does with this config."""
+    before, now = content["config"], plain(config)
+    if not content["callbacks"].get("Last", {}).get("stops"):
+        return False
+    if before["trainer"].get("max_time") != now["trainer"].get("max_time"):
+        return False
+    stopping = (now.get("callbacks") or {}).get("early_stopping")
+    if stopping == (before.get("callbacks") or {}).get("early_stopping") or stopping is None:
+        return True
+    waited = [state["wait_count"] for key, state in content["callbacks"].items() if key.startswith("EarlyStopping")]
+    return any(count >= stopping["patience"] for count in waited)
+
+
+def longer(content: dict[str, Any], config: DictConfig) -> bool:
+    """Whether the length of the run is another than before."""
+    before = content["config"]["trainer"]
+    return any(before.get(key) != config.trainer.get(key) for key in ("max_epochs", "max_steps"))
 
 
 def place(content: dict[str, Any]) -> str:
@@ -110,12 +134,12 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
         DataError: the data are others than those of the checkpoint.
     """
     content["callbacks"] = paths_inside(Path(config.run_dir), content.get("callbacks", {}))
+    if "Last" in content["callbacks"]:
+        content["callbacks"]["Last"]["stops"] = _stops(content, config)
     stopping = OmegaConf.select(config, "callbacks.early_stopping")
-    if stopping is not None and (content["config"].get("callbacks") or {}).get("early_stopping") != plain(stopping):
-        for key, state in content["callbacks"].items():
-            if key.startswith("EarlyStopping"):  # its own state holds the old patience
-                state["patience"] = stopping.patience
-                content["callbacks"].get("Last", {})["stops"] = state["wait_count"] >= stopping.patience
+    for key, state in content["callbacks"].items():
+        if key.startswith("EarlyStopping") and stopping is not None:
+            state["patience"] = stopping.patience  # its own state holds the old one
     loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     try:
         for state in loaders:

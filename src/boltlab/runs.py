@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
 
+_ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
+
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
 
@@ -70,24 +72,24 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future
     git = git or ask_git()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        (folder / "config.yaml").touch(exist_ok=False)  # of two at once, one
+        (folder / ".run").touch(exist_ok=False)  # of two at once, one
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
-    write_config(folder, config)
+    write_summary(folder, status="running", started=time.time(), pid=os.getpid(), host=platform.node())
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(git.result()), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(git.result().patch)
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
-    write_summary(folder, status="running", started=time.time(), pid=os.getpid(), host=platform.node())
+    write_config(folder, config)  # at the end: a folder without it is no run yet
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
     """Writes the resolved config, and sets its `run_dir`."""
     config.run_dir = _HERE
     text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    _write(folder / "config.yaml", text)
     config.run_dir = str(folder)
 
 
@@ -121,11 +123,14 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
-        config = OmegaConf.create(path.read_text(encoding="utf-8"))  # its loader makes plain values only
+        text = path.read_text(encoding="utf-8")
+        if _ALIAS.search(text) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it refers to its own parts (*name), which no config of ours does")
+        config = OmegaConf.create(text)  # its loader makes plain values only
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} holds a list, no config")
+    if not isinstance(config, DictConfig) or not config:
+        raise UserError(f"{path} holds no config")
     if not own:
         from boltlab.trust import refuse_untrusted
 
@@ -143,9 +148,13 @@ def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
+    _write(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.stem}-{secrets.token_hex(3)}")
     try:
-        beside.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError:
         beside.unlink(missing_ok=True)
@@ -174,7 +183,8 @@ def recorded(folder: Path) -> Iterator[None]:
     try:
         yield
     except Stopped as e:
-        end(folder, status="interrupted", reason=str(e))
+        with suppress(OSError):
+            end(folder, status="interrupted", reason=str(e))
         raise
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
         with suppress(OSError):
@@ -230,7 +240,27 @@ def read_summary(folder: Path) -> dict[str, Any]:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return summary if isinstance(summary, dict) else {}
+    return {k: v for k, v in summary.items() if _sound(k, v)} if isinstance(summary, dict) else {}
+
+
+def _sound(key: str, value: Any) -> bool:
+    """Whether a value of a summary, which may come from anybody, is of the kind that is read by this key."""
+    if key in ("started", "ended", "seconds", "fit_seconds", "samples_per_second", "data_wait_share"):
+        return _number(value)
+    if key in ("best", "final", "test"):
+        return isinstance(value, dict) and all(map(_number, value.values()))
+    if key in ("pid", "epochs", "steps", "skipped_steps"):
+        return isinstance(value, int) and abs(value) < 1e15
+    if key == "resumed":
+        kept = ("time", "seconds")
+        return isinstance(value, list) and all(
+            isinstance(r, dict) and all(_number(r.get(k)) for k in kept) for r in value
+        )
+    return not isinstance(value, str) or value.isprintable()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and (abs(value) < 1e15 or isinstance(value, float))
 
 
 def started(summary: dict[str, Any]) -> float:
@@ -244,6 +274,16 @@ def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
     top = Path(log_dir) / verb
     found = [config.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for config in top.glob(pattern)]
     yield from sorted(found, key=lambda folder: (started(read_summary(folder)), folder.name), reverse=True)
+
+
+def refuse_links(folder: Path) -> None:
+    """
+    Raises:
+        UserError: something in the folder is a link: whoever sent it could have any file of yours overwritten.
+    """
+    for path in (folder, *folder.iterdir(), *(folder / "checkpoints").glob("*")):
+        if path.is_symlink() and path != folder:
+            raise UserError(f"{path} is a link to {path.readlink()}: a run goes on in a folder of its own files only")
 
 
 def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run") -> Path:

@@ -1,7 +1,7 @@
 """What a process does when it is told to stop: finish the step, save, and end with 128 + the signal's number.
 
 SIGTERM (a cluster takes the machine), SIGINT (Ctrl-C), SIGHUP (the terminal is gone) and SIGUSR1 (a warning before the
-time limit, Slurm's `#SBATCH --signal=USR1@120`) stop the run; SIGUSR2 only saves a checkpoint. A signal that comes
+time limit, Slurm's `#SBATCH --signal=USR1@120`) stop the run; SIGUSR2 only saves a checkpoint. The same signal
 again ends the process at once.
 """
 
@@ -75,8 +75,8 @@ def caught(
             box.stop, box._since = signum, now
             if forward is None and not box.deferred:
                 raise Stopped(signum)
-        elif now - box._since < _SAME_SECONDS:
-            return
+        elif signum != box.stop or now - box._since < _SAME_SECONDS:
+            return  # a warning and then SIGTERM ask for the same
         else:
             at_once(signum)
             os.write(2, f"\x1b[?25h\n{name(signum)} again: ended at once, without a checkpoint\n".encode())

@@ -41,16 +41,18 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # of one, each step of several processes begins with a broadcast.
     trainer._signal_connector.register_signal_handlers = _nothing
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
-    if adapt is not None:
-        connector = trainer._checkpoint_connector
-        load = connector.resume_start  # not in the plugin that reads files: some strategies read their own
+    connector = trainer._checkpoint_connector
+    load = connector.resume_start  # not in the plugin that reads files: some strategies read their own
 
-        def load_and_adapt(*arguments: Any, **keywords: Any) -> None:
-            load(*arguments, **keywords)
-            if connector._loaded_checkpoint and trainer.state.fn == "fit":
-                adapt(connector._loaded_checkpoint)
+    def load_and_adapt(*arguments: Any, **keywords: Any) -> None:
+        load(*arguments, **keywords)
+        content = connector._loaded_checkpoint
+        if content and trainer.state.fn != "fit":
+            content["callbacks"] = {}  # they belong to the training
+        elif content and adapt is not None:
+            adapt(content)
 
-        connector.resume_start = load_and_adapt
+    connector.resume_start = load_and_adapt
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _never
     return trainer

@@ -1,6 +1,7 @@
 """checkpoints/last.ckpt: the newest state, from which a run goes on exactly; also written when it is stopped."""
 
 import os
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -53,12 +54,10 @@ class Last(Checkpoint):
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
-        least = {"every_n_epochs": 1, "every_n_train_steps": 1, "every_n_minutes": 0, "keep_last": 1}
-        given = [(name, arguments.get(name), low) for name, low in least.items()]
+        names = ("every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_last")
+        given = [(name, arguments.get(name)) for name in names]
         return [
-            (name, f"{value} is less than {low}")
-            for name, value, low in given
-            if isinstance(value, int | float) and value < low
+            (name, f"{value} is not above 0") for name, value in given if isinstance(value, int | float) and value <= 0
         ]
 
     # -- when
@@ -126,6 +125,12 @@ class Last(Checkpoint):
         signals.inbox.deferred = False
         self._stop(signals.inbox.stop if trainer.world_size == 1 else 0)
 
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if (
+            not self.path.exists() and trainer.global_step
+        ):  # killed between its last two files, with nothing left to train
+            self._save(trainer)
+
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         signals.inbox.deferred = False
 
@@ -179,8 +184,7 @@ class Last(Checkpoint):
         files = [self.path, *(self.path.with_stem(f"last-{n}") for n in range(1, self.keep_last))]
         for older, newer in reversed(list(zip(files[1:], files, strict=False))):
             if newer.exists():
-                beside = older.with_name(f".{older.name}.link")
-                beside.unlink(missing_ok=True)
+                beside = older.with_name(f".{older.name}.{secrets.token_hex(4)}")
                 try:
                     os.link(newer, beside)  # at no time is there no `newer`
                 except OSError:  # a file system without links

@@ -282,17 +282,17 @@ class NaNGuard(Callback):
             return text
         end = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
         path = self.dir / f"samples{end}.json"
-        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         record = found._asdict() | {"indices": indices, "files": files, "newest_checkpoint_step": self._saved_step}
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
+            records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
             path.write_text(json.dumps([*records, record], indent=1, ensure_ascii=False), encoding="utf-8")
             if indices:
                 _write(self.dir / f"batch{end}.pt", _batch(trainer, found.epoch, indices))
             if before and trainer.is_global_zero:
                 self._keep_state(trainer)
             text += f"; kept in {self.dir}"
-        except (OSError, UserError) as e:  # it must not hide what was found
+        except (OSError, ValueError, UserError) as e:  # it must not hide what was found
             text += f"; not kept: {e}"
         return text
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import runs
+from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands import train
 from boltlab.config import Composed, compose, grid
@@ -35,6 +35,11 @@ def main(overrides: list[str]) -> int:
         ConfigError: with the mistakes of all jobs; none was started.
         UserError: another process is at work on this sweep.
     """
+    with signals.caught():
+        return _main(overrides)
+
+
+def _main(overrides: list[str]) -> int:
     whole = compose("train", overrides, sweep=True)
     jobs = _compose_all(grid(overrides))
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]

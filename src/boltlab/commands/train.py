@@ -1,5 +1,6 @@
 """`boltlab train`: fit, then test with the best checkpoint."""
 
+import shlex
 import sys
 import time
 from functools import partial
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab import runs, signals
 from boltlab.check import SEARCHED
 from boltlab.config import Composed, build, compose, edit
+from boltlab.errors import UserError
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
 
@@ -20,13 +22,19 @@ if TYPE_CHECKING:
 
 def main(overrides: list[str]) -> int:
     """Trains once, or goes on with a run that was stopped (`resume=…`)."""
+    with signals.caught():
+        return _main(overrides)
+
+
+def _main(overrides: list[str]) -> int:
     git = runs.ask_git()  # answers while `compose` imports torch
     own = [text for text in overrides if text.startswith(("resume=", "log_dir="))]
     if any(text.startswith("resume=") for text in own):
         options = compose("train", own, check=False).config
         if options.resume is not None:
             rest = [text for text in overrides if text not in own]
-            go_on(runs.find(str(options.resume), options.log_dir, option="resume"), rest, git)
+            name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
+            go_on(runs.find(name, options.log_dir, option="resume"), rest, git)
             return 0
     composed = compose("train", overrides)
     settle_weights(composed)
@@ -65,10 +73,17 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     """
     from boltlab import checkpoint, resume
 
+    if "evaluated" in runs.read_summary(folder):
+        raise UserError(f"{runs.shown(folder)} is an evaluation, no training: resume={_evaluated(folder)}")
+    runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
         before = runs.load_config(folder)
-        config = edit(before, overrides)
+        for key in SEARCHED:  # stopped in its search
+            if OmegaConf.select(before, key) == "auto" and "model" in before and key.startswith("optimizer."):
+                before.model.optimizer = "${optimizer}"
+        before.resume_changed = None  # it was said of an earlier time
+        config = edit(before, overrides, ("resume", "init_from"))
         config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         newest, warnings = checkpoint.newest_good(folder)
         for line in warnings:
@@ -76,12 +91,27 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
         where, changed = "has no checkpoint yet: it begins again", []
         if newest is not None:
             content = checkpoint.read(newest)
-            resume.refuse_finished(content, config, folder)
-            changed = resume.check(content, config, folder)
-            where = f"goes on from {newest.name}, {resume.place(content)}"
+            try:
+                resume.refuse_finished(content, config, folder)
+                changed = resume.check(content, config, folder)
+                where = f"goes on from {newest.name}, {resume.place(content)}"
+            except (AttributeError, KeyError, TypeError, ValueError) as e:
+                raise checkpoint.CheckpointError(f"{newest} is not as boltlab writes it: no {e}") from e
+            if resume.longer(content, config) and config.scheduler and "Constant" not in config.scheduler._target_:
+                where += "; the learning rate follows the schedule of the new length"
+        kept, last = (folder / "config.yaml").read_bytes(), newest and newest.stat().st_mtime_ns
         runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
         print(f"{runs.shown(folder)} {where}", flush=True)
-        return _execute(folder, config)
+        try:
+            return _execute(folder, config)
+        except Exception:
+            if newest is None or newest.stat().st_mtime_ns == last:  # nothing was trained with the new config
+                (folder / "config.yaml").write_bytes(kept)
+            raise
+
+
+def _evaluated(folder: Path) -> str:
+    return Path(str(runs.read_summary(folder)["evaluated"])).name
 
 
 def _execute(folder: Path, config: DictConfig) -> float | None:
@@ -96,7 +126,7 @@ def _execute(folder: Path, config: DictConfig) -> float | None:
                 runs.write_config(folder, config)
             launch(fit, folder, config)
     except (Stopped, KeyboardInterrupt):
-        print(f"\nto go on: boltlab train resume={runs.shown(folder)}", file=sys.stderr)
+        print(f"\nto go on: boltlab train {shlex.quote(f'resume={runs.shown(folder)}')}", file=sys.stderr)
         raise
     summary = runs.read_summary(folder)
     _print_end(folder, summary)
@@ -123,6 +153,8 @@ def _fit(folder: Path, config: DictConfig) -> None:
         transfer.initialize(model, config, folder)
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     trainer = make_trainer(config, adapt, **several_steps(config, data, model))
+    if newest is not None:  # before the weights are loaded: float64 ones would be rounded
+        model = trainer.precision_plugin.convert_module(model)
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
         checkpoint.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
     for logger in trainer.loggers:
@@ -137,6 +169,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
             runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
         raise
     trainer.ckpt_path = None
+    model.log_restored()
     if trainer.is_global_zero:
         _write_fitted(folder, config, trainer, time.perf_counter() - started)
     test = {}
@@ -158,7 +191,7 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     if best_score is not None:
         values["best"] = {config.monitor: float(best_score)}
-    if final := numbers(trainer.callback_metrics):
+    if final := trainer.lightning_module.known_metrics():
         values["final"] = final
     throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
     if throughput is not None and throughput.samples_per_second:

@@ -132,6 +132,10 @@ class EpochMeans(Metric):
         self._steps = []
         super().reset()
 
+    @property
+    def names(self) -> tuple[str, str]:
+        return "train_loss", f"train_{self.name}"
+
     def compute(self) -> dict[str, Tensor]:
         means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
         return {name: mean.float() for name, mean in means.items()}
@@ -373,10 +377,9 @@ class Task(L.LightningModule):
         """Lightning does it after the callbacks that save: a checkpoint of an epoch's end would lack the step."""
         for config in self.trainer.lr_scheduler_configs:
             if config.reduce_on_plateau and config.interval == "epoch":
-                known: dict[Any, Any] = {**self._restored.get("metrics", {}), **self.trainer.callback_metrics}
-                value = known.get(config.monitor)
+                value = self.known_metrics().get(str(config.monitor))
                 if value is not None and (self.current_epoch + 1) % config.frequency == 0:
-                    config.scheduler.step(value)
+                    config.scheduler.step(value)  # type: ignore[arg-type]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         if metric is None:
@@ -403,8 +406,23 @@ class Task(L.LightningModule):
         """Adds what the state dict of one process does not know: what all have counted, and the latest metrics."""
         with self.train_metrics.sync_context(should_unsync=True, distributed_available=_distributed):
             counted = {name: getattr(self.train_metrics, name).clone() for name in self.train_metrics._defaults}
-        numbers = {name: float(v) for name, v in self.trainer.callback_metrics.items() if v.numel() == 1}
-        checkpoint["task"] = {"train_metrics": counted, "metrics": numbers}
+        checkpoint["task"] = {"train_metrics": counted, "metrics": self.known_metrics()}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        if epochs.processed == epochs.ready:  # Lightning logs the epoch's values when this is written
+            names = self.train_metrics.names
+            row = {name: value for name, value in checkpoint["task"]["metrics"].items() if name in names}
+            checkpoint["task"]["row"] = {"epoch": self.current_epoch, **row}
+
+    def known_metrics(self) -> dict[str, float]:
+        """The newest value of each metric; what was not measured since the run went on is that of its checkpoint."""
+        now = {name: float(value) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
+        return dict(sorted({**self._restored.get("metrics", {}), **now}.items()))
+
+    def log_restored(self) -> None:
+        """Logs what a run that was killed at an epoch's end had saved and not yet logged."""
+        if row := self._restored.pop("row", None):
+            for logger in self.trainer.loggers:
+                logger.log_metrics(row, step=self.trainer.global_step - 1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._restored = checkpoint.get("task", {})
@@ -454,6 +472,7 @@ class Task(L.LightningModule):
         """Says what was chosen: much of it is chosen by itself."""
         # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
         self.trainer.fit_loop._load_combined_loader_states()
+        self.log_restored()
         for name, value in self._restored.get("train_metrics", {}).items():
             state = getattr(self.train_metrics, name)
             state.copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
