@@ -30,7 +30,7 @@ _COMMENT_BYTES = len(_MARK) + 64
 _COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
 _CHUNK = 1 << 20
 # What a writer that was killed leaves: see `whole`, `runs.write_summary` and `loggers.csv`.
-_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.summary-[0-9a-f]{6}|metrics\.csv\.new")
+_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.(summary|config|jobs)-[0-9a-f]{6}|metrics\.csv\.new")
 
 
 class CheckpointError(UserError):
@@ -193,9 +193,32 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         if problem := _problem(file):
             raise CheckpointError(f"the checkpoint {path} {problem}{_foreign(file, path)}")
         content = _load_plain(file, path, map_location)  # of the file that was hashed, whatever stands there by now
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"the checkpoint {path} holds no state_dict")
+    if problem := _shape_problem(content):
+        raise CheckpointError(f"the checkpoint {path} {problem}")
     return content
+
+
+def _shape_problem(content: Any) -> str | None:
+    """A file with a right hash may still come from anybody."""
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        return "holds no state_dict"
+    if not all(isinstance(key, str) for key in content["state_dict"]):
+        return "has a state_dict whose names are no texts"
+    for key in ("config", "callbacks", "loops", "task"):
+        if not isinstance(content.get(key), dict | None):
+            return f"has a {key} that is a {type(content[key]).__name__}"
+    config = content.get("config") or {}
+    parts = ("data", "model", "trainer", "optimizer")
+    if wrong := [part for part in parts if not isinstance(config.get(part, {}), dict)]:
+        return f"has a config whose {wrong[0]} is a {type(config[wrong[0]]).__name__}"
+    return None
+
+
+def _marked(file: IO[bytes]) -> bool:
+    """Whether a file ends as ours do."""
+    file.seek(0, os.SEEK_END)
+    file.seek(max(0, file.tell() - _COMMENT_BYTES))
+    return file.read().startswith(_MARK)
 
 
 def read_foreign(path: Path) -> Any:
@@ -206,6 +229,8 @@ def read_foreign(path: Path) -> Any:
             message says what it would import, and nothing of it was run.
     """
     with _opened(path) as file:
+        if _marked(file) and (problem := _problem(file)):
+            raise CheckpointError(f"{path} {problem}")
         return _load_plain(file, path, "cpu")
 
 
@@ -267,6 +292,8 @@ def _problem(file: IO[bytes]) -> str | None:
 
 def _foreign(file: IO[bytes], path: Path) -> str:
     """What a file that is refused would import, and how a person who trusts it takes its weights over."""
+    if path.suffix == ".safetensors":
+        return ". It is called a safetensors file: init_from= takes it as it is"
     names = imports(file)
     if names:
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
@@ -274,6 +301,6 @@ def _foreign(file: IO[bytes], path: Path) -> str:
             f". It would import {shown}; nothing of it was run. Only if you trust whoever made it: "
             f"boltlab checkpoint convert {path} output=plain.ckpt trust=true"
         )
-    if zipfile.is_zipfile(file):
+    if zipfile.is_zipfile(file) and not _marked(file):
         return f". If another program wrote it: boltlab checkpoint convert {path} output=plain.ckpt"
     return ""

@@ -65,10 +65,19 @@ def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | N
     )
 
 
+# Where a callback or a profiler writes; in a run of your own that writes elsewhere, add the folder here.
+FOLDERS: tuple[str, ...] = ("${run_dir}",)
+_WRITTEN = ("dirpath", "dir", "save_dir", "default_root_dir")
+
+
 def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
         for key, value in node.items():
             here = f"{path}.{key}" if path else str(key)
+            if key in _WRITTEN and path.split(".")[0] in ("callbacks", "logger", "trainer") and _outside(value):
+                yield f"{here}={value}"[:200], "is written to, and lies outside of the run's folder (see FOLDERS)"
+            if key == "filename" and isinstance(value, str) and (".." in value or Path(value).is_absolute()):
+                yield f"{here}={value}"[:200], "leads out of its folder"
             if key != "_target_":
                 yield from _walk(value, here, kinds)
             elif message := _problem(value, node, kinds):
@@ -82,6 +91,12 @@ def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, 
             yield f"{path}={node}"[:200], "is an interpolation: a saved config is resolved, but for ${run_dir}"
     elif node is not None and type(node) not in (bool, int, float):
         yield path, f"is a {type(node).__name__}, no plain value"
+
+
+def _outside(value: Any) -> bool:
+    if not isinstance(value, str):
+        return value is not None
+    return ".." in Path(value).parts or not any(value == f or value.startswith(f"{f}/") for f in FOLDERS)
 
 
 def _problem(name: Any, node: dict[Any, Any], kinds: tuple[type, ...]) -> str | None:

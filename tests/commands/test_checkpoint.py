@@ -134,7 +134,40 @@ def test_no_run_and_no_file_are_errors_of_one_line(boltlab):
         ("show", "nowhere.ckpt"),
         ("show", address),
         ("verify", "latest"),
-        ("export", "a", "output=b"),
+        ("export", "a", "output=b.safetensors"),
     ):
         code, _, err = boltlab("checkpoint", *words)
         assert code == 1 and err.count("\n") == 1
+
+
+def test_an_output_is_never_overwritten_and_says_what_it_is(boltlab, tmp_path):
+    checkpoint.write({"state_dict": {"net.a": torch.ones(1)}}, tmp_path / "a.ckpt")
+    (tmp_path / "there.safetensors").write_text("mine")
+    for words, message in (
+        (("export", "a.ckpt", "output=there.safetensors"), "is there already"),
+        (("export", "a.ckpt", "output=a.txt"), "must end in .safetensors"),
+        (("convert", "a.ckpt", "output=a.ckpt"), "is there already"),
+    ):
+        code, _, err = boltlab("checkpoint", *words)
+        assert code == 2 and message in err
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+def test_a_damaged_file_of_ours_is_not_made_good(boltlab, tmp_path):
+    checkpoint.write({"state_dict": {"net.a": torch.ones(100)}}, tmp_path / "a.ckpt")
+    raw = bytearray((tmp_path / "a.ckpt").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "a.ckpt").write_bytes(raw)
+    code, _, err = boltlab("checkpoint", "convert", "a.ckpt", "output=b.ckpt")
+    assert code == 1 and "is damaged" in err and not (tmp_path / "b.ckpt").exists()
+    _, _, err = boltlab("checkpoint", "show", "a.ckpt")
+    assert "is damaged" in err and "convert" not in err
+
+
+@pytest.mark.parametrize("odd", [{"state_dict": [1]}, {"state_dict": {1: 2}}, {"config": "abc"}, {"callbacks": [1]},
+                                 {"loops": 5}, {"config": {"data": 3}}])  # fmt: skip
+def test_a_file_of_odd_shape_is_one_line(boltlab, tmp_path, odd):
+    checkpoint.write({"state_dict": {"net.a": torch.ones(1)}, **odd}, tmp_path / "a.ckpt")
+    for words in (("show", "a.ckpt"), ("export", "a.ckpt", "output=b.safetensors")):
+        code, _, err = boltlab("checkpoint", *words)
+        assert code == 1 and err.count("\n") == 1 and f"{tmp_path}" not in err.partition("a.ckpt")[2]

@@ -27,6 +27,7 @@ class Fault(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         Path(f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
+        time.sleep(0.03)  # they ask one another every half a second
         if trainer.global_step < self.step or os.environ.get("NO_FAULT"):
             return
         if self.rank != trainer.global_rank:

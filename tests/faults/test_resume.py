@@ -322,8 +322,18 @@ def test_a_run_that_goes_on_twice_stays_one_run(run):
     """Folder, config, files and W&B run (FAULTS 13)."""
     overrides = (*QUICK, EVERY_3, "logger=wandb")
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    slow = "import time\nfrom boltlab.models.task import Task\nseed = Task._seed_step\n"
-    slow += "Task._seed_step = lambda *a: (time.sleep(0.15), seed(*a))\n"  # the W&B run starts meanwhile
+    slow = """
+import time
+from pathlib import Path
+from boltlab.models.task import Task
+def seed(self, batch, _seed=Task._seed_step):
+    while self.trainer.global_step == 20 and not list(Path("logs").rglob(".wandb-id")):
+        time.sleep(0.05)  # the W&B run starts meanwhile
+    while self.trainer.global_step == 38 and len(list(Path("logs").rglob("offline-run-*"))) < 2:
+        time.sleep(0.05)
+    _seed(self, batch)
+Task._seed_step = seed
+"""
     _, found = run("a", *overrides, before=slow + at_step(30), code=-signal.SIGKILL, **environment)
     config, number = (found / "config.yaml").read_text(), (found / ".wandb-id").read_text()
     run("a", "train", "resume=latest", before=slow + at_step(41), code=-signal.SIGKILL, **environment)
@@ -379,3 +389,185 @@ def test_the_state_of_a_gradient_scaler_survives(tmp_path):
     other = torch.amp.GradScaler("cpu")
     MixedPrecision("16-mixed", "cpu", other).load_state_dict(checkpoint.read(tmp_path / "a.ckpt")["MixedPrecision"])
     assert other.get_scale() == 512.0 and other.state_dict() == scaler.state_dict()
+
+
+# ---------------------------------------------------------------- what reviews found
+
+
+def test_metrics_of_before_the_first_resume_are_still_known_after_the_second(run):
+    """A plateau that looks at a validation of three checkpoints ago."""
+    overrides = (
+        *QUICK,
+        "scheduler=plateau",
+        "scheduler.patience_epochs=0",
+        "trainer.check_val_every_n_epoch=4",
+        EVERY_3,
+    )
+    _, expected = run("whole", *overrides, "trainer.max_epochs=8")
+    run("a", *overrides, "trainer.max_epochs=8", before=at_step(48), code=-signal.SIGKILL)
+    for step in (59, 70):
+        run("a", "train", "resume=latest", before=at_step(step), code=-signal.SIGKILL)
+    _, found = run("a", "train", "resume=latest")
+    assert_same(expected, found)
+    final = [json.loads((folder / "summary.json").read_text())["final"] for folder in (expected, found)]
+    assert final[0] == final[1] and "val_acc" in final[0]
+
+
+def test_float64_weights_are_not_rounded(run):
+    _, expected = run("whole", *QUICK, "precision=64", EVERY_3)
+    run("a", *QUICK, "precision=64", EVERY_3, before=at_step(8), code=-signal.SIGKILL)
+    assert_same(expected, run("a", "train", "resume=latest")[1])
+
+
+def test_a_checkpoint_within_accumulated_batches_is_not_gone_on_from(run):
+    overrides = (*QUICK, "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=4")
+    _, expected = run("whole", *overrides)
+    _, found = run("a", *overrides, before=at_step(2), code=-signal.SIGKILL)
+    assert [p.name for p in (found / "checkpoints").iterdir()] == ["best.ckpt"]
+    child, found = run("a", "train", "resume=latest")
+    assert "has no checkpoint yet" in child.stdout
+    assert_same(expected, found)
+
+
+def test_weights_only_are_no_damage(run):
+    overrides = (*QUICK, "callbacks.best.save_weights_only=true")
+    die = "from boltlab.callbacks.last import Last\nLast._save = lambda *a, **k: os.kill(os.getpid(), 9)"
+    run("a", *overrides, before=die, code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest")
+    assert "has no checkpoint yet" in child.stdout
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_killed_right_after_the_checkpoint_of_an_epoch_no_row_is_lost(run, epoch):
+    die = f"""
+from boltlab.callbacks.last import Last
+def save(self, trainer, *a, _save=Last._save, **k):
+    _save(self, trainer, *a, **k)
+    if trainer.current_epoch + 1 == {epoch}:
+        os.kill(os.getpid(), 9)
+Last._save = save
+"""
+    _, expected = run("whole", *QUICK)
+    run("a", *QUICK, before=die, code=-signal.SIGKILL)
+    _, found = run("a", "train", "resume=latest")
+    assert_same(expected, found)
+    final = [json.loads((folder / "summary.json").read_text())["final"] for folder in (expected, found)]
+    assert final[0] == final[1]
+
+
+def test_killed_between_its_last_two_files(run):
+    overrides = (*QUICK, "callbacks.last.every_n_epochs=9", "callbacks.best.save_top_k=-1", "test=false")
+    overrides += ("callbacks.best.filename='best-{epoch}'",)
+    die = "from boltlab.callbacks.last import Last\nLast._save = lambda *a, **k: os.kill(os.getpid(), 9)"
+    _, expected = run("whole", *overrides)
+    run("a", *overrides, before=die, code=-signal.SIGKILL)
+    child, found = run("a", "train", "resume=latest")
+    assert "goes on from best-3.ckpt" in child.stdout
+    assert differences(outcome(expected)["state_dict"], outcome(found)["state_dict"]) == []
+
+
+def test_what_was_allowed_once_is_not_allowed_for_good(run):
+    run("a", *QUICK, EVERY_3, before=at_step(5), code=-signal.SIGKILL)
+    changed = ("data.batch_size=64", "resume_changed=restart_epoch")
+    run("a", "train", "resume=latest", *changed, before=at_step(20), code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest", "seed=7", code=1)
+    assert "seed was 0, is now 7" in child.stderr
+
+
+@pytest.mark.parametrize("wrong", ["trainer.profiler=bogus", "trainer.max_epochs=1"])
+def test_an_override_that_cannot_start_does_not_stand_in_the_way(run, wrong):
+    run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest", wrong, code=2 if "bogus" in wrong else 1)
+    assert "Traceback" not in child.stderr
+    assert wrong.partition("=")[0].rpartition(".")[2] in child.stderr
+    run("a", "train", "resume=latest")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_while_it_searches_its_learning_rate(run, signum):
+    overrides = (*QUICK, "optimizer.lr=auto", "test=false", "trainer.max_epochs=1")
+    die = f"""
+from boltlab.commands import probe, tune
+def search(config): os.kill(os.getpid(), {int(signum)})
+tune.search = search
+"""
+    code = -signum if signum == signal.SIGKILL else 143
+    child, found = run("a", *overrides, before=die, code=code)
+    if signum == signal.SIGTERM:
+        assert "to go on: boltlab train" in child.stderr
+        assert json.loads((found / "summary.json").read_text())["status"] == "interrupted"
+    run(
+        "a",
+        "train",
+        "resume=latest",
+        before="from boltlab.commands import tune\ntune.search = lambda c: (\n"
+        "  c.optimizer.__setitem__('lr', 0.01), c.model.optimizer.__setitem__('lr', 0.01), {'optimizer.lr': 0.01})[2]",
+    )
+
+
+def test_what_ended_a_run_early_is_named_and_may_be_changed(run):
+    early = (*QUICK, "callbacks=[best,last,early_stopping]", "optimizer.lr=0.0", "callbacks.early_stopping.patience=1")
+    run("a", *early)
+    child, _ = run("a", "train", "resume=latest", "trainer.max_epochs=9", code=1)
+    assert "after 2 epochs (22 steps); early stopping or a time limit ended it: callbacks.early_stopping.patience=" in (
+        child.stderr
+    )
+    _, found = run("a", "train", "resume=latest", "callbacks.early_stopping.patience=2")
+    assert outcome(found)["global_step"] == 33
+
+
+def test_an_evaluation_is_not_trained(run, boltlab, tmp_path, monkeypatch):
+    _, found = run("a", *QUICK)
+    monkeypatch.chdir(tmp_path / "a")
+    code, _, err = boltlab("eval", "run=latest")
+    assert code == 0, err
+    (evaluation,) = Path("logs/eval").iterdir()
+    before = {path.name: path.read_bytes() for path in evaluation.iterdir()}
+    code, _, err = boltlab("train", f"resume={evaluation}")
+    assert code == 1, err
+    assert f"is an evaluation, no training: resume={found.name}" in err
+    assert before == {path.name: path.read_bytes() for path in evaluation.iterdir()}
+
+
+def test_what_belongs_to_a_new_run_is_refused(run):
+    run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    for wrong in ("init_from=latest", "experiment=mnist_mlp"):
+        child, _ = run("a", "train", "resume=latest", wrong, code=2)
+        assert f"  {wrong}\n      belongs to a new run" in child.stderr
+
+
+@pytest.mark.parametrize("link", ["config.yaml", ".lock-holder", "confusion_matrix.csv", "checkpoints/last.ckpt"])
+def test_a_link_in_a_run_folder_is_not_followed(run, tmp_path, link):
+    _, found = run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    victim = tmp_path / "victim"
+    if (found / link).exists():
+        shutil.move(found / link, victim)
+    else:
+        victim.write_text("mine")
+    (found / link).symlink_to(victim)
+    before = victim.read_bytes()
+    child, _ = run("a", "train", "resume=latest", code=1)
+    assert f"{link} is a link to {victim}" in child.stderr
+    assert victim.read_bytes() == before
+
+
+def test_a_summary_of_odd_values_ends_nothing(run):
+    _, found = run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    odd = {"resumed": 5, "seconds": "x", "fit_seconds": [], "best": {"val_acc": "abc"}, "epochs": 10**400, "pid": "1"}
+    (found / "summary.json").write_text(json.dumps(odd))
+    _, found = run("a", "train", "resume=latest")
+    assert json.loads((found / "summary.json").read_text())["status"] == "finished"
+
+
+def test_killed_while_the_config_is_written_it_stays_whole(run):
+    run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    die = """
+from boltlab import runs
+def write(path, text):
+    path.with_name("." + path.stem + "-123456").write_text(text[: len(text) // 2])
+    os.kill(os.getpid(), 9)
+runs._write = write
+"""
+    run("a", "train", "resume=latest", before=die, code=-signal.SIGKILL)
+    _, found = run("a", "train", "resume=latest")
+    assert not list(found.glob(".config-*"))

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from boltlab import signals
 
-_ASK_SECONDS = 1.0  # how often the processes of a run ask one another
+_ASK_SECONDS = 0.5  # how often the processes of a run ask one another
 
 
 class Last(Checkpoint):
@@ -122,8 +122,9 @@ class Last(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._ask_in = 1
+        self._stop(self._told(trainer)[0])
         signals.inbox.deferred = False
-        self._stop(signals.inbox.stop if trainer.world_size == 1 else 0)
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if (
@@ -137,8 +138,8 @@ class Last(Checkpoint):
     def _told(self, trainer: "pl.Trainer") -> tuple[int, bool]:
         """The signal that asks for an end (0: none), and whether a checkpoint is due by the clock or by a signal.
 
-        Several processes ask one another every second or so, after a number of steps that they have agreed on: they
-        must act at the same one.
+        Several processes ask one another every half a second or so, after a number of steps that they have agreed on:
+        they must act at the same one.
         """
         box = signals.inbox
         if trainer.world_size == 1 and not (box.stop or box.save or self.every_n_minutes):

@@ -21,14 +21,22 @@ def main(words: list[str]) -> int:
     if action not in _ACTIONS:
         allowed = f"boltlab checkpoint <action> <file or run>; actions: {', '.join(_ACTIONS)}"
         mistakes.append(Mistake(f"checkpoint {action}", suggest("no action", action, list(_ACTIONS), allowed)))
-    elif action in ("export", "convert") and not options.output:
-        mistakes.append(Mistake("output", f"is missing: give the file to write, output=weights.{_ACTIONS[action][1]}"))
+    elif suffix := _ACTIONS[action][1]:
+        mistakes += _output_mistakes(options.output, f".{suffix}")
     run = names[0] if names else options.run
     if not run:
         mistakes.append(Mistake("run", f"is missing: boltlab checkpoint {action or 'show'} <file or run>"))
     if mistakes:
         raise ConfigError(mistakes)
     return int(_ACTIONS[action][0](run, options))
+
+
+def _output_mistakes(output: str | None, suffix: str) -> list[Mistake]:
+    if not output:
+        return [Mistake("output", f"is missing: give the file to write, output=weights{suffix}")]
+    if Path(output).suffix != suffix:
+        return [Mistake(f"output={output}", f"must end in {suffix}")]
+    return [Mistake(f"output={output}", "is there already: give another name")] if Path(output).exists() else []
 
 
 def verify(run: str, options: Any) -> int:
@@ -63,10 +71,10 @@ def show(run: str, options: Any) -> int:
         lines[f"weights {kind}"] = f"{sum(counts):,} numbers in {len(counts)} tensors"
     for name, state in content.get("callbacks", {}).items():
         best = state.get("best_model_score") if isinstance(state, dict) else None
-        if best is not None and state.get("monitor"):
+        if isinstance(best, torch.Tensor | float) and state.get("monitor"):
             lines["best"] = f"{state['monitor']} {float(best):.4f}"
-        lines.setdefault("callbacks", "")
-        lines["callbacks"] += ", " * bool(lines["callbacks"]) + name.partition("{")[0]
+        named = lines.get("callbacks")
+        lines["callbacks"] = f"{named}, " * bool(named) + str(name).partition("{")[0]
     lines["to go on from"] = "yes" if {"optimizer_states", "loops"} <= content.keys() else "no, weights only"
     config = content.get("config", {})
     for group in ("data", "model", "optimizer", "scheduler"):
@@ -76,12 +84,13 @@ def show(run: str, options: Any) -> int:
             lines[group] = f"{config[group].get('_target_')}{inner}"
     lines |= {key: config[key] for key in ("precision", "seed", "name") if config.get(key) is not None}
     for key, value in lines.items():
-        print(f"{key:<16}{value}")
+        print("".join(c if c.isprintable() else "?" for c in f"{key:<16}{value}"))
     return 0
 
 
 def export(run: str, options: Any) -> int:
     """The net's parameters and buffers as safetensors, which every framework reads; what metrics counted stays out."""
+    import torch
     from safetensors.torch import save
 
     from boltlab.checkpoint_file import whole
@@ -89,6 +98,8 @@ def export(run: str, options: Any) -> int:
     content = _read(run, options)[1]
     weights = {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
     net = {key.removeprefix("net."): value for key, value in weights.items() if key.startswith("net.")}
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError("the weights hold more than tensors: safetensors cannot")
     config = content.get("config", {})
     about = {"format": "pt", "config": json.dumps(config, ensure_ascii=False)}
     if names := config.get("data", {}).get("class_names"):
@@ -104,9 +115,13 @@ def convert(run: str, options: Any) -> int:
     """The weights of a file of another program as one of ours; `trust=true` runs whatever the file says."""
     import torch
 
-    from boltlab import checkpoint_file
+    from boltlab import checkpoint, checkpoint_file
 
     path = Path(run)
+    if not path.is_file():
+        if path.suffix and "://" not in run:
+            raise UserError(f"{run}: there is no such file")
+        path = checkpoint.which_file(run, options.checkpoint, options.log_dir)
     if options.trust:
         try:
             content = torch.load(path, map_location="cpu", weights_only=False)
