@@ -1,5 +1,6 @@
 """Fixtures of the tests that kill: see tests/warm.py."""
 
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,11 @@ from warm import SERVER, Child
 
 @pytest.fixture(scope="session")
 def warm_server():
+    # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER],
+        env=kept,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -5,6 +5,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,14 @@ def test_killed_twice_and_the_same_to_the_bit(run, case):
     assert_same(expected, found)
     assert "Traceback" not in child.stderr
     assert json.loads((found / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (1, 3)])
+def test_another_number_of_workers_goes_on_to_the_same_bits(run, before, after):
+    overrides = (*QUICK, "augment=randaugment", EVERY_3, "trainer.max_epochs=2")
+    _, expected = run("whole", *overrides)
+    run("a", *overrides, f"data.num_workers={before}", before=at_step(5), code=-signal.SIGKILL)
+    assert_same(expected, run("a", "train", "resume=latest", f"data.num_workers={after}")[1])
 
 
 @pytest.mark.parametrize("reading", ["cache=memory", "cache=disk", "decode=fast"])
@@ -327,9 +337,10 @@ import time
 from pathlib import Path
 from boltlab.models.task import Task
 def seed(self, batch, _seed=Task._seed_step):
-    while self.trainer.global_step == 20 and not list(Path("logs").rglob(".wandb-id")):
-        time.sleep(0.05)  # the W&B run starts meanwhile
-    while self.trainer.global_step == 38 and len(list(Path("logs").rglob("offline-run-*"))) < 2:
+    for _ in range(1200):  # the W&B run starts meanwhile
+        began = [len(list(Path("logs").rglob(name))) for name in (".wandb-id", "offline-run-*")]
+        if (self.trainer.global_step != 20 or began[0]) and (self.trainer.global_step != 38 or began[1] > 1):
+            break
         time.sleep(0.05)
     _seed(self, batch)
 Task._seed_step = seed
@@ -571,3 +582,32 @@ runs._write = write
     run("a", "train", "resume=latest", before=die, code=-signal.SIGKILL)
     _, found = run("a", "train", "resume=latest")
     assert not list(found.glob(".config-*"))
+
+
+def test_a_longer_run_says_what_becomes_of_its_learning_rate(run):
+    run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
+    child, _ = run("a", "train", "resume=latest", "trainer.max_epochs=5")
+    assert "2 epochs done; the learning rate follows the schedule of the new length" in child.stdout
+
+
+def test_a_stopped_w_and_b_run_is_closed(run):
+    """Its file ends with the run's exit (FAULTS 8)."""
+    before = """
+import time
+from pathlib import Path
+from boltlab.models.task import Task
+def seed(self, batch, _seed=Task._seed_step):
+    for _ in range(1200):
+        if self.trainer.global_step != 20 or list(Path("logs").rglob(".wandb-id")):
+            break
+        time.sleep(0.05)
+    _seed(self, batch)
+Task._seed_step = seed
+"""
+    before += at_step(25, signal.SIGTERM)
+    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    _, found = run("a", *QUICK, "logger=wandb", before=before, code=143, **environment)
+    (path,) = found.rglob("*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path.parent)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert "exit" in [json.loads(line)["type"] for line in lines[-3:]]
