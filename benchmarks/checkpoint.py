@@ -106,6 +106,7 @@ def fake_mnist(folder: Path) -> Path:
 
 def main() -> None:
     parent, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    parent.mkdir(parents=True, exist_ok=True)
     print(machine("torch", "lightning"))
     with tempfile.TemporaryDirectory(dir=parent) as name:
         folder = Path(name)
