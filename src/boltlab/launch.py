@@ -10,7 +10,7 @@ import logging
 import multiprocessing
 import os
 import secrets
-import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -96,6 +96,8 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
 
 
 def _forward(signum: int) -> None:
+    if sys.platform == "win32":  # where os.kill would end them, and a console tells all of them itself
+        return
     for process in multiprocessing.active_children():
         with suppress(ProcessLookupError):
             os.kill(process.pid or 0, signum)
@@ -129,7 +131,7 @@ def _cause(error: Any, folder: Path) -> Exception:
     killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
     if killed:
         rank, exitcode = next(iter(killed.items()))
-        memory = " (by the system, if the memory was full)" if -exitcode == signal.SIGKILL else ""
+        memory = " (by the system, if the memory was full)" if exitcode == -9 else ""
         return ProcessFailed(f"rank {rank} was killed by {signals.name(-exitcode)}{memory}")
     if not told:
         return ProcessFailed(str(error))

@@ -123,8 +123,9 @@ class Last(Checkpoint):
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._ask_in = 1
-        self._stop(self._told(trainer)[0])
-        signals.inbox.deferred = False
+        told = self._told(trainer)[0]
+        signals.inbox.deferred = False  # from here on a signal raises by itself
+        self._stop(told or (signals.inbox.stop if trainer.world_size == 1 else 0))
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if (
