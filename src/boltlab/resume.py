@@ -10,10 +10,10 @@ from boltlab.errors import DataError, UserError
 from boltlab.trust import paths_inside
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
-# read, what is logged, how long the run is.
+# read, what is logged, how long the run is. (The command says it where a schedule follows the new length.)
 FREE = (
     *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "device_memory_share", "max_bad_files", "download")),
-    *(f"data.{key}" for key in ("cache", "cache_dir", "class_names")),
+    *(f"data.{key}" for key in ("cache_dir", "class_names")),
     *(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
     *(f"trainer.{key}" for key in ("default_root_dir", "log_every_n_steps", "enable_progress_bar", "profiler")),
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),

@@ -89,7 +89,7 @@ def write_config(folder: Path, config: DictConfig) -> None:
     """Writes the resolved config, and sets its `run_dir`."""
     config.run_dir = _HERE
     text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
-    _write(folder / "config.yaml", text)
+    write_whole(folder / "config.yaml", text)
     config.run_dir = str(folder)
 
 
@@ -148,10 +148,11 @@ def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
-    _write(path, json.dumps(value, indent=1, ensure_ascii=False))
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all."""
     beside = path.with_name(f".{path.stem}-{secrets.token_hex(3)}")
     try:
         beside.write_text(text, encoding="utf-8")

@@ -577,7 +577,7 @@ from boltlab import runs
 def write(path, text):
     path.with_name("." + path.stem + "-123456").write_text(text[: len(text) // 2])
     os.kill(os.getpid(), 9)
-runs._write = write
+runs.write_whole = write
 """
     run("a", "train", "resume=latest", before=die, code=-signal.SIGKILL)
     _, found = run("a", "train", "resume=latest")

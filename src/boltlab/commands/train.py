@@ -99,14 +99,14 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
                 raise checkpoint.CheckpointError(f"{newest} is not as boltlab writes it: no {e}") from e
             if resume.longer(content, config) and config.scheduler and "Constant" not in config.scheduler._target_:
                 where += "; the learning rate follows the schedule of the new length"
-        kept, last = (folder / "config.yaml").read_bytes(), newest and newest.stat().st_mtime_ns
+        kept, last = (folder / "config.yaml").read_text(encoding="utf-8"), newest and newest.stat().st_mtime_ns
         runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
         print(f"{runs.shown(folder)} {where}", flush=True)
         try:
             return _execute(folder, config)
         except Exception:
             if newest is None or newest.stat().st_mtime_ns == last:  # nothing was trained with the new config
-                (folder / "config.yaml").write_bytes(kept)
+                runs.write_whole(folder / "config.yaml", kept)
             raise
 
 
