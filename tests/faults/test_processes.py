@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -131,12 +132,14 @@ def test_ctrl_c_reaches_every_process_once(warm, tmp_path):
 
 
 def test_a_sharded_run_goes_on_to_the_same_bits(warm, tmp_path):
-    sharded = (*QUICK, "trainer=fsdp", "trainer.devices=2", "trainer.max_epochs=3")
+    sharded = (*QUICK, "trainer=fsdp", "trainer.devices=2", "trainer.max_epochs=4")
     folders = {}
     for name, more in {"whole": (), "stopped": fault(1, 15, "SIGTERM")}.items():
         child = start(warm, tmp_path, name, *sharded, *more).wait()
         assert child.code == (143 if more else 0), child.stderr
         folders[name] = only_run(tmp_path / name / "logs")
     child = start(warm, tmp_path, "stopped", "train", "resume=latest", NO_FAULT="1").wait()
-    assert child.code == 0 and "goes on from last.ckpt, step" in child.stdout, child.stderr
+    assert child.code == 0, child.stderr
+    # In mid-epoch; in which one depends on how fast the machine comes to the step that the processes agree on.
+    assert re.search(r"goes on from last\.ckpt, step \d+, \d epochs done, after batch \d+ of epoch \d", child.stdout)
     assert differences(outcome(folders["whole"]), outcome(folders["stopped"])) == []
