@@ -79,9 +79,8 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
         before = runs.load_config(folder)
-        for key in SEARCHED:  # stopped in its search
-            if OmegaConf.select(before, key) == "auto" and "model" in before and key.startswith("optimizer."):
-                before.model.optimizer = "${optimizer}"
+        if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
+            before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time
         config = edit(before, overrides, ("resume", "init_from"))
         config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
