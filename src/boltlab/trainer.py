@@ -1,6 +1,7 @@
 """The Trainer that a config describes."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +35,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain)],
+        plugins=[SafeCheckpointIO(plain), _environment()],
         **arguments,
     )
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
@@ -56,6 +57,17 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _never
     return trainer
+
+
+def _environment() -> Any:
+    """How a process finds the others: always from torch's own variables.
+
+    Left to itself, Lightning takes whatever it finds (Slurm, LSF, MPI) for the one that started it: in a job script it
+    waits for processes that nobody starts, and it queues the job again from a stale checkpoint.
+    """
+    from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+
+    return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
 
 
 def _never() -> bool:
