@@ -28,6 +28,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab import world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -76,6 +77,7 @@ def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
     write_summary(folder, status="running", started=time.time(), pid=os.getpid(), host=platform.node())
+    write_summary(folder, start={"of": world.start()[0], "overrides": list(overrides)})
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(environment(git.result()), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(git.result().patch)
@@ -107,6 +109,9 @@ def record_resume(
     this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
     this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
     running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    start, restarts = world.start()
+    if start and not restarts:
+        running["start"] = {"of": start, "overrides": overrides}
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
 
 
