@@ -53,7 +53,8 @@ def outside() -> World | None:
     v = os.environ
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= v.keys():
         size = int(v["WORLD_SIZE"])
-        world = World("torchrun", int(v["RANK"]), size, int(v.get("LOCAL_WORLD_SIZE", size)))
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in v else "srun" if "SLURM_STEP_ID" in v else "a launcher"
+        world = World(launcher, int(v["RANK"]), size, int(v.get("LOCAL_WORLD_SIZE", size)))
     elif int(v.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in v:
         # One number for each node: 8(x2) stands for 8,8.
         per_node = {int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", v.get("SLURM_STEP_TASKS_PER_NODE", "1"))}
@@ -135,7 +136,7 @@ def run(command: Callable[[], int]) -> int:
         return 1
     if world is None:
         return command()
-    if world.launcher == "srun":
+    if "RANK" not in os.environ:
         _as_torchrun(world)
     try:
         with signals.caught():
@@ -202,7 +203,7 @@ class _Leader:
 
     def end(self, code: int) -> None:
         self.store.set(f"boltlab/{self.orders}", json.dumps({"code": code}))
-        end = time.monotonic() + _END_SECONDS
+        end = time.monotonic() + (1.0 if self.alone else _END_SECONDS)
         while self.store.add("boltlab/left", 0) < self.world.size - 1 and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
 
