@@ -12,6 +12,7 @@ import re
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from boltlab.errors import UserError
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start
+_SHUTDOWN_SECONDS = 10.0  # that a process has when rank 0 is gone
 _END_SECONDS = 10.0  # that rank 0, which holds the store, waits for the others to have read its last word
 
 
@@ -287,6 +289,8 @@ def _lead(world: World, store: Any, command: Callable[[], int]) -> int:
 def _follow(world: World, store: Any) -> int:
     global _met
     _met = part = _meet(world, store)
+    ended = threading.Event()
+    threading.Thread(target=_end_with_rank_0, args=(part, ended), daemon=True).start()
     try:
         for number in itertools.count():
             message = json.loads(_wait(part, f"order-{number}", "rank 0"))
@@ -299,9 +303,20 @@ def _follow(world: World, store: Any) -> int:
             if seen:
                 _named(message["follow"])(_named(message["entry"]), folder)
     finally:
+        ended.set()
         with suppress(Exception):
             part.add("left", 1)
     raise AssertionError("it counts without end")
+
+
+def _end_with_rank_0(part: Any, ended: threading.Event) -> None:
+    """Ends this process, also one that hangs, when the store is gone: srun leaves it alone with its node."""
+    with suppress(Exception):
+        while not ended.wait(1.0):
+            part.check(["left"])
+        return
+    if not ended.wait(_SHUTDOWN_SECONDS):
+        os._exit(1)
 
 
 def _name(function: Callable[..., Any]) -> str:
