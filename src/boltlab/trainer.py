@@ -35,7 +35,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain), _environment()],
+        plugins=[SafeCheckpointIO(plain), _environment(), *_batch_norm(config)],
         **arguments,
     )
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
@@ -68,6 +68,14 @@ def _environment() -> Any:
     from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
     return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
+
+
+def _batch_norm(config: DictConfig) -> list[Any]:
+    if not config.trainer.get("sync_batchnorm"):
+        return []
+    from boltlab.models.sync_batch_norm import SyncBatchNormPlugin
+
+    return [SyncBatchNormPlugin()]
 
 
 def _never() -> bool:
