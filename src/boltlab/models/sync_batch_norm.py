@@ -1,6 +1,6 @@
 """Batch normalization over the samples of all processes (`trainer.sync_batchnorm=true`), also on CPUs.
 
-torch.nn.SyncBatchNorm has kernels for accelerators alone and refuses a CPU; there its two statistics are summed here.
+torch.nn.SyncBatchNorm has kernels for accelerators alone and refuses a CPU; there the statistics are summed here.
 """
 
 from typing import Any
@@ -22,12 +22,15 @@ class SumOverProcesses(torch.autograd.Function):
     backward = forward
 
 
-class CPUSyncBatchNorm(nn.SyncBatchNorm):
-    """The same on a CPU, [B, C, …]; B may differ between the processes, and be 0 on some."""
+class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Of [B, C, …]; B may differ between the processes, and be 0 on some."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Of any number of dimensions, as torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-        if not self.training or alone or x.device.type != "cpu":
+        if not self.training or alone:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
@@ -47,12 +50,17 @@ class CPUSyncBatchNorm(nn.SyncBatchNorm):
         return y.to(x.dtype)
 
 
+def synchronized(model: nn.Module, device_type: str) -> nn.Module:
+    """The model with synchronized batch norms in the place of the others, for training on such a device."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm and device_type == "cpu":
+            module.__class__ = CPUSyncBatchNorm  # type: ignore[assignment]
+    return model
+
+
 class SyncBatchNormPlugin(TorchSyncBatchNorm):
-    """Lightning's, with layers that CPUs have as well."""
+    """How Lightning's DDP strategy asks for it."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        model = super().apply(model)
-        for module in model.modules():
-            if type(module) is nn.SyncBatchNorm:
-                module.__class__ = CPUSyncBatchNorm
-        return model
+        return synchronized(model, next(model.parameters()).device.type)

@@ -18,6 +18,7 @@ from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import STEP_HOOKS, spare
 from boltlab.data.samplers import random_key
 from boltlab.models.schedulers import Schedule
+from boltlab.models.sync_batch_norm import CPUSyncBatchNorm, synchronized
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
 Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -406,9 +407,9 @@ class Task(L.LightningModule):
         return self.predict(self(x))
 
     def _log_epoch(self, metrics: MetricCollection | EpochMeans) -> None:
-        # compute() has already joined the processes, uneven shards included; the mean over processes that sync_dist
-        # takes is then a mean of equal numbers, and only keeps Lightning from warning.
-        self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
+        # compute() has already joined the processes, uneven shards included; what sync_dist takes of equal numbers
+        # only keeps Lightning from warning. Of the mean of three, the last bit could be another.
+        self.log_dict(metrics.compute(), sync_dist=True, reduce_fx="max", prog_bar=True)
         metrics.reset()
 
     def on_train_epoch_end(self) -> None:
@@ -480,8 +481,8 @@ class Task(L.LightningModule):
         if self.device_mesh is not None and not self._sharded:
             from torch.distributed.fsdp import fully_shard
 
-            sync: Any = self.trainer._accelerator_connector._layer_sync  # Lightning heeds it under DDP only
-            self.net = sync.apply(self.net) if sync else self.net
+            if self.trainer._accelerator_connector._layer_sync is not None:  # which Lightning heeds under DDP only
+                self.net = synchronized(self.net, self.device_mesh.device_type)
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
             self._sharded = True
 
@@ -515,7 +516,9 @@ class Task(L.LightningModule):
     def on_train_start(self) -> None:
         """Says what was chosen: much of it is chosen by itself."""
         self._several = self.trainer.world_size > 1
-        self._sync_batch_norm = any(isinstance(module, nn.SyncBatchNorm) for module in self.net.modules())
+        self._sync_batch_norm = any(
+            isinstance(module, (nn.SyncBatchNorm, CPUSyncBatchNorm)) for module in self.net.modules()
+        )
         # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
         self.trainer.fit_loop._load_combined_loader_states()
         self.log_restored()
