@@ -10,12 +10,9 @@ from PIL import Image
 from warm import FORKED, Child, only_run
 
 TRAIN = ("train", "logger=none", "callbacks=[lr_monitor,best,last]", "trainer.accelerator=cpu", "trainer.max_epochs=2")
-TRAIN += (
-    "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false",
-    "scheduler=one_cycle",
-    "data.batch_size=12",
-)
+TRAIN += ("trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "scheduler=one_cycle")
+# In float32, training itself soon makes much of what is rounded otherwise.
+TRAIN += ("data.batch_size=12", "precision=64")
 TABLE = ("data=synthetic", "data.num_features=8", "data.num_informative=4", "data.num_classes=4")
 TABLE += ("data.test_fraction=31", "data.val_fraction=25", "model=mlp", "model.net.hidden_sizes=[16]")
 HOUSES = ("data=diabetes", "data.test_fraction=31", "data.val_fraction=349", "model=mlp_regressor", "monitor=val_mse")
@@ -40,8 +37,8 @@ CASES = {
 }
 
 
-def run(warm, folder, processes, *arguments):
-    """`boltlab <arguments>` in so many processes: the folder where it ran."""
+def run(warm, folder, *arguments):
+    """`boltlab <arguments>`: the folder where it ran."""
     folder = folder / f"{len(list(folder.iterdir()))}"
     folder.mkdir()
     child = warm(*arguments, folder=folder, before=FORKED).wait()
@@ -62,32 +59,33 @@ def trained(folder):
     )
 
 
-def assert_same(folder, reference, tolerance=2e-6):
+def assert_same(folder, reference, tolerance=1e-11):
     values, weights, summary = trained(folder)
     expected_values, expected_weights, expected_summary = trained(reference)
     assert len(values) == len(expected_values)
     for row, expected in zip(values, expected_values, strict=True):
-        assert row == pytest.approx(expected, rel=tolerance, abs=tolerance)
-        assert row.get("lr") == expected.get("lr")
+        assert row == pytest.approx(expected, rel=max(2e-7, tolerance), abs=1e-8)  # those of an epoch are float32
+        for key in {"lr", "train_loss_step"} & {*expected}:
+            assert row[key] == pytest.approx(expected[key], rel=tolerance)
     assert {k for row in values for k in row} >= {"train_loss", "train_loss_step", "lr", "val_loss"}
     for name, weight in expected_weights.items():
         torch.testing.assert_close(weights[name], weight, rtol=tolerance, atol=tolerance, msg=name)
     assert summary["steps"] == expected_summary["steps"]
-    assert summary.get("test", {}) == pytest.approx(expected_summary.get("test", {}), rel=tolerance)
+    assert summary.get("test", {}) == pytest.approx(expected_summary.get("test", {}), rel=max(2e-7, tolerance))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_training(warm, tmp_path, case):
     arguments = (*TRAIN, *CASES[case])
-    reference = run(warm, tmp_path, 1, *arguments)
+    reference = run(warm, tmp_path, *arguments)
     for processes in (2, 3):
-        assert_same(run(warm, tmp_path, processes, *arguments, f"trainer.devices={processes}"), reference)
+        assert_same(run(warm, tmp_path, *arguments, f"trainer.devices={processes}"), reference)
 
 
 def test_sharded_training(warm, tmp_path):
-    arguments = (*TRAIN, *CASES["batch norm"])
-    reference = run(warm, tmp_path, 1, *arguments)
-    assert_same(run(warm, tmp_path, 2, *arguments, "trainer=fsdp", "trainer.devices=2"), reference)
+    arguments = (*TRAIN, *CASES["batch norm"], "precision=32")  # FSDP2 knows no float64
+    reference = run(warm, tmp_path, *arguments)
+    assert_same(run(warm, tmp_path, *arguments, "trainer=fsdp", "trainer.devices=2"), reference, tolerance=1e-4)
 
 
 @pytest.fixture(scope="module")
