@@ -88,6 +88,19 @@ def test_sharded_training(warm, tmp_path):
     assert_same(run(warm, tmp_path, *arguments, "trainer=fsdp", "trainer.devices=2"), reference, tolerance=1e-4)
 
 
+def test_training_that_skips_a_file(warm, tmp_path):
+    """The processes that make a batch have read unequally many of its samples."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for i, image in enumerate(noise):
+        path = tmp_path / "photos" / ("train" if i < 32 else "val") / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "photos" / "train" / "class 0" / "4.png").write_bytes(b"no image")
+    photos = (f"data.root={tmp_path}/photos", "data.input_shape=[3,8,8]", "data.max_bad_files=1", "augment=none")
+    arguments = (*TRAIN, "data=image_folder", *photos, "model=mlp", "test=false")
+    assert_same(run(warm, tmp_path, *arguments, "trainer.devices=2"), run(warm, tmp_path, *arguments))
+
+
 @pytest.fixture(scope="module")
 def digits(warm_server, tmp_path_factory):
     """The folder with a trained net, and with seven digits and a broken file in `photos`."""

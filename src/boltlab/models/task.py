@@ -226,7 +226,7 @@ class Task(L.LightningModule):
     # -- what a subclass says
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
-        """Mean loss of the batch (0-d) and the weight it has in the epoch's mean."""
+        """Mean loss of the batch (0-d), and its weight in the means over an epoch and over the processes."""
         raise NotImplementedError
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
@@ -370,7 +370,7 @@ class Task(L.LightningModule):
     def _share(self, loss: Tensor, weight: Tensor | int, batch_idx: int) -> Tensor:
         """`loss` times the weight of this process's samples over the mean weight of a process's."""
         sampler: Any = self._sampler()
-        known = sampler is not None and not self.trainer.train_dataloader.max_bad_files  # type: ignore[union-attr]
+        known = sampler is not None and not getattr(self.trainer.train_dataloader, "max_bad_files", 0)
         if isinstance(weight, int) and known:
             all_of_them = sampler.samples_in(batch_idx)[1] / sampler.world_size
             return loss if weight == all_of_them else loss * (weight / all_of_them)
