@@ -141,3 +141,45 @@ def hook(self, trainer, *arguments, _original=Last.{hook}, **keywords):
         os.kill(os.getpid(), {int(signum)})
 Last.{hook} = hook
 """
+
+
+# Python for `before`: the processes of a run are forked from this one, which has imported everything.
+FORKED = """
+import socket, torch, traceback
+import boltlab.launch
+from boltlab.check import process_count
+torch.set_num_threads(1)
+
+def launch(entry, folder, config):
+    processes = process_count(config)
+    if processes == 1:
+        entry(str(folder))
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sys.stdout.flush()
+    pids = []
+    for rank in range(processes):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            boltlab.signals.die_with_parent()
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            code = 1
+            try:
+                entry(str(folder))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(); sys.stderr.flush()
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    if any(codes):
+        raise boltlab.errors.UserError(f"exit codes of the processes: {codes}")
+
+import boltlab.commands.eval, boltlab.commands.predict, boltlab.errors
+for module in (boltlab.launch, boltlab.commands.eval, boltlab.commands.predict):
+    module.launch = launch
+"""

@@ -44,7 +44,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain), _environment(config)],
+        plugins=[SafeCheckpointIO(plain), _environment(config), *_batch_norm(config)],
         **arguments,
     )
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
@@ -81,6 +81,14 @@ def _environment(config: DictConfig) -> Any:
     if config.trainer.get("devices") == 1:  # a node of its own, also where several stand on one machine
         os.environ.update(LOCAL_RANK="0", GROUP_RANK=os.environ["RANK"])
     return TorchElasticEnvironment()
+
+
+def _batch_norm(config: DictConfig) -> list[Any]:
+    if not config.trainer.get("sync_batchnorm"):
+        return []
+    from boltlab.models.sync_batch_norm import SyncBatchNormPlugin
+
+    return [SyncBatchNormPlugin()]
 
 
 def _never() -> bool:
