@@ -179,6 +179,7 @@ def joined(config: DictConfig) -> Iterator[None]:
         timeout=timedelta(seconds=config.get("timeout_seconds", _CONNECT_SECONDS)),
     )
     yield
+    torch.distributed.barrier()  # rank 0 goes on with what all of them have written
     torch.distributed.destroy_process_group()  # after an error, the end of the process does it
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals
+from boltlab import runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
 from boltlab.config import build, compose, edit, split_overrides
@@ -36,8 +36,13 @@ def main(overrides: list[str]) -> int:
     trained.trainer.update({"devices": 1, "num_nodes": 1})
     config = edit(trained, for_run)
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
-    several = options.devices > 1
-    rows = list(together(config, folder, files, asked) if several else predict(config, folder, files, **asked))
+    outside = world.outside()
+    if outside is not None:
+        asked["devices"] = outside.size
+    if asked["devices"] > 1:
+        rows = list(together(config, folder, files, asked, None if outside is None else options.log_dir))
+    else:
+        rows = list(predict(config, folder, files, **asked))
     text = to_json(rows) if kind == "json" else to_csv(rows)
     if options.output:
         path = Path(options.output)
@@ -78,10 +83,15 @@ def find_files(inputs: list[str]) -> list[Path]:
     return sorted(set(found))
 
 
-def together(config: Any, folder: Path, files: list[Path], asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of `predict` in `asked["devices"]` processes, which take the batches that one would take, in turn."""
+def together(
+    config: Any, folder: Path, files: list[Path], asked: dict[str, Any], where: str | None
+) -> Iterator[dict[str, Any]]:
+    """The rows of `predict` in `asked["devices"]` processes, which take the batches that one would take, in turn.
+
+    where: a folder that all of them see, for what they have to tell; None on one machine.
+    """
     config.trainer.devices = asked["devices"]
-    with tempfile.TemporaryDirectory(prefix="boltlab-predict-") as name:
+    with tempfile.TemporaryDirectory(prefix="boltlab-predict-", dir=where) as name:
         shared = Path(name).resolve()
         runs.write_config(shared, config)
         named = {"folder": str(folder), "files": list(map(str, files))}
