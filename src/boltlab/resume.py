@@ -19,10 +19,10 @@ FREE = (
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),
     *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed"),
+    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
     *("init_from", "init_strict", "monitor", "mode", "augment"),  # augment: it stands in data as well
 )
-UNFINISHED = ("interrupted", "killed")
+UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
 # What a checkpoint restores, so that a change would have no effect or could not be loaded.
 RESTORED = ("model", "optimizer", "scheduler")
 
