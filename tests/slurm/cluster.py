@@ -1,6 +1,5 @@
 """A Slurm cluster of one node, this machine, for the tests: Debian's slurm-wlm and munge, as root.
 
-`python tests/slurm/cluster.py FOLDER` starts one that stays (what `.ci/run` does not need: the tests start their own).
 Everything stands in one folder, every daemon listens on loopback, and nothing of the system's own Slurm is touched.
 """
 
@@ -41,6 +40,7 @@ TaskPlugin=task/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
+SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
@@ -76,7 +76,7 @@ def _free_port():
 class Cluster:
     """Started by `with`; `environment` is what a command needs to find it."""
 
-    def __init__(self, folder, cpus=2):
+    def __init__(self, folder, cpus=4):
         self.folder, self.cpus = Path(folder), cpus
         self.conf = self.folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.conf)}

@@ -71,8 +71,11 @@ def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None)
         return _execute(folder, composed.config)
 
 
-def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None) -> float | None:
-    """Goes on with a run that was stopped, in its folder, with overrides on top of its config.
+def go_on(
+    folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False
+) -> float | None:
+    """Goes on with a run that was stopped, or begins one that was queued, in its folder, with overrides on top of its
+    config. `own`: this command, or the one that it is the job of, has composed that config.
 
     Raises:
         UserError: it is finished, another process is at it, or what changed does not allow it to go on exactly.
@@ -84,7 +87,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
-        before = runs.load_config(folder)
+        before = runs.load_config(folder, own)
         if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
             before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time

@@ -34,7 +34,7 @@ def _train(folder: Path) -> int:
     from boltlab.commands import train
 
     try:
-        train.go_on(folder, [])
+        train.go_on(folder, [], own=True)
     except Stopped:
         raise
     except Exception as e:

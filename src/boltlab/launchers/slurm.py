@@ -215,10 +215,13 @@ def _explain(folder: Path, state: str) -> None:
     number, _ = _recorded(folder)
     logs = [path for parent in (folder, folder.parent) for path in (parent / "slurm").glob(f"{number}_*_log.err")]
     said = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    reason = said[-1].strip() if said else f"job {number} ended without a word; see {runs.shown(folder)}"
+    reason = said[-1].strip() if said else f"job {number} ended without a word"
+    if state == "not started":  # an array's jobs that are cancelled in the queue leave no trace
+        state = "failed" if logs else "cancelled"
+    if state == "cancelled":
+        reason = f"job {number} was cancelled"
     with runs.lock(folder):
-        status = {"killed": "killed", "cancelled": "cancelled", "not started": "failed"}[state]
-        runs.write_summary(folder, status=status, reason=f"cancelled, job {number}" if state == "cancelled" else reason)
+        runs.write_summary(folder, status=state, reason=reason)
 
 
 def main(folder: Path, requeue: bool) -> int:
