@@ -1,4 +1,4 @@
-"""A callback for the tests that stop runs: at a step, a run says that it is there and waits until it is told to stop."""
+"""For the tests that stop runs: at a step, a run says that it is there, and waits until it is told to stop."""
 
 SOURCE = """
 import os, time

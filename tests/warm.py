@@ -5,9 +5,12 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 SERVER = """
@@ -76,6 +79,34 @@ class Child:
         self.stdout = self.out.read_text() if self.out.exists() else ""
         self.stderr = self.err.read_text() if self.err.exists() else ""
         return self
+
+
+@pytest.fixture(scope="session")
+def warm_server():
+    # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=kept,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield server
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
+
+
+@pytest.fixture
+def warm(warm_server, tmp_path):
+    """Starts `boltlab <arguments>`: a Child."""
+
+    def start(*arguments, before="", folder=tmp_path, **environment):
+        return Child(warm_server, arguments, folder, before, environment)
+
+    return start
 
 
 def only_run(log_dir="logs"):

@@ -90,7 +90,7 @@ def test_what_sbatch_refuses_is_said_at_once_and_the_same_command_goes_on(cluste
 
 def test_a_job_that_dies_before_it_begins_says_why(cluster, boltlab):
     setup = "launcher.setup=['echo no such module: cuda >&2; exit 3']"
-    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2", *SLURM, setup)
+    code, _, _ = boltlab("train", "-m", *QUICK, "seed=1,2", *SLURM, setup)
     assert code == 1 and rows("status", "reason") == [("failed", "no such module: cuda")] * 2
     assert boltlab("runs")[1].count("failed") == 2
 

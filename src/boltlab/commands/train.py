@@ -71,9 +71,7 @@ def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None)
         return _execute(folder, composed.config)
 
 
-def go_on(
-    folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False
-) -> float | None:
+def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False) -> float | None:
     """Goes on with a run that was stopped, or begins one that was queued, in its folder, with overrides on top of its
     config. `own`: this command, or the one that it is the job of, has composed that config.
 

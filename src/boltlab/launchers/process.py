@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs, signals
+from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
@@ -39,7 +40,8 @@ def _train(folder: Path) -> int:
         raise
     except Exception as e:
         if runs.read_summary(folder).get("status") == "queued":  # it never began, so it did not say why itself
-            runs.end(folder, status="failed", reason=runs.reason(e))
+            said = " ".join(str(e).split())[:500] if isinstance(e, UserError) else runs.reason(e)
+            runs.end(folder, status="failed", reason=said)
         raise
     return 0
 

@@ -1,0 +1,3 @@
+"""See tests/warm.py."""
+
+from warm import warm, warm_server  # noqa: F401
