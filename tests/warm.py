@@ -18,6 +18,14 @@ import json, os, sys
 import boltlab.commands.train, boltlab.config, boltlab.launch, boltlab.checkpoint, boltlab.trainer, boltlab.resume
 import boltlab.callbacks.last, boltlab.callbacks.progress, boltlab.models.classifier, boltlab.data.digits, torch
 from boltlab.__main__ import main
+from boltlab.launch import start_method
+from multiprocessing import forkserver
+start_method()
+# The children share it; what its processes print is nobody's.
+answers, errors, nowhere = os.fdopen(os.dup(1), "w"), os.dup(2), os.open(os.devnull, os.O_WRONLY)
+os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+forkserver.ensure_running()
+os.dup2(errors, 2)
 for line in sys.stdin:
     request = json.loads(line)
     pid = os.fork()
@@ -25,6 +33,10 @@ for line in sys.stdin:
         os.setsid()
         os.chdir(request["cwd"])
         os.environ.update(request["environment"])
+        if "OWN_FORKSERVER" in os.environ:
+            forkserver._forkserver._forkserver_pid = None
+        else:
+            forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
         for number, path in ((0, os.devnull), (1, request["out"]), (2, request["err"])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
         code = 1
@@ -40,8 +52,8 @@ for line in sys.stdin:
             sys.stdout.flush(); sys.stderr.flush()
             import logging; logging.shutdown()
             os._exit(code or 0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    print(pid, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 """
 
 

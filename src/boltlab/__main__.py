@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" in rest or "-h" in rest:
         _verb_help(verb)
         return 0
-    return _run(verb, rest)
+    from boltlab import world
+
+    return world.run(lambda: _run(verb, rest))
 
 
 def _run(verb: str, rest: list[str]) -> int:

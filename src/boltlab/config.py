@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from boltlab import machine
+from boltlab import machine, world
 from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
@@ -46,6 +46,8 @@ class Train:
     float32_matmul_precision: Literal["auto", "highest", "high", "medium"]
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
     steps_per_execution: Annotated[int, Ge(1)]
+    timeout_seconds: Annotated[float, Gt(0)]
+    max_restarts: Annotated[int, Ge(0)]
     init_from: str | None
     init_strict: bool
     name: str | None
@@ -257,6 +259,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     ]
     latest = [o for o in parsed if sweep and "init_from=latest" in _texts(o)]
     mistakes += [Mistake("init_from=latest", "is the job before, in all jobs but one: name the run") for _ in latest]
+    mistakes += world.settle(config, overrides)
     mistakes += problems(verb, config)
     # A sweep tries each of its values once, the others standing at their first.
     for o in chosen + kept:
@@ -307,6 +310,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     # A run made before these keys existed did this.
     before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
     before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
+    before |= {"timeout_seconds": 300.0, "max_restarts": 0}
     edited.update({key: value for key, value in before.items() if key not in edited})
     edited.init_from = None  # what the run began with may be gone
     fresh = None
@@ -331,6 +335,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
             (OmegaConf.select(edited, parent) if parent else edited).pop(last)
         else:
             OmegaConf.update(edited, o.key_or_group, o.value(), merge=True, force_add=True)
+    mistakes += world.settle(edited, overrides)
     if mistakes:
         raise ConfigError(mistakes)
     return finish("train", edited)

@@ -2,32 +2,45 @@
 
 One process composes the config and makes the run folder. Every process of the run, also a single one, then reads the
 config from that folder: none of them goes through Hydra's command line again. Several processes on one machine are
-started by torch's elastic launcher, which ends all of them when one fails.
+started by torch's elastic launcher, which ends all of them when one fails; those that torchrun or srun has started are
+led by their rank 0 (see `boltlab.world`).
 """
 
 import json
 import logging
 import multiprocessing
 import os
+import re
 import secrets
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import signals
+from boltlab import runs, signals, world
 from boltlab.check import process_count
 from boltlab.errors import UserError
 
-SHUTDOWN_SECONDS = 15  # that the other processes have after one has failed
+SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
+_TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
 # Of the errors of a process whose partner is gone: not the cause.
 _PARTNER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo", "NCCL")
+# What the process that processes are forked from has imported; none of it touches an accelerator.
+_PRELOAD = (
+    *("lightning.pytorch", "boltlab.commands.train", "boltlab.trainer", "boltlab.checkpoint", "boltlab.resume"),
+    *("boltlab.models.classifier", "boltlab.data.image_folder", "boltlab.callbacks.last", "boltlab.loggers.csv"),
+)
+_SEVERAL = re.compile(r"trainer=(ddp|fsdp)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
+_ELASTIC = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH")  # variables of its processes
 
 
 def keep_freed_memory() -> None:
@@ -51,19 +64,43 @@ def keep_freed_memory() -> None:
 def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> None:
     """Runs `entry(folder)` in as many processes as the config asks for; `entry` stands at the top of a module.
 
+    `max_restarts` of the config: how often the processes are started again after one of them has failed; `entry` then
+    finds the folder as they have left it.
+
     Raises:
         UserError: several nodes are asked for, or a process raised one; the other processes were ended.
-        KeyboardInterrupt: Ctrl-C; all processes were ended.
-        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process failed in another way.
+        ProcessFailed: a process failed in another way; it is named.
+        Stopped: the processes were told to stop, and did.
     """
-    processes = process_count(config)
+    processes, restarts = process_count(config), int(config.get("max_restarts", 0))
+    leader = world.leading()
+    keep_freed_memory()
+    if leader is not None:
+        _lead(leader, entry, folder)
+        return
     nodes = int(config.trainer.get("num_nodes", 1))
     if nodes > 1:
-        raise UserError(f"trainer.num_nodes={nodes}: one command starts the processes of one machine only")
-    keep_freed_memory()
-    if processes == 1:
+        raise UserError(
+            f"trainer.num_nodes={nodes}: one command starts the processes of one machine only; start it on each node"
+            " with torchrun (scripts/torchrun.sh), or with srun (scripts/slurm.sbatch)"
+        )
+    if processes == 1 and not restarts:
         entry(str(folder))
         return
+    for restart in range(restarts + 1):
+        try:
+            _start(entry, folder, processes)
+            return
+        except ProcessFailed as e:
+            if restart == restarts:
+                raise
+            print(f"{e}\nrestart {restart + 1} of {restarts}", file=sys.stderr, flush=True)
+            told = runs.read_summary(folder).get("restarts", [])
+            runs.write_summary(folder, restarts=[*told, {"time": time.time(), "reason": e.reason}])
+
+
+def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
+    """Runs `entry(folder)` once in several processes of this machine."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -74,25 +111,67 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id=secrets.token_hex(8),
-        max_restarts=0,  # what failed once is not silently trained again
+        max_restarts=0,  # what raised a UserError would fail again: `launch` restarts the rest, and says why
+        start_method=start_method(),
         signals_to_handle="SIGQUIT",  # the others are for the processes to act on, not for their launcher
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
-    for left in folder.glob(f"{_ENDED}*"):
-        left.unlink()
+    _clear(folder)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    ended = threading.Event()
+    threading.Thread(target=_end_what_hangs, args=(folder, ended), daemon=True).start()
     try:
-        with signals.caught(at_once=_kill, forward=_forward):
-            elastic_launch(settings, _rank)(entry, str(folder))
+        with signals.caught(at_once=_kill, forward=_forward), _nothing_to_import():
+            elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
     except ChildFailedError as e:
-        raise _cause(e, folder) from None
+        exits = {rank: failure.exitcode for rank, failure in e.failures.items()}
+        raise _cause(_told(folder), exits) from None
     finally:
+        ended.set()
         stopped = [int(file.read_text()) for file in folder.glob(f"{_ENDED}stop-*")]
-        for left in folder.glob(f"{_ENDED}*"):
-            left.unlink(missing_ok=True)
+        _clear(folder)
     if stopped:
         raise signals.Stopped(max(stopped))
+
+
+def expect(overrides: list[str]) -> None:
+    """Where overrides seem to ask for several processes, starts beside the composing what they will be forked from."""
+    if world.outside() is None and any(_SEVERAL.match(text) for text in overrides) and start_method() == "forkserver":
+        from multiprocessing.forkserver import ensure_running
+
+        ensure_running()
+
+
+def start_method() -> str:
+    """Processes are forked from one that has imported everything: a restart, or the next job of a sweep, takes a
+    second instead of eight."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(list(_PRELOAD))
+    return "forkserver"
+
+
+@contextmanager
+def _nothing_to_import() -> Iterator[None]:
+    """Else each process would run the script that has called us once more, down to this call."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _end_what_hangs(folder: Path, ended: threading.Event) -> None:
+    """Where a process has failed, ends those that do not end by themselves: the elastic launcher waits a minute."""
+    while not ended.wait(1.0):
+        if next(folder.glob(f"{_ENDED}error-*"), None):
+            if not ended.wait(SHUTDOWN_SECONDS):
+                for file in folder.glob(f"{_ENDED}pid-*"):
+                    with suppress(OSError):
+                        os.kill(int(file.read_text()), getattr(signal, "SIGKILL", signal.SIGTERM))
+            return
 
 
 def _forward(signum: int) -> None:
@@ -108,6 +187,88 @@ def _kill(_: int) -> None:
         process.kill()
 
 
+def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
+    """One process of several: how it ended is left where the parent finds it."""
+    signals.die_with_parent()
+    os.chdir(cwd)
+    # What it was forked from may have been started before a variable was set.
+    os.environ.update({k: v for k, v in environment.items() if not k.startswith(_ELASTIC)})
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        from boltlab.data.loader import available_cores
+
+        torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    (Path(folder) / f"{_ENDED}pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    try:
+        with _last_word(Path(folder)):
+            entry(folder)
+    except signals.Stopped:  # all of them, at the same step: no failure
+        pass
+    except BaseException as e:
+        signals.inbox.deferred = True
+        if _lost_partner(e):  # whose end is to be seen first: it is the cause
+            _wait_to_be_told(Path(folder))
+        raise SystemExit(1) from None
+
+
+# ---------------------------------------------------------------- processes from outside
+
+
+def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
+    """Runs `entry(folder)` as rank 0 of processes from outside.
+
+    Where another process fails, its launcher sends this one a signal to stop; the failure is what is told.
+    """
+    _clear(folder)
+    leader.order(follow, entry, folder)
+    try:
+        with _last_word(folder):
+            entry(str(folder))
+    except BaseException as e:
+        leader.alone = True
+        signals.inbox.deferred = True  # the launcher's signal must not hide the cause
+        told = _wait_to_be_told(folder) if _lost_partner(e) or isinstance(e, signals.Stopped) else []
+        if [record for record in told if not record["partner"]] or _lost_partner(e):
+            raise _cause(told, {}) from None
+        raise
+
+
+def follow(entry: Callable[[str], Any], folder: Path) -> None:
+    """Runs `entry(folder)` as one of the processes that rank 0 leads; what it raises is printed before it ends.
+
+    Raises:
+        Stopped: all of them were told to stop, and did.
+    """
+    keep_freed_memory()
+    rank = os.environ["RANK"]
+    try:
+        with _last_word(folder):
+            entry(str(folder))
+    except signals.Stopped:
+        raise
+    except BaseException as e:
+        signals.inbox.deferred = True
+        if _lost_partner(e):
+            print(f"rank {rank} ends: {_cause(_wait_to_be_told(folder), {}).args[0]}", file=sys.stderr, flush=True)
+        elif not isinstance(e, UserError):  # which rank 0 prints
+            traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _wait_to_be_told(folder: Path) -> list[dict[str, Any]]:
+    end = time.monotonic() + _TELL_SECONDS
+    while True:
+        told = _told(folder)
+        if time.monotonic() > end or any(not record["partner"] for record in told):
+            return told
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- how processes ended
+
+
 class ProcessFailed(UserError):
     """One of several processes failed, and all were ended. The last line names it and why; before it its traceback."""
 
@@ -116,52 +277,67 @@ class ProcessFailed(UserError):
         super().__init__(f"{traceback}\n{reason}".strip())
 
 
-def _cause(error: Any, folder: Path) -> Exception:
-    """What ended the run: of several that failed, the one that failed by itself, and not because of another."""
+@contextmanager
+def _last_word(folder: Path) -> Iterator[None]:
+    """Leaves in the folder how this process has ended."""
+    rank = int(os.environ["RANK"])
+    try:
+        yield
+    except signals.Stopped as e:
+        (folder / f"{_ENDED}stop-{rank}").write_text(str(e.signum))
+        raise
+    except BaseException as e:
+        record = {
+            "rank": rank,
+            "world_size": int(os.environ["WORLD_SIZE"]),
+            "time": time.time(),
+            "user": isinstance(e, UserError),
+            "partner": _lost_partner(e),
+            "message": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}",
+            "traceback": traceback.format_exc(),
+        }
+        with suppress(OSError):
+            runs.write_json(folder / f"{_ENDED}error-{rank}", record)
+        raise
+
+
+def _lost_partner(error: BaseException) -> bool:
+    return any(word in f"{type(error).__name__}: {error}" for word in _PARTNER)
+
+
+def _clear(folder: Path) -> None:
+    for left in folder.glob(f"{_ENDED}*"):
+        left.unlink(missing_ok=True)
+
+
+def _told(folder: Path) -> list[dict[str, Any]]:
     told = []
     for file in folder.glob(f"{_ENDED}error-*"):
         with suppress(ValueError, OSError):
             told.append(json.loads(file.read_text(encoding="utf-8")))
-    told.sort(key=lambda record: record["time"])
+    return sorted(told, key=lambda record: record["time"])
+
+
+def _cause(told: list[dict[str, Any]], exits: dict[int, int]) -> UserError:
+    """What ended the run: of several that failed, the one that failed by itself, and not because of another.
+
+    exits: of each rank that has failed its exit code, where that is known; negative where a signal ended it.
+    """
     own = [record for record in told if not record["partner"]]
     if own and own[0]["user"]:
         return UserError(own[0]["message"])
     if own:
         return ProcessFailed(f"rank {own[0]['rank']} failed: {own[0]['message']}", own[0]["traceback"])
-    killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+    killed = {rank: code for rank, code in exits.items() if code < 0}
     if killed:
         rank, exitcode = next(iter(killed.items()))
         memory = " (by the system, if the memory was full)" if exitcode == -9 else ""
         return ProcessFailed(f"rank {rank} was killed by {signals.name(-exitcode)}{memory}")
     if not told:
-        return ProcessFailed(str(error))
-    silent = sorted(set(range(int(told[0]["world_size"]))) - {record["rank"] for record in told})
-    others = ", ".join(map(str, silent)) or "unknown"
-    return ProcessFailed(f"rank {others} gave no answer any more; rank {told[0]['rank']} saw: {told[0]['message']}")
-
-
-def _rank(entry: Callable[[str], Any], folder: str) -> None:
-    """One process of several: how it ended is left where the parent finds it."""
-    signals.die_with_parent()
-    keep_freed_memory()
-    rank = int(os.environ["RANK"])
-    try:
-        entry(folder)
-    except signals.Stopped as e:  # all of them, at the same step: no failure
-        (Path(folder) / f"{_ENDED}stop-{rank}").write_text(str(e.signum))
-    except BaseException as e:
-        message = f"{type(e).__name__}: {e}"
-        record = {
-            "rank": rank,
-            "world_size": os.environ["WORLD_SIZE"],
-            "time": time.time(),
-            "user": isinstance(e, UserError),
-            "partner": any(word in message for word in _PARTNER),
-            "message": str(e) if isinstance(e, UserError) else message,
-            "traceback": traceback.format_exc(),
-        }
-        path = Path(folder) / f"{_ENDED}error-{rank}"
-        beside = path.with_name(f"{path.name}.new")
-        beside.write_text(json.dumps(record), encoding="utf-8")
-        beside.replace(path)
-        raise SystemExit(1) from None
+        ended = ", ".join(f"rank {rank} ended with exit code {code}" for rank, code in sorted(exits.items()))
+        return ProcessFailed(ended or "a process is gone")
+    saw = f"rank {told[0]['rank']} saw: {told[0]['message']}"
+    silent = sorted(set(range(told[0]["world_size"])) - {record["rank"] for record in told})
+    if not silent:
+        return ProcessFailed(f"the processes have lost one another; {saw}")
+    return ProcessFailed(f"rank {', '.join(map(str, silent))} gave no answer any more; {saw}")

@@ -20,7 +20,8 @@ FREE = (
     *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best"),
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
-    *("init_from", "init_strict", "monitor", "mode", "augment"),  # augment: it stands in data as well
+    *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
+    "augment",  # it stands in data as well
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
 # What a checkpoint restores, so that a change would have no effect or could not be loaded.

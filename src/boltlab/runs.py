@@ -28,6 +28,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab import world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -86,6 +87,7 @@ def prepare(
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
     write_summary(folder, status=status, started=time.time(), pid=os.getpid(), host=platform.node())
+    write_summary(folder, start={"of": world.start()[0], "overrides": list(overrides)})
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     if status == "running":
         _write_environment(folder, git)
@@ -131,6 +133,9 @@ def record_resume(
     this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
     this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
     running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    start, restarts = world.start()
+    if start and not restarts:
+        running["start"] = {"of": start, "overrides": overrides}
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
 
 

@@ -5,9 +5,9 @@ time limit, Slurm's `#SBATCH --signal=USR1@120`) stop the run; SIGUSR2 only save
 again ends the process at once.
 """
 
+import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,12 +94,13 @@ def caught(
 
 
 def die_with_parent() -> None:
-    """On Linux, this process is killed when the one that started it dies, however that happens."""
-    if sys.platform != "linux":
+    """This process is killed when the one that has asked for it dies, however that happens."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
         return
-    import ctypes
 
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, of sys/prctl.h
-    if parent == 1 or os.getppid() != parent:  # it was dead already
-        os._exit(1)
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,10 +4,12 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from boltlab.check import process_count
 from boltlab.config import build
 
 
@@ -27,9 +29,16 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     # Of a run that goes on; its folder is locked.
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)
+    # Of a machine with Slurm, whoever has started the processes.
+    warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
     # Epoch values are logged whatever the interval is.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    if config.trainer.get("strategy", "auto") == "auto" and process_count(config) > 1:
+        from lightning.pytorch.strategies import DDPStrategy
+
+        timeout = timedelta(seconds=config.get("timeout_seconds", 300.0))
+        arguments["strategy"] = DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     trainer = build(
         config,
         "trainer",

@@ -18,7 +18,7 @@ QUICK += ("trainer=ddp", "trainer.devices=2", "model.net.dropout=0.3")
 
 # A callback of our own: the processes are started anew, so nothing can be put into them from outside.
 FAULTY = """
-import os, signal, sys, time
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from lightning.pytorch import Callback
 
@@ -38,7 +38,7 @@ class Fault(Callback):
         if self.kind == "hang":
             time.sleep(600)
         if self.kind == "parent":
-            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
             time.sleep(60)
         self.rank = None  # once
         os.kill(os.getpid(), getattr(signal, self.kind))
@@ -114,16 +114,16 @@ def test_the_process_that_raises_is_named_last(warm, tmp_path):
 
 
 def test_a_process_that_hangs_ends_all_after_the_timeout(warm, tmp_path):
-    timeout = ("trainer.strategy.timeout.minutes=0", "+trainer.strategy.timeout.seconds=4")
     began = time.monotonic()
-    child = start(warm, tmp_path, "a", *QUICK, *timeout, *fault(1, 5, "hang")).wait()
+    child = start(warm, tmp_path, "a", *QUICK, "timeout_seconds=4", *fault(1, 5, "hang")).wait()
     assert child.code == 1 and alive(tmp_path / "a") == []
     assert child.stderr.splitlines()[-1].startswith("boltlab train: rank 1 gave no answer any more; rank 0 saw: ")
     assert time.monotonic() - began < 120  # not the 600 s that it would sleep
 
 
 def test_ctrl_c_reaches_every_process_once(warm, tmp_path):
-    child = start(warm, tmp_path, "a", *QUICK, "trainer.max_epochs=2000")
+    # The processes belong to the terminal as well only if what they are forked from does.
+    child = start(warm, tmp_path, "a", *QUICK, "trainer.max_epochs=2000", OWN_FORKSERVER="1")
     child.wait_for(tmp_path / "a" / "logs" / "train", pattern="*/checkpoints/last.ckpt")
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does it: to the command and to its processes
     assert child.wait().code == 130, child.stderr

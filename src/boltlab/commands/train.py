@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import machine, runs, signals
+from boltlab import machine, runs, signals, world
 from boltlab.check import SEARCHED
 from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit
@@ -23,19 +23,27 @@ if TYPE_CHECKING:
 
 def main(overrides: list[str]) -> int:
     """Trains once, or goes on with a run that was stopped (`resume=…`)."""
+    from boltlab import launch
+
     with signals.caught():
+        launch.expect(overrides)
         return _main(overrides)
 
 
 def _main(overrides: list[str]) -> int:
     git = runs.ask_git()  # answers while `compose` imports torch
-    own = [text for text in overrides if text.startswith(("resume=", "log_dir="))]
+    own = [text for text in overrides if text.startswith(_OF_COMMAND)]
+    if world.start()[1] and (begun := _begun(overrides)) is not None:
+        if runs.status(runs.read_summary(begun), begun) == "finished":
+            print(f"{runs.shown(begun)} was finished before this command was started again", flush=True)
+        else:
+            go_on(begun, [], git, own=True)
+        return 0
     if any(text.startswith("resume=") for text in own):
         options = compose("train", own, check=False).config
         if options.resume is not None:
-            rest = [text for text in overrides if text not in own]
             name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
-            folder = runs.find(name, options.log_dir, option="resume")
+            folder, rest = runs.find(name, options.log_dir, option="resume"), _of_run(overrides)
             if any(launched.names_launcher(text) for text in rest):
                 return launched.resume(folder, rest)
             go_on(folder, rest, git)
@@ -46,6 +54,24 @@ def _main(overrides: list[str]) -> int:
         return launched.run(composed)
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
+
+
+_OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
+
+
+def _begun(overrides: list[str]) -> Path | None:
+    """The run that this same command had begun before its launcher (torchrun, Slurm) started it again."""
+    name, ours = world.start()[0], _of_run(overrides)
+    log_dir = compose("train", [text for text in overrides if text.startswith("log_dir=")], check=False).config.log_dir
+    for folder in runs.folders(log_dir):
+        begun = runs.read_summary(folder).get("start")
+        if isinstance(begun, dict) and begun.get("of") == name and _of_run(begun.get("overrides") or []) == ours:
+            return folder
+    return None
+
+
+def _of_run(overrides: list[str]) -> list[str]:
+    return [text for text in overrides if not text.startswith(_OF_COMMAND)]
 
 
 def settle_weights(composed: Composed) -> None:
@@ -73,7 +99,9 @@ def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None)
 
 def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False) -> float | None:
     """Goes on with a run that was stopped, or begins one that was queued, in its folder, with overrides on top of its
-    config. `own`: this command, or the one that it is the job of, has composed that config.
+    config.
+
+    own: this same command has composed its config, which need not be held against `boltlab.trust`.
 
     Raises:
         UserError: it is finished, another process is at it, or what changed does not allow it to go on exactly.

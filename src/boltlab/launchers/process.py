@@ -12,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals
+from boltlab import runs, signals, world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -26,7 +26,7 @@ def main(folder: Path) -> int:
 
         if int(os.environ.get("SLURM_PROCID", 0)) == 0:
             _redirect(folder / OUTPUT)
-        code = exit_code("train", lambda: _train(folder))
+        code = world.run(lambda: exit_code("train", lambda: _train(folder)))
         sys.stdout.flush()
         return code
 

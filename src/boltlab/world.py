@@ -1,0 +1,272 @@
+"""Processes that torchrun or srun has started: rank 0 runs the command, the others do what it tells them.
+
+Only rank 0 reads the command line, composes, checks and makes the run folder. It tells the others, through the store in
+which torch's processes find one another, what to run and in which folder; then all of them run the same.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from boltlab import signals
+from boltlab.check import Mistake
+from boltlab.errors import UserError
+
+_POLL_SECONDS = 0.1
+_CONNECT_SECONDS = 300.0  # that the processes may be apart at their start
+_END_SECONDS = 10.0  # that rank 0, which holds the store, waits for the others to have read its last word
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that a launcher outside has started, seen from one of them."""
+
+    launcher: str
+    rank: int
+    size: int
+    local_size: int
+
+    @property
+    def nodes(self) -> int:
+        return self.size // self.local_size
+
+
+def outside() -> World | None:
+    """The processes that torchrun or srun has started; None where this process is alone.
+
+    Raises:
+        UserError: the nodes have different numbers of processes.
+    """
+    v = os.environ
+    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= v.keys():
+        size = int(v["WORLD_SIZE"])
+        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in v else "srun" if "SLURM_STEP_ID" in v else "a launcher"
+        world = World(launcher, int(v["RANK"]), size, int(v.get("LOCAL_WORLD_SIZE", size)))
+    elif int(v.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in v:
+        # One number for each node: 8(x2) stands for 8,8.
+        per_node = {int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", v.get("SLURM_STEP_TASKS_PER_NODE", "1"))}
+        if len(per_node) > 1:
+            raise UserError(f"srun has started {v['SLURM_STEP_TASKS_PER_NODE']} tasks: take --ntasks-per-node=…")
+        world = World("srun", int(v["SLURM_PROCID"]), int(v["SLURM_STEP_NUM_TASKS"]), per_node.pop())
+    else:
+        return None
+    if world.size == 1:
+        return None
+    if world.size % world.local_size:
+        raise UserError(f"{world.launcher} has started {world.size} processes, not the same number on each node")
+    return world
+
+
+def start() -> tuple[str, int]:
+    """What names this start of a command for its launcher, the same when it is started again; and how often that was.
+
+    A job that Slurm puts back into its queue and processes that torchrun starts again go on with the run that they had
+    begun: this is how they find it. ("", 0) where nothing starts a command again.
+    """
+    v = os.environ
+    name = ""
+    if "TORCHELASTIC_RUN_ID" in v:
+        name = v["TORCHELASTIC_RUN_ID"]
+        if name == "none":  # torchrun without --rdzv-id: the agent is this process's parent
+            name = f"{socket.gethostname()}-{os.getppid()}"
+        name = f"torchrun {name}"
+    if "SLURM_JOB_ID" in v:
+        name = f"slurm {slurm_job()}" + (f".{v['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in v else "")
+    return name, int(v.get("TORCHELASTIC_RESTART_COUNT", 0)) + int(v.get("SLURM_RESTART_COUNT", 0))
+
+
+def slurm_job() -> str | None:
+    """The job of Slurm that this process belongs to, as squeue names it."""
+    v = os.environ
+    if "SLURM_ARRAY_JOB_ID" in v:
+        return f"{v['SLURM_ARRAY_JOB_ID']}_{v['SLURM_ARRAY_TASK_ID']}"
+    return v.get("SLURM_JOB_ID")
+
+
+def settle(config: DictConfig, overrides: list[str]) -> list[Mistake]:
+    """Puts the processes that there are into the config, in place; mistakes: the command line asks for others."""
+    world = outside()
+    if world is None or config.get("trainer") is None:
+        return []
+    devices, nodes = world.local_size, world.nodes
+    if devices > 1 and _one_gpu_each(config):
+        devices, nodes = 1, world.size
+    mistakes = []
+    for key, there in (("devices", devices), ("num_nodes", nodes)):
+        asked = [text for text in overrides if text.partition("=")[0] == f"trainer.{key}"]
+        if asked and config.trainer[key] not in (there, str(there), "auto", -1):
+            found = f"{world.size} processes, {world.local_size} on each node"
+            mistakes.append(Mistake(asked[-1], f"but {world.launcher} has started {found}: leave it out"))
+        config.trainer[key] = there
+    return mistakes
+
+
+def _one_gpu_each(config: DictConfig) -> bool:
+    """Whether Slurm lets each process see its own GPU only (--gpus-per-task): each is then a node of its own."""
+    import torch
+
+    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+    return on_gpu and torch.cuda.is_available() and torch.cuda.device_count() == 1
+
+
+# ---------------------------------------------------------------- rank 0 and the others
+
+_leading: "_Leader | None" = None
+
+
+def run(command: Callable[[], int]) -> int:
+    """Runs a command in rank 0 of the processes from outside, and what it tells them in the others; its exit code."""
+    try:
+        world = outside()
+    except UserError as e:
+        print(f"boltlab: {e}", file=sys.stderr)
+        return 1
+    if world is None:
+        return command()
+    if "RANK" not in os.environ:
+        _as_torchrun(world)
+    try:
+        with signals.caught():
+            return _follow(world) if world.rank else _lead(world, command)
+    except signals.Stopped as e:
+        return 128 + e.signum
+    except UserError as e:
+        print(f"boltlab, rank {world.rank}: {e}", file=sys.stderr)
+        return 1
+
+
+def leading() -> "_Leader | None":
+    """The rank 0 that this process is, if processes from outside follow it."""
+    return _leading
+
+
+def _as_torchrun(world: World) -> None:
+    """Sets the variables of torchrun from those of Slurm."""
+    v = os.environ
+    job, step = int(v["SLURM_JOB_ID"]), int(v["SLURM_STEP_ID"])
+    if world.nodes == 1:
+        v.setdefault("MASTER_ADDR", "127.0.0.1")
+    else:
+        from lightning.fabric.plugins.environments import SLURMEnvironment
+
+        v.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(v["SLURM_STEP_NODELIST"]))
+    v.setdefault("MASTER_PORT", str(20000 + (7 * job + step) % 12000))  # below what the system gives away by itself
+    v.update(RANK=v["SLURM_PROCID"], LOCAL_RANK=v["SLURM_LOCALID"], GROUP_RANK=v["SLURM_NODEID"])
+    v.update(WORLD_SIZE=str(world.size), LOCAL_WORLD_SIZE=str(world.local_size))
+
+
+def _store() -> Any:
+    from torch.distributed import DistError, rendezvous
+
+    try:
+        return next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_SECONDS)))[0]
+    except DistError as e:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the processes cannot find one another at {where}: {str(e).splitlines()[0]}") from e
+
+
+class _Leader:
+    """Rank 0: tells the others what to run."""
+
+    def __init__(self, world: World, store: Any) -> None:
+        self.world, self.store, self.orders = world, store, 0
+        self.alone = False  # one of the others has failed: there is no going on
+
+    def order(self, follow: Callable[..., Any], entry: Callable[[str], Any], folder: Path) -> None:
+        """Has the others call `follow(entry, folder)`; returns when all of them see the folder.
+
+        Raises:
+            UserError: one of them cannot, or gives no answer.
+        """
+        if self.alone:
+            raise UserError(f"a process that {self.world.launcher} has started is gone: start the command again")
+        number, self.orders = self.orders, self.orders + 1
+        message = {"follow": _name(follow), "entry": _name(entry), "folder": str(folder)}
+        self.store.set(f"boltlab/{number}", json.dumps(message))
+        for rank in range(1, self.world.size):
+            answer = _wait(self.store, f"boltlab/{number}/{rank}", f"rank {rank}", _CONNECT_SECONDS)
+            if answer:
+                raise UserError(f"rank {rank} {answer}")
+
+    def end(self, code: int) -> None:
+        self.store.set(f"boltlab/{self.orders}", json.dumps({"code": code}))
+        end = time.monotonic() + (1.0 if self.alone else _END_SECONDS)
+        while self.store.add("boltlab/left", 0) < self.world.size - 1 and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+
+
+def _lead(world: World, command: Callable[[], int]) -> int:
+    global _leading
+    _leading = _Leader(world, _store())
+    code = 1
+    try:
+        code = command()
+    finally:
+        _leading.end(code)
+        _leading = None
+        _part()
+    return code
+
+
+def _follow(world: World) -> int:
+    store = _store()
+    try:
+        for number in itertools.count():
+            message = json.loads(_wait(store, f"boltlab/{number}", "rank 0"))
+            if "code" in message:
+                break
+            folder = Path(message["folder"])
+            seen = (folder / "config.yaml").is_file()
+            problem = f"on {socket.gethostname()} does not see {folder}: log_dir must lie on a disk that all share"
+            store.set(f"boltlab/{number}/{world.rank}", "" if seen else problem)
+            if seen:
+                _named(message["follow"])(_named(message["entry"]), folder)
+        _part()
+        return int(message["code"])
+    finally:
+        with suppress(Exception):
+            store.add("boltlab/left", 1)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _named(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _wait(store: Any, key: str, who: str, seconds: float | None = None) -> str:
+    """The value of a key, as soon as there is one; signals are heard meanwhile."""
+    from torch.distributed import DistError
+
+    end = time.monotonic() + (seconds or float("inf"))
+    try:
+        while not store.check([key]):
+            if time.monotonic() > end:
+                raise UserError(f"{who} gave no answer within {seconds:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        return str(store.get(key).decode())
+    except DistError as e:
+        raise UserError(f"{who} is gone") from e
+
+
+def _part() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
