@@ -101,3 +101,15 @@ def test_resources_are_the_same_for_all_jobs_and_known_beforehand(cluster, boltl
     code, _, err = boltlab("train", *QUICK, *SLURM, "trainer=ddp")
     assert code == 2 and "launcher.tasks_per_node=auto" in err and "trainer.devices=4" in err
     assert not Path("logs").exists()
+
+
+def test_each_task_of_a_job_is_a_rank(cluster, boltlab):
+    code, out, err = boltlab("train", *QUICK, *SLURM, "trainer=ddp", "trainer.devices=2")
+    folder = next(runs.folders("logs"))
+    said = (folder / "output.txt").read_text()
+    assert code == 0 and "finished" in out, (out, err, said)
+    config, summary = runs.load_config(folder), runs.read_summary(folder)
+    assert (config.trainer.devices, config.trainer.num_nodes) == (2, 1)
+    assert summary["epochs"] == 3 and summary["test"]["test_acc"] > 0.5 and len(list(runs.folders("logs"))) == 1
+    logs = sorted(path.name for path in (folder / "slurm").glob("*_log.out"))
+    assert logs == [f"{job(folder)}_{rank}_log.out" for rank in range(2)]
