@@ -26,6 +26,7 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 CredType=cred/munge
 SlurmUser=root
 SlurmdUser=root
