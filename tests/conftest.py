@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from warm import SERVER, Child
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
@@ -47,3 +48,31 @@ def boltlab_process(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def warm_server():
+    # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        env=kept,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    yield server
+    server.stdin.close()
+    server.wait(60)
+    server.stdout.close()
+
+
+@pytest.fixture
+def warm(warm_server, tmp_path):
+    """Starts `boltlab <arguments>`: a Child."""
+
+    def start(*arguments, before="", folder=tmp_path, **environment):
+        return Child(warm_server, arguments, folder, before, environment)
+
+    return start

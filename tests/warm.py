@@ -5,12 +5,9 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pytest
 import torch
 
 SERVER = """
@@ -93,34 +90,6 @@ class Child:
         return self
 
 
-@pytest.fixture(scope="session")
-def warm_server():
-    # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
-        env=kept,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    yield server
-    server.stdin.close()
-    server.wait(60)
-    server.stdout.close()
-
-
-@pytest.fixture
-def warm(warm_server, tmp_path):
-    """Starts `boltlab <arguments>`: a Child."""
-
-    def start(*arguments, before="", folder=tmp_path, **environment):
-        return Child(warm_server, arguments, folder, before, environment)
-
-    return start
-
-
 def only_run(log_dir="logs"):
     (folder,) = (p.parent for p in Path(log_dir, "train").glob("*/config.yaml"))
     return folder
@@ -171,4 +140,46 @@ def hook(self, trainer, *arguments, _original=Last.{hook}, **keywords):
         Last.sent = True
         os.kill(os.getpid(), {int(signum)})
 Last.{hook} = hook
+"""
+
+
+# Python for `before`: the processes of a run are forked from this one, which has imported everything.
+FORKED = """
+import socket, torch, traceback
+import boltlab.launch
+from boltlab.check import process_count
+torch.set_num_threads(1)
+
+def launch(entry, folder, config):
+    processes = process_count(config)
+    if processes == 1:
+        entry(str(folder))
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sys.stdout.flush()
+    pids = []
+    for rank in range(processes):
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            boltlab.signals.die_with_parent()
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(processes),
+                LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            code = 1
+            try:
+                entry(str(folder))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(); sys.stderr.flush()
+                os._exit(code)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    if any(codes):
+        raise boltlab.errors.UserError(f"exit codes of the processes: {codes}")
+
+import boltlab.commands.eval, boltlab.commands.predict, boltlab.errors
+for module in (boltlab.launch, boltlab.commands.eval, boltlab.commands.predict):
+    module.launch = launch
 """

@@ -101,6 +101,7 @@ class Predict:
     top_k: Annotated[int, Ge(1)]
     batch_size: Annotated[int, Ge(1)]
     device: str
+    devices: Annotated[int, Ge(1)]
     log_dir: str
 
 

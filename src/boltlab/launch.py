@@ -224,7 +224,7 @@ def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
     _clear(folder)
     leader.order(follow, entry, folder)
     try:
-        with _last_word(folder):
+        with _last_word(folder), world.joined(runs.load_config(folder, own=True)):
             entry(str(folder))
     except BaseException as e:
         leader.alone = True
@@ -244,7 +244,7 @@ def follow(entry: Callable[[str], Any], folder: Path) -> None:
     keep_freed_memory()
     rank = os.environ["RANK"]
     try:
-        with _last_word(folder):
+        with _last_word(folder), world.joined(runs.load_config(folder, own=True)):
             entry(str(folder))
     except signals.Stopped:
         raise

@@ -44,7 +44,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain), _environment()],
+        plugins=[SafeCheckpointIO(plain), _environment(config), *_batch_norm(config)],
         **arguments,
     )
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
@@ -68,7 +68,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     return trainer
 
 
-def _environment() -> Any:
+def _environment(config: DictConfig) -> Any:
     """How a process finds the others: always from torch's own variables.
 
     Left to itself, Lightning takes whatever it finds (Slurm, LSF, MPI) for the one that started it: in a job script it
@@ -76,7 +76,19 @@ def _environment() -> Any:
     """
     from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 
-    return TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()
+    if "RANK" not in os.environ:
+        return LightningEnvironment()
+    if config.trainer.get("devices") == 1:  # a node of its own, also where several stand on one machine
+        os.environ.update(LOCAL_RANK="0", GROUP_RANK=os.environ["RANK"])
+    return TorchElasticEnvironment()
+
+
+def _batch_norm(config: DictConfig) -> list[Any]:
+    if not config.trainer.get("sync_batchnorm"):
+        return []
+    from boltlab.models.sync_batch_norm import SyncBatchNormPlugin
+
+    return [SyncBatchNormPlugin()]
 
 
 def _never() -> bool:

@@ -9,11 +9,13 @@ import itertools
 import json
 import os
 import re
+import secrets
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +27,9 @@ from boltlab import signals
 from boltlab.check import Mistake
 from boltlab.errors import UserError
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start
+_SHUTDOWN_SECONDS = 10.0  # that a process has when rank 0 is gone
 _END_SECONDS = 10.0  # that rank 0, which holds the store, waits for the others to have read its last word
 
 
@@ -124,6 +127,8 @@ def _one_gpu_each(config: DictConfig) -> bool:
 
 # ---------------------------------------------------------------- rank 0 and the others
 
+_groups = itertools.count()
+_met: Any = None  # the part of the store that belongs to this start of the processes
 _leading: "_Leader | None" = None
 
 
@@ -140,7 +145,7 @@ def run(command: Callable[[], int]) -> int:
         _as_torchrun(world)
     try:
         with signals.caught():
-            return _follow(world) if world.rank else _lead(world, command)
+            return _follow(world, _store()) if world.rank else _lead(world, _store(), command)
     except signals.Stopped as e:
         return 128 + e.signum
     except UserError as e:
@@ -151,6 +156,30 @@ def run(command: Callable[[], int]) -> int:
 def leading() -> "_Leader | None":
     """The rank 0 that this process is, if processes from outside follow it."""
     return _leading
+
+
+@contextmanager
+def joined(config: DictConfig) -> Iterator[None]:
+    """Inside, the processes from outside are torch's process group.
+
+    Left to itself, torch would have the processes find one another in the whole store: where torchrun has started them
+    again, under the addresses of those that are gone.
+    """
+    import torch
+    from torch.distributed import PrefixStore
+
+    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if torch.cuda.device_count() > 1 else 0)
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=PrefixStore(f"group-{next(_groups)}", _met),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timedelta(seconds=config.get("timeout_seconds", _CONNECT_SECONDS)),
+    )
+    yield
+    torch.distributed.destroy_process_group()  # after an error, the end of the process does it
 
 
 def _as_torchrun(world: World) -> None:
@@ -178,12 +207,47 @@ def _store() -> Any:
         raise UserError(f"the processes cannot find one another at {where}: {str(e).splitlines()[0]}") from e
 
 
-class _Leader:
-    """Rank 0: tells the others what to run."""
+def _meet(world: World, store: Any) -> Any:
+    """The part of the store in which the processes of this start speak to one another.
 
-    def __init__(self, world: World, store: Any) -> None:
-        self.world, self.store, self.orders = world, store, 0
+    The store of torchrun stays when its processes are started again, with all that was said in it. So rank 0 opens a
+    part with a new name, and greets each of the others by a word that no earlier one can have said.
+    """
+    from torch.distributed import PrefixStore
+
+    if world.rank == 0:
+        name = secrets.token_hex(8)
+        part = PrefixStore(name, store)
+        store.set("boltlab/part", name)
+        for rank in range(1, world.size):
+            part.set(_wait(part, f"here-{rank}", f"rank {rank}", _CONNECT_SECONDS), "welcome")
+        return part
+    word, end = secrets.token_hex(8), time.monotonic() + _CONNECT_SECONDS
+    part = PrefixStore("none yet", store)
+    while not part.check([word]):
+        if time.monotonic() > end:
+            raise UserError(f"rank 0 gave no answer within {_CONNECT_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+        if store.check(["boltlab/part"]):
+            part = PrefixStore(store.get("boltlab/part").decode(), store)
+            part.set(f"here-{world.rank}", word)
+    return part
+
+
+class _Leader:
+    """Rank 0: tells the others what to run.
+
+    begun: the folder of the run that these processes were at when torchrun started them again.
+    """
+
+    def __init__(self, world: World, store: Any, part: Any) -> None:
+        self.world, self.store, self.part, self.orders = world, store, part, 0
         self.alone = False  # one of the others has failed: there is no going on
+        self.begun = Path(store.get("boltlab/run").decode()) if store.check(["boltlab/run"]) else None
+
+    def begin(self, folder: Path) -> None:
+        """Has the next start of these processes know the run."""
+        self.store.set("boltlab/run", str(folder))
 
     def order(self, follow: Callable[..., Any], entry: Callable[[str], Any], folder: Path) -> None:
         """Has the others call `follow(entry, folder)`; returns when all of them see the folder.
@@ -195,50 +259,64 @@ class _Leader:
             raise UserError(f"a process that {self.world.launcher} has started is gone: start the command again")
         number, self.orders = self.orders, self.orders + 1
         message = {"follow": _name(follow), "entry": _name(entry), "folder": str(folder)}
-        self.store.set(f"boltlab/{number}", json.dumps(message))
+        self.part.set(f"order-{number}", json.dumps(message))
         for rank in range(1, self.world.size):
-            answer = _wait(self.store, f"boltlab/{number}/{rank}", f"rank {rank}", _CONNECT_SECONDS)
+            answer = _wait(self.part, f"order-{number}-{rank}", f"rank {rank}", _CONNECT_SECONDS)
             if answer:
                 raise UserError(f"rank {rank} {answer}")
 
     def end(self, code: int) -> None:
-        self.store.set(f"boltlab/{self.orders}", json.dumps({"code": code}))
+        """Has the others end with this exit code; the store, which rank 0 may hold, stays until they know."""
+        self.part.set(f"order-{self.orders}", json.dumps({"code": code}))
         end = time.monotonic() + (1.0 if self.alone else _END_SECONDS)
-        while self.store.add("boltlab/left", 0) < self.world.size - 1 and time.monotonic() < end:
+        while self.part.add("left", 0) < self.world.size - 1 and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
 
 
-def _lead(world: World, command: Callable[[], int]) -> int:
-    global _leading
-    _leading = _Leader(world, _store())
+def _lead(world: World, store: Any, command: Callable[[], int]) -> int:
+    global _leading, _met
+    _met = _meet(world, store)
+    _leading = _Leader(world, store, _met)
     code = 1
     try:
         code = command()
     finally:
         _leading.end(code)
         _leading = None
-        _part()
     return code
 
 
-def _follow(world: World) -> int:
-    store = _store()
+def _follow(world: World, store: Any) -> int:
+    global _met
+    _met = part = _meet(world, store)
+    ended = threading.Event()
+    threading.Thread(target=_end_with_rank_0, args=(part, ended), daemon=True).start()
     try:
         for number in itertools.count():
-            message = json.loads(_wait(store, f"boltlab/{number}", "rank 0"))
+            message = json.loads(_wait(part, f"order-{number}", "rank 0"))
             if "code" in message:
-                break
+                return int(message["code"])
             folder = Path(message["folder"])
             seen = (folder / "config.yaml").is_file()
             problem = f"on {socket.gethostname()} does not see {folder}: log_dir must lie on a disk that all share"
-            store.set(f"boltlab/{number}/{world.rank}", "" if seen else problem)
+            part.set(f"order-{number}-{world.rank}", "" if seen else problem)
             if seen:
                 _named(message["follow"])(_named(message["entry"]), folder)
-        _part()
-        return int(message["code"])
     finally:
+        ended.set()
         with suppress(Exception):
-            store.add("boltlab/left", 1)
+            part.add("left", 1)
+    raise AssertionError("it counts without end")
+
+
+def _end_with_rank_0(part: Any, ended: threading.Event) -> None:
+    """Ends this process, also one that hangs, when the store is gone: srun leaves it alone with its node."""
+    with suppress(Exception):
+        while not ended.wait(1.0):
+            part.check(["left"])
+        return
+    if not ended.wait(_SHUTDOWN_SECONDS):
+        os._exit(1)
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -263,10 +341,3 @@ def _wait(store: Any, key: str, who: str, seconds: float | None = None) -> str:
         return str(store.get(key).decode())
     except DistError as e:
         raise UserError(f"{who} is gone") from e
-
-
-def _part() -> None:
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -70,6 +70,8 @@ def test_fails_only_where_nothing_could_be_read(boltlab, trained, photos):
     assert code == 2 and ".csv or .json" in err
     code, _, err = boltlab("predict", "run=latest", "input=photos", "device=abacus")
     assert code == 1 and "device=abacus is none of" in err
+    code, _, err = boltlab("predict", "run=latest", "input=photos", "trainer.devices=2")
+    assert code == 2 and "there is none here: device=… and devices=…" in err
     code, _, err = boltlab("predict", "run=latest", "input=photos", "top_k=0", "batch_size=0")
     assert code == 2 and "top_k=0" in err and "batch_size=0" in err and "takes int from 1" in err
 

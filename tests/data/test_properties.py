@@ -91,8 +91,7 @@ def same(one, other):
     stops=st.tuples(st.integers(0, 30), st.integers(0, 30)),
 )
 def test_an_epoch_with_two_stops_is_the_epoch(plan, kind, workers, stops):
-    arguments, ranks, epoch = plan
-    seen = []
+    _, ranks, epoch = plan
     for rank in range(ranks):
         whole = list(make("memory", plan, rank, 0))
         first, second, third = (make(kind, plan, rank, count) for count in workers)
@@ -104,20 +103,41 @@ def test_an_epoch_with_two_stops_is_the_epoch(plan, kind, workers, stops):
         rest = list(third)
         assert same([*parts, *more, *rest], whole)
         assert third.state_dict()["delivered"] == len(whole) == len(third)
-        seen.append(torch.cat([y for _, y in whole]))
-        assert torch.equal(
-            seen[-1],
-            torch.cat([third.sampler.batch_indices(epoch, i) for i in range(-(-len(seen[-1]) // third.batch_size))]),
-        )
-    assert len({len(part) for part in seen}) == 1  # every process takes as many steps
-    indices = torch.cat(seen).tolist()
-    assert len(indices) == len(set(indices))
-    # What does not divide by the processes is left out, and a single sample left over from the batches.
-    left_out = arguments["size"] - len(indices)
-    single = len(seen[0]) + 1 if len(seen[0]) % arguments["batch_size"] == 0 else 0
-    assert left_out == arguments["size"] % ranks or left_out == arguments["size"] - ranks * (single - 1) < 2 * ranks
-    if left_out > arguments["size"] % ranks:
-        assert arguments["batch_size"] > 1 and single > arguments["batch_size"]
+        named = [third.sampler.batch_indices(epoch, batch) for batch in range(third.sampler.batches)]
+        assert torch.equal(torch.cat(named), torch.cat([y for _, y in whole]))
+
+
+@bounded
+@given(plan=plans(), other=st.sampled_from([1, 2, 3, 4, 6, 12]), balanced=st.booleans())
+def test_the_batches_are_the_same_for_any_number_of_processes(plan, other, balanced):
+    arguments, _, epoch = plan
+    together, size = 12 * arguments["batch_size"], max(other, arguments["size"])
+    arguments |= {"size": size, "labels": torch.arange(size) % 3 if balanced else None}
+
+    def epoch_of(ranks):
+        samplers = [
+            TrainSampler(**{**arguments, "batch_size": together // ranks, "world_size": ranks, "rank": rank})
+            for rank in range(ranks)
+        ]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        return samplers
+
+    (one,), several = epoch_of(1), epoch_of(other)
+    assert {(len(sampler), sampler.batches) for sampler in several} == {(len(one), one.batches)}
+    seen = 0
+    for batch in range(one.batches):
+        expected = one.batch_indices(epoch, batch)
+        seen += len(expected)
+        for rank, sampler in enumerate(several):
+            own, total = sampler.samples_in(batch)
+            indices = sampler.batch_indices(epoch, batch)
+            assert total == len(expected) == sum(each.samples_in(batch)[0] for each in several)
+            assert torch.equal(indices[:own], expected[rank::other])
+            # What is repeated is of the same batch, and just enough for a norm.
+            assert set(indices.tolist()) <= set(expected.tolist())
+            assert len(indices) == max(own, min(2, sampler.batch_size, total))
+    assert seen == size - (size > together and size % together == 1)
 
 
 @settings(bounded, max_examples=40)

@@ -76,15 +76,15 @@ def test_the_start_leaves_out_what_was_trained():
         assert [i for _, indices in sampler for i in indices.tolist()] == whole[8 * start :]
 
 
-def test_ranks_share_an_epoch_and_make_the_same_steps():
-    left_out = set()
-    for epoch in range(3):
-        ranks = [epoch_of(TrainSampler(103, 8, 0, rank, 4), epoch) for rank in range(4)]
-        assert [len(rank) for rank in ranks] == [25 - 1] * 4  # 25 = 3 x 8 + 1: the tail of one is left out
-        seen = [index for rank in ranks for index in rank]
-        assert len(set(seen)) == len(seen)
-        left_out.add(frozenset(range(103)) - frozenset(seen))
-    assert len(left_out) == 3  # others in each epoch
+def test_a_rank_without_samples_of_the_last_batch_repeats_others_of_it():
+    ranks = [TrainSampler(26, 4, 0, rank, 3) for rank in range(3)]  # 26 = 2 x 12 + 2
+    *_, last = TrainSampler(26, 12, 0)
+    assert [sampler.samples_in(2) for sampler in ranks] == [(1, 2), (1, 2), (0, 2)]
+    assert [sampler.samples_in(1) for sampler in ranks] == [(4, 12)] * 3
+    first, second = last[1].tolist()
+    ends = [list(sampler)[-1][1].tolist() for sampler in ranks]
+    assert ends == [[first, second], [second, first], [first, second]]
+    assert [len(list(TrainSampler(26, 1, 0, rank, 3))[-1][1]) for rank in range(3)] == [1, 1, 1]  # no norm can train
 
 
 @pytest.mark.parametrize(("size", "batch_size", "seen"), [(17, 8, 16), (18, 8, 18), (1, 8, 1), (5, 1, 5), (16, 8, 16)])

@@ -4,6 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +24,7 @@ FAULTY = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from lightning.pytorch import Callback
+from boltlab.errors import UserError
 
 class Fault(Callback):
     def __init__(self, rank, step, kind):
@@ -33,8 +37,14 @@ class Fault(Callback):
             return
         if self.rank != trainer.global_rank:
             return
+        if os.environ.get("ONCE"):
+            if Path("once").exists():
+                return
+            Path("once").touch()
         if self.kind == "raise":
             raise ValueError("what went wrong")
+        if self.kind == "user":
+            raise UserError("one file is no picture")
         if self.kind == "hang":
             time.sleep(600)
         if self.kind == "parent":
@@ -119,6 +129,73 @@ def test_a_process_that_hangs_ends_all_after_the_timeout(warm, tmp_path):
     assert child.code == 1 and alive(tmp_path / "a") == []
     assert child.stderr.splitlines()[-1].startswith("boltlab train: rank 1 gave no answer any more; rank 0 saw: ")
     assert time.monotonic() - began < 120  # not the 600 s that it would sleep
+
+
+@pytest.mark.parametrize("kind", ["raise", "SIGKILL"])
+def test_max_restarts_goes_on_from_last_to_the_same_bits(warm, tmp_path, whole, kind):
+    often = ("callbacks.last.every_n_train_steps=5", "max_restarts=1")
+    child = start(warm, tmp_path, "a", *QUICK, *often, *fault(1, 12, kind), ONCE="1").wait()
+    assert child.code == 0, child.stderr
+    folder = only_run(tmp_path / "a" / "logs")
+    reason = "failed: ValueError: what went wrong" if kind == "raise" else "was killed by SIGKILL"
+    told = json.loads((folder / "summary.json").read_text())["restarts"]
+    assert len(told) == 1 and told[0]["reason"].startswith(f"rank 1 {reason}")
+    assert child.stderr.rstrip().endswith("restart 1 of 1")
+    assert differences(whole, outcome(folder)) == []
+
+
+def test_what_would_fail_again_is_not_restarted(warm, tmp_path):
+    child = start(warm, tmp_path, "a", *QUICK, "max_restarts=3", *fault(1, 5, "user")).wait()
+    assert child.code == 1
+    assert child.stderr.strip() == "boltlab train: one file is no picture"
+
+
+def test_a_script_that_calls_us_is_not_run_again_by_each_process(warm, tmp_path):
+    """As a notebook and a script without `if __name__ == "__main__"` do it."""
+    (tmp_path / "script.py").write_text("open('ran-again', 'w')")
+    before = f"import __main__\n__main__.__file__ = {str(tmp_path / 'script.py')!r}"
+    child = warm(*QUICK, "trainer.max_epochs=1", before=before).wait()
+    assert child.code == 0, child.stderr
+    assert not (tmp_path / "ran-again").exists()
+
+
+def test_each_job_of_a_sweep_gets_its_processes_its_folder_and_one_wandb_run(warm, tmp_path):
+    one = ("trainer.max_epochs=1", "logger=wandb", "test=false", "seed=0,1", "-m")
+    child = warm(*QUICK, *one, WANDB_MODE="offline").wait()
+    assert child.code == 0, child.stderr
+    (sweep,) = (tmp_path / "logs" / "train").iterdir()
+    for job in "01":
+        assert json.loads((sweep / job / "summary.json").read_text())["status"] == "finished"
+        assert len(list((sweep / job).glob("**/*.wandb"))) == 1
+    assert len(list(tmp_path.glob("**/*.wandb"))) == 2
+
+
+def test_two_agents_restart_a_killed_process_and_go_on_to_the_same_bits(tmp_path, whole):
+    """Two of torchrun's agents are two nodes; the processes that they start again find their run."""
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1"]
+    agent += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", f"--rdzv-id={tmp_path.name}"]
+    agent += ["--monitor-interval=0.1", "-m", "boltlab"]
+    alone = [text for text in QUICK if not text.startswith("trainer.devices")]
+    command = [*agent, *alone, "callbacks.last.every_n_train_steps=5", *fault(1, 12, "SIGKILL")]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE"))}
+    kept |= {"ONCE": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    with (tmp_path / "agent-0").open("wb") as one, (tmp_path / "agent-1").open("wb") as other:
+        agents = [subprocess.Popen(command, cwd=tmp_path, env=kept, stdout=out, stderr=out) for out in (one, other)]
+        try:
+            codes = [agent.wait(120) for agent in agents]
+        finally:
+            for agent in agents:
+                agent.kill()
+    texts = [(tmp_path / name).read_text() for name in ("agent-0", "agent-1")]
+    assert codes == [0, 0], texts
+    assert sum("goes on from last.ckpt, step 11, 1 epochs done" in text for text in texts) == 1
+    assert differences(whole, outcome(only_run(tmp_path / "logs"))) == []
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def test_ctrl_c_reaches_every_process_once(warm, tmp_path):

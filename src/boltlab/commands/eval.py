@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from boltlab import runs
-from boltlab.check import ConfigError, Mistake, process_count
+from boltlab import runs, signals
+from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
+from boltlab.launch import launch
 from boltlab.trainer import make_trainer
+
+CHANGEABLE = ("data", "augment", "trainer", "precision")
 
 
 def main(overrides: list[str]) -> int:
@@ -21,28 +24,26 @@ def main(overrides: list[str]) -> int:
     refuse_trained(for_run)
     source = runs.find(options.run, options.log_dir)
     trained = runs.load_config(source)
-    # The callbacks and loggers of an evaluation are its own, and it runs in one process; the rest is the run's.
+    # The callbacks and loggers of an evaluation are its own, and how many processes it takes; the rest is the run's.
     trained.update({"callbacks": options.callbacks, "logger": options.logger, "log_dir": options.log_dir})
     trained.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": True})
     trained.steps_per_execution = 1
     trained.test = False  # it asks for a checkpoint callback, which an evaluation has no use for
     config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run])
-    if process_count(config) > 1:
-        raise UserError("boltlab eval runs in one process: trainer.devices=1")
     summary = runs.read_summary(source)
     folder = runs.new_folder(options.log_dir, "eval", f"{summary.get('name', 'run')}_{options.split}")
     runs.prepare(folder, config, overrides)
     known = {key: summary.get(key) for key in ("name", "data", "model")}
-    runs.write_summary(folder, **known, evaluated=str(source), split=options.split)
+    runs.write_summary(folder, **known, evaluated=str(source), split=options.split, checkpoint=options.checkpoint)
     with runs.recorded(folder):
-        metrics = evaluate(config, source, options.split, options.checkpoint)
-        runs.end(folder, status="finished", test=metrics)
-    print_metrics(f"{options.split} split, {options.checkpoint} checkpoint of {runs.shown(source)}", metrics)
+        launch(measure, folder, config)
+    title = f"{options.split} split, {options.checkpoint} checkpoint of {runs.shown(source)}"
+    print_metrics(title, runs.read_summary(folder)["test"])
     print(f"evaluation folder  {runs.shown(folder)}")
     return 0
 
 
-def refuse_trained(overrides: list[str]) -> None:
+def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABLE) -> None:
     """Refuses overrides of what the training has settled, or that nothing would read any more.
 
     Raises:
@@ -51,29 +52,36 @@ def refuse_trained(overrides: list[str]) -> None:
     mistakes = []
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] in _CHANGEABLE:
+        if key.split(".")[0] in changeable:
             continue
-        settled = f"belongs to the trained run; to change it here: {', '.join(_CHANGEABLE)}"
-        mistakes.append(Mistake(text, "is part of data: data.data_dir=…" if key == "data_dir" else settled))
+        settled = f"belongs to the trained run; to change it here: {', '.join(changeable)}"
+        hints = {
+            "data_dir": "is part of data: data.data_dir=…",
+            "trainer": "there is none here: device=… and devices=…",
+        }
+        mistakes.append(Mistake(text, hints.get(key.split(".")[0], settled)))
     if mistakes:
         raise ConfigError(mistakes)
 
 
-_CHANGEABLE = ("data", "augment", "trainer", "precision")
-
-
-def evaluate(config: DictConfig, source: Path, split: str, which: str) -> dict[str, float]:
-    """The metrics of the run in `source` on a split of the config's data, named `<split>_<metric>`."""
+def measure(folder_name: str) -> None:
+    """What every process of an evaluation does: its part of the split; the metrics are those of all of them."""
     from boltlab import checkpoint
 
-    content = checkpoint.read(checkpoint.find(source, which))
-    model = checkpoint.restore(content)
-    same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
-    data = build(config, "data")
-    data.test_split = split  # Lightning tests on it and names the metrics after its stage
-    trainer = make_trainer(config)
-    trainer.test(model, datamodule=data, verbose=False)
-    return {key.replace("test_", f"{split}_", 1): value for key, value in numbers(trainer.callback_metrics).items()}
+    folder = Path(folder_name)
+    with signals.caught():
+        config, asked = runs.load_config(folder, own=True), runs.read_summary(folder)
+        content = checkpoint.read(checkpoint.find(Path(asked["evaluated"]), asked["checkpoint"]))
+        model = checkpoint.restore(content)
+        same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
+        data, split = build(config, "data"), asked["split"]
+        data.test_split = split  # Lightning tests on it and names the metrics after its stage
+        trainer = make_trainer(config)
+        trainer.test(model, datamodule=data, verbose=False)
+        metrics = numbers(trainer.callback_metrics).items()
+        if trainer.is_global_zero:
+            test = {key.replace("test_", f"{split}_", 1): value for key, value in metrics}
+            runs.end(folder, status="finished", test=test)
 
 
 def same_kind(trained: Any, evaluated: Any) -> None:

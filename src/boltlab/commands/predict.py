@@ -4,24 +4,28 @@ import csv
 import glob
 import io
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs
+from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
 from boltlab.config import build, compose, edit, split_overrides
 from boltlab.errors import UserError
+from boltlab.launch import launch
 
 
 def main(overrides: list[str]) -> int:
     """Writes one row a file; unreadable files are listed with their reason. Fails only where no file could be read."""
     own, for_run = split_overrides("predict", overrides)
     options = compose("predict", own).config
-    refuse_trained(for_run)
+    refuse_trained(for_run, ("data", "augment"))  # there is no Trainer
     kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
     if kind not in ("csv", "json"):
         raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
@@ -29,8 +33,11 @@ def main(overrides: list[str]) -> int:
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     trained = runs.load_config(folder)
     trained.steps_per_execution = 1
+    trained.trainer.update({"devices": 1, "num_nodes": 1})
     config = edit(trained, for_run)
-    rows = list(predict(config, folder, files, options.checkpoint, options.batch_size, options.device, options.top_k))
+    asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
+    several = options.devices > 1
+    rows = list(together(config, folder, files, asked) if several else predict(config, folder, files, **asked))
     text = to_json(rows) if kind == "json" else to_csv(rows)
     if options.output:
         path = Path(options.output)
@@ -71,23 +78,74 @@ def find_files(inputs: list[str]) -> list[Path]:
     return sorted(set(found))
 
 
-def predict(
-    config: Any, folder: Path, files: list[Path], which: str, batch_size: int, device: str, top_k: int
-) -> Iterator[dict[str, Any]]:
-    """One row a file, in the order of `files`: file, class, probability, top_k and error."""
+def together(config: Any, folder: Path, files: list[Path], asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of `predict` in `asked["devices"]` processes, which take the batches that one would take, in turn."""
+    config.trainer.devices = asked["devices"]
+    with tempfile.TemporaryDirectory(prefix="boltlab-predict-") as name:
+        shared = Path(name).resolve()
+        runs.write_config(shared, config)
+        named = {"folder": str(folder), "files": list(map(str, files))}
+        (shared / "asked.json").write_text(json.dumps(named | asked))
+        launch(predict_part, shared, config)
+        parts = [iter(json.loads(_part(shared, rank).read_text())) for rank in range(asked["devices"])]
+    for batch in range(-(-len(files) // asked["batch_size"])):
+        yield from islice(parts[batch % len(parts)], asked["batch_size"])
+
+
+def predict_part(folder_name: str) -> None:
+    """What every process of a prediction does."""
+    shared, rank = Path(folder_name), int(os.environ["RANK"])
+    with signals.caught():
+        asked = json.loads((shared / "asked.json").read_text())
+        asked |= {"folder": Path(asked["folder"]), "files": list(map(Path, asked["files"])), "rank": rank}
+        rows = list(predict(runs.load_config(shared, own=True), **asked))
+        _part(shared, rank).write_text(json.dumps(rows))
+
+
+def _part(shared: Path, rank: int) -> Path:
+    return shared / f"rows-{rank}.json"
+
+
+def _place(device: str, devices: int, rank: int) -> Any:
     import torch
 
-    from boltlab import checkpoint
+    found = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
+    try:
+        place: Any = found or torch.device("cpu" if device == "auto" else device)
+    except RuntimeError as e:
+        raise UserError(f"device={device} is none of auto, cpu, cuda, mps") from e
+    if devices == 1 or place.type == "cpu" or place.index is not None:
+        return place
+    if devices > (count := torch.accelerator.device_count()):
+        raise UserError(f"devices={devices}: this machine has {count} of {place.type}; device=cpu needs none")
+    return torch.device(place.type, rank)
+
+
+def predict(
+    config: Any,
+    folder: Path,
+    files: list[Path],
+    checkpoint: str,
+    batch_size: int,
+    device: str,
+    top_k: int,
+    devices: int = 1,
+    rank: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """One row a file, in the order of `files`: file, class, probability, top_k and error.
+
+    Of the batches that process number `rank` takes of `devices`: a file is in the same one however many there are, for
+    what a net gives rounds differently in batches of other sizes.
+    """
+    import torch
+
+    from boltlab import checkpoint as checkpoints
     from boltlab.errors import DataError
 
     if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
         raise UserError("boltlab predict takes images, this run was trained on tables")
-    place = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
-    try:
-        where = place or torch.device("cpu" if device == "auto" else device)
-    except RuntimeError as e:
-        raise UserError(f"device={device} is none of auto, cpu, cuda, mps") from e
-    model = checkpoint.restore(checkpoint.read(checkpoint.find(folder, which)))
+    where = _place(device, devices, rank)
+    model = checkpoints.restore(checkpoints.read(checkpoints.find(folder, checkpoint)))
     try:
         model = model.to(where)
     except (RuntimeError, AssertionError) as e:
@@ -102,7 +160,7 @@ def predict(
             return e
 
     with ThreadPoolExecutor(4) as pool, torch.inference_mode():
-        for start in range(0, len(files), batch_size):
+        for start in range(0, len(files), batch_size)[rank::devices]:
             part = files[start : start + batch_size]
             images = list(pool.map(load, part))
             good = [image for image in images if not isinstance(image, DataError)]

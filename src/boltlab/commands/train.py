@@ -33,7 +33,7 @@ def main(overrides: list[str]) -> int:
 def _main(overrides: list[str]) -> int:
     git = runs.ask_git()  # answers while `compose` imports torch
     own = [text for text in overrides if text.startswith(_OF_COMMAND)]
-    if world.start()[1] and (begun := _begun(overrides)) is not None:
+    if (begun := _begun(overrides)) is not None:
         if runs.status(runs.read_summary(begun), begun) == "finished":
             print(f"{runs.shown(begun)} was finished before this command was started again", flush=True)
         else:
@@ -61,6 +61,11 @@ _OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
 
 def _begun(overrides: list[str]) -> Path | None:
     """The run that this same command had begun before its launcher (torchrun, Slurm) started it again."""
+    leader = world.leading()
+    if leader is not None and leader.begun is not None:
+        return leader.begun
+    if not world.start()[1]:
+        return None
     name, ours = world.start()[0], _of_run(overrides)
     log_dir = compose("train", [text for text in overrides if text.startswith("log_dir=")], check=False).config.log_dir
     for folder in runs.folders(log_dir):
@@ -154,6 +159,9 @@ def _evaluated(folder: Path) -> str:
 
 def _execute(folder: Path, config: DictConfig) -> float | None:
     from boltlab.launch import launch
+
+    if leader := world.leading():
+        leader.begin(folder)
 
     try:
         with runs.recorded(folder):

@@ -205,6 +205,10 @@ class Loader:
                 self._delivered += 1
                 for problem in problems:
                     self._skip(problem)
+                if x is None and getattr(self.sampler, "world_size", 1) > 1 and isinstance(self.sampler, TrainSampler):
+                    raise DataError(
+                        "of a batch, one process could read no sample, and it cannot leave a step out alone"
+                    )
                 if x is not None:
                     yield (x.pin_memory(), y.pin_memory()) if self.pin_memory and x.device.type == "cpu" else (x, y)
 

@@ -85,9 +85,10 @@ class TrainSampler(SequentialSampler):
     `batches_per_fetch` batches come at once, for `steps_per_execution`; `start` fetches of the epoch are left out (they
     were trained before the run was interrupted).
 
-    Every rank makes the same number of steps: with several ranks the few samples (fewer than there are ranks) that do
-    not divide are left out, others in each epoch. The last batch is smaller; one that would hold a single sample is
-    left out, for batch normalization cannot train on it.
+    The batches of all ranks together are the same for any number of ranks: consecutive pieces of the epoch's order, of
+    which a rank takes each `world_size`-th sample. The last one is smaller; one that would hold a single sample is left
+    out, for batch normalization cannot train on it. A rank that would get less than two samples of the last batch
+    repeats others of it, behind its own, and they are not to be counted: `samples_in` says how many are.
 
     `labels` (int64 [N]) balances the classes: each draw takes a class, then one of its samples, with replacement.
 
@@ -105,11 +106,11 @@ class TrainSampler(SequentialSampler):
         labels: Tensor | None = None,
         batches_per_fetch: int = 1,
     ) -> None:
-        self.per_rank = size // world_size
-        if self.per_rank == 0:
+        if size < world_size:
             raise DataError(f"{size} training samples are too few for {world_size} processes")
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
+        self.batches_per_fetch = batches_per_fetch
         self.per_fetch = batch_size * batches_per_fetch
         self.epoch = self.start = 0
         self.by_class = None
@@ -117,8 +118,10 @@ class TrainSampler(SequentialSampler):
             members = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
             self.by_class = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
             self.class_sizes = torch.tensor([len(m) for m in members])
-        if self.per_rank > batch_size > 1 and self.per_rank % batch_size == 1:
-            self.per_rank -= 1
+        together = batch_size * world_size
+        single = size > together > 1 and size % together == 1
+        self.batches = -(-(size - single) // together)
+        self.last_size = size - single - (self.batches - 1) * together  # over all ranks
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -133,16 +136,29 @@ class TrainSampler(SequentialSampler):
         return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
 
     def __len__(self) -> int:
-        return -(-self.per_rank // self.per_fetch)
+        return -(-self.batches // self.batches_per_fetch)
+
+    def samples_in(self, batch: int) -> tuple[int, int]:
+        """Samples that count in batch number `batch` of an epoch: (on this rank, on all ranks)."""
+        if batch != self.batches - 1:
+            return self.batch_size, self.batch_size * self.world_size
+        return len(range(self.rank, self.last_size, self.world_size)), self.last_size
+
+    def _mine(self, epoch: int) -> Tensor:
+        """Sample indices of this rank's batches of an epoch, one after the other, int64."""
+        order, rank, before = self.order(epoch), self.rank, (self.batches - 1) * self.batch_size * self.world_size
+        own = range(rank, self.last_size, self.world_size)
+        repeated = range(rank + len(own), rank + min(2, self.batch_size, self.last_size))
+        last = order[[before + place % self.last_size for place in (*own, *repeated)]]
+        return torch.cat([order[:before][rank :: self.world_size], last])
 
     def batch_indices(self, epoch: int, batch: int) -> Tensor:
         """Sample indices of this rank's batch number `batch` in an epoch, int64 [B], however many a fetch holds."""
-        mine = self.order(epoch)[self.rank :: self.world_size][: self.per_rank]
-        return mine[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return self._mine(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
-        mine = self.order()[self.rank :: self.world_size][self.start * self.per_fetch : self.per_rank]
+        mine = self._mine(epoch)[self.start * self.per_fetch :]
         for indices in mine.split(self.per_fetch) if len(mine) else ():
             yield epoch, indices
 

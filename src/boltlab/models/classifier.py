@@ -109,12 +109,12 @@ class Classifier(Task):
                 raise UserError(f"class_weights=balanced: the train split has no sample of the classes {empty}")
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
-    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:
         if self.mixers and len(batch[1]) > 1:
             # From torch's CPU generator, as dropout on the CPU: a device need not be waited for.
             mixer = self.mixers[int(torch.randint(len(self.mixers), ())) if len(self.mixers) > 1 else 0]
             batch = mixer(*batch)
-        return super()._training_loss(batch)
+        return super()._training_loss(batch, batch_idx)
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         weights = None if self.class_weights is None else self.class_weights.to(output.dtype)

@@ -18,6 +18,7 @@ from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import STEP_HOOKS, spare
 from boltlab.data.samplers import random_key
 from boltlab.models.schedulers import Schedule
+from boltlab.models.sync_batch_norm import CPUSyncBatchNorm, synchronized
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
 Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -51,15 +52,20 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+        for state in ("total", "weight"):
+            self.add_state(state, torch.zeros((), dtype=_widest()), dist_reduce_fx="sum")
 
     def update(self, value: Tensor, weight: Tensor | int) -> None:
         self.total += value * weight
         self.weight += weight
 
     def compute(self) -> Tensor:
-        return self.total / self.weight
+        return (self.total / self.weight).float()
+
+
+def _widest() -> torch.dtype:
+    """For sums that do not depend on their order: MPS has no float64."""
+    return torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 class EpochMeans(Metric):
@@ -81,9 +87,8 @@ class EpochMeans(Metric):
         self.name = name
         self.steps_together = steps_together
         self._steps: list[tuple[Tensor, Tensor | int, Tensor]] = []
-        dtype = torch.float32 if torch.backends.mps.is_available() else torch.float64  # MPS has no float64
         for state in ("loss", "weight", "value", "samples"):
-            self.add_state(state, torch.zeros((), dtype=dtype), dist_reduce_fx="sum", persistent=True)
+            self.add_state(state, torch.zeros((), dtype=_widest()), dist_reduce_fx="sum", persistent=True)
 
     def add(self, loss: Tensor, weight: Tensor | int, values: Tensor) -> None:
         """`loss`: the batch's mean, which stands for `weight`; `values` [B] of its samples."""
@@ -145,6 +150,12 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def _mean_over_processes(value: Tensor) -> Tensor:
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
+
+
 def each_step_overrides(kind: type["Task"]) -> list[str]:
     """Hooks of each step that a subclass of Task has overridden: `steps_per_execution` would not call them."""
     steps = ("training_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step")
@@ -185,6 +196,7 @@ class Task(L.LightningModule):
         self._logging: list[Any] = []
         self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
         self.batch_size = 0
+        self._several = self._sync_batch_norm = False  # processes; norms that all of them share
         self._sharded = False
         self._seed: int | None = None  # of what a step draws; set when a fit begins
         self._restored: dict[str, Any] = {}
@@ -214,7 +226,7 @@ class Task(L.LightningModule):
     # -- what a subclass says
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
-        """Mean loss of the batch (0-d) and the weight it has in the epoch's mean."""
+        """Mean loss of the batch (0-d), and its weight in the means over an epoch and over the processes."""
         raise NotImplementedError
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
@@ -246,7 +258,7 @@ class Task(L.LightningModule):
         if self.steps_per_execution > 1:
             return self._several_steps(batch, batch_idx)
         self._seed_step(batch_idx)
-        loss = self._training_loss(batch)
+        loss = self._training_loss(batch, batch_idx)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
         # Of the batches that one optimizer step accumulates, the last one's loss is logged.
@@ -290,7 +302,7 @@ class Task(L.LightningModule):
             optimizer.zero_grad()
             for following in range(len(accumulated) - 1, -1, -1):
                 self._seed_step(batch_idx)
-                loss = self._training_loss(accumulated.pop(0))
+                loss = self._training_loss(accumulated.pop(0), batch_idx)
                 if not following and every and (step + 1) % every == 0:
                     self._log_loss(loss, step)
                 loss = self._regularized(loss)
@@ -328,18 +340,49 @@ class Task(L.LightningModule):
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(key)
 
-    def _training_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The batch's mean loss, counted."""
+    def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:
+        """The batch's mean loss, counted.
+
+        Over several processes it is this one's share of the mean over the samples of all: what the strategies make of
+        it, the mean over the processes, is then the loss of one process.
+        """
         x, target = batch
+        counts = len(target)
+        if self._several and (sampler := self._sampler()) is not None:
+            counts = min(counts, sampler.samples_in(batch_idx)[0])  # behind them stand repeated ones
+            if counts < len(target) and self._sync_batch_norm:  # its statistics are of all processes, as the loss is
+                x, target = x[:counts], target[:counts]
         output = self(x)
+        if counts < len(target):
+            output, target = output[: counts or None], target[: counts or None]
         loss, weight = self.criterion(output, target)
-        self.train_metrics.add(loss.detach(), weight, self.train_value(output.detach(), target))
-        return loss
+        if counts == 0:  # it only takes part in what the processes do together
+            loss, weight = output.sum() * 0, weight * 0
+        else:
+            self.train_metrics.add(loss.detach(), weight, self.train_value(output.detach(), target))
+        return self._share(loss, weight, batch_idx) if self._several else loss
+
+    def _sampler(self) -> Any:
+        """The train loader's, if it tells how many samples of a batch count."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        return sampler if hasattr(sampler, "samples_in") else None
+
+    def _share(self, loss: Tensor, weight: Tensor | int, batch_idx: int) -> Tensor:
+        """`loss` times the weight of this process's samples over the mean weight of a process's."""
+        sampler: Any = self._sampler()
+        known = sampler is not None and not getattr(self.trainer.train_dataloader, "max_bad_files", 0)
+        if isinstance(weight, int) and known:
+            all_of_them = sampler.samples_in(batch_idx)[1] / sampler.world_size
+            return loss if weight == all_of_them else loss * (weight / all_of_them)
+        if sampler is None and isinstance(weight, int):  # a loader of somebody's own
+            return loss
+        weight = torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)
+        return loss * (weight / _mean_over_processes(weight))
 
     def _log_loss(self, loss: Tensor, step: int) -> None:
         # self.log costs several times a small net's step, and keeps on costing in the steps without it.
         trainer = self.trainer
-        detached = loss.detach()
+        detached = _mean_over_processes(loss.detach()) if self._several else loss.detach()
         for shown in (trainer.callback_metrics, trainer.progress_bar_metrics):
             shown["train_loss_step"] = detached  # type: ignore[assignment]
         values = {"epoch": trainer.current_epoch, "train_loss_step": detached.item()}
@@ -364,9 +407,9 @@ class Task(L.LightningModule):
         return self.predict(self(x))
 
     def _log_epoch(self, metrics: MetricCollection | EpochMeans) -> None:
-        # compute() has already joined the processes, uneven shards included; the mean over processes that sync_dist
-        # takes is then a mean of equal numbers, and only keeps Lightning from warning.
-        self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
+        # compute() has already joined the processes, uneven shards included; what sync_dist takes of equal numbers
+        # only keeps Lightning from warning. Of the mean of three, the last bit could be another.
+        self.log_dict(metrics.compute(), sync_dist=True, reduce_fx="max", prog_bar=True)
         metrics.reset()
 
     def on_train_epoch_end(self) -> None:
@@ -438,6 +481,8 @@ class Task(L.LightningModule):
         if self.device_mesh is not None and not self._sharded:
             from torch.distributed.fsdp import fully_shard
 
+            if self.trainer._accelerator_connector._layer_sync is not None:  # which Lightning heeds under DDP only
+                self.net = synchronized(self.net, self.device_mesh.device_type)
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
             self._sharded = True
 
@@ -470,6 +515,10 @@ class Task(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Says what was chosen: much of it is chosen by itself."""
+        self._several = self.trainer.world_size > 1
+        self._sync_batch_norm = any(
+            isinstance(module, (nn.SyncBatchNorm, CPUSyncBatchNorm)) for module in self.net.modules()
+        )
         # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
         self.trainer.fit_loop._load_combined_loader_states()
         self.log_restored()

@@ -1,3 +1,0 @@
-"""See tests/warm.py."""
-
-from warm import warm, warm_server  # noqa: F401
