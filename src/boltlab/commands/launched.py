@@ -70,7 +70,7 @@ def run(job: Composed) -> int:
     try:
         launcher.run(folder, [folder], [])
     except UserError:
-        if runs.read_summary(folder).get("status") == "queued":
+        if runs.read_summary(folder).get("status") == "queued" and not (folder / "job.json").exists():
             shutil.rmtree(folder)
         raise
     return _ended(folder, launcher)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def _ask(folders: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     wanted = "JobArrayID:64,State:32,RestartCnt:16,Reason:48,Name:256"
     command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--Format={wanted}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return dict.fromkeys(given, ("unknown", ""))
     if done.returncode != 0:
@@ -220,7 +221,7 @@ def _explain(folder: Path, state: str) -> None:
         state = "failed" if logs else "cancelled"
     if state == "cancelled":
         reason = f"job {number} was cancelled"
-    with runs.lock(folder):
+    with suppress(UserError), runs.lock(folder):  # another process is at it again
         runs.write_summary(folder, status=state, reason=reason)
 
 
