@@ -19,9 +19,9 @@ from boltlab.config import CONFIG_DIR, compose, edit
 
 ROOT_KEYS = (
     "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, steps_per_execution, "
-    "init_from, init_strict, name, tags, log_dir, data_dir, run_dir, resume, resume_changed, "
-    "augment, data, optimizer, scheduler, model, "
-    "trainer, callbacks, logger"
+    "timeout_seconds, max_restarts, init_from, init_strict, name, tags, log_dir, data_dir, run_dir, resume, "
+    "resume_changed, augment, data, optimizer, scheduler, model, "
+    "trainer, callbacks, logger, launcher"
 )
 ADAMW = "params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused"
 SCHEDULES = "constant, cosine, exponential, multistep, one_cycle, plateau, step"

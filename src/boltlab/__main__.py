@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 VERBS = {
     "train": (
@@ -56,16 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, rest: list[str]) -> int:
     import importlib
 
-    from boltlab.check import ConfigError
-    from boltlab.config import compose, report
-    from boltlab.errors import UserError
-    from boltlab.signals import Stopped
-
     sweep = [a for a in rest if a in ("-m", "--multirun")]
     flags = [a for a in rest if a.startswith("-") and a not in sweep]
-    try:
+
+    def command() -> int:
         if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
             from omegaconf import OmegaConf
+
+            from boltlab.config import compose
 
             print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
             return 0
@@ -78,8 +76,21 @@ def _run(verb: str, rest: list[str]) -> int:
         if sweep and verb != "train":
             print(f"boltlab {verb}: {sweep[0]} runs several trainings; only boltlab train takes it", file=sys.stderr)
             return 2
-        command = importlib.import_module(f"boltlab.commands.{'grid' if sweep else verb}")
-        return int(command.main([a for a in rest if a not in sweep]))
+        module = importlib.import_module(f"boltlab.commands.{'grid' if sweep else verb}")
+        return int(module.main([a for a in rest if a not in sweep]))
+
+    return exit_code(verb, command)
+
+
+def exit_code(verb: str, command: Callable[[], int]) -> int:
+    """What a command returns; what it raises as a message and the code that belongs to it."""
+    from boltlab.check import ConfigError
+    from boltlab.config import report
+    from boltlab.errors import UserError
+    from boltlab.signals import Stopped
+
+    try:
+        return command()
     except ConfigError as e:
         report(verb, e)
         return 2

@@ -65,6 +65,7 @@ class Train:
     trainer: dict
     callbacks: dict | None
     logger: dict | None
+    launcher: dict | None
 
 
 @dataclass
@@ -206,7 +207,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         if key not in known or o.is_delete():
             continue
         if o.value() is None:
-            if key not in ("experiment", "debug", "local"):
+            if key not in ("experiment", "debug", "local", "launcher"):
                 wrong_groups.add(key)
                 mistakes.append(Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known[key])}"))
             continue
@@ -309,7 +310,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
     before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
-    before |= {"resume": None, "resume_changed": None, "init_strict": True}
+    before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
     before |= {"timeout_seconds": 300.0, "max_restarts": 0}
     edited.update({key: value for key, value in before.items() if key not in edited})
     edited.init_from = None  # what the run began with may be gone

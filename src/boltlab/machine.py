@@ -20,6 +20,14 @@ def placeholders(config: DictConfig) -> list[str]:
     return open_keys
 
 
+def reopen(config: DictConfig) -> None:
+    """Lets what refers to a key at auto refer to it again, in a config that was written before that was chosen."""
+    for key in KEYS:
+        for group in ("trainer", "model"):
+            if config.get(key) == config[group].get(key) == "auto":
+                config[group][key] = f"${{{key}}}"
+
+
 def resolve(config: DictConfig, open_keys: list[str], build: Callable[[DictConfig, str], Any]) -> None:
     """Chooses for the keys, in place, as a careful person would; the config has passed its check.
 

@@ -19,11 +19,11 @@ FREE = (
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),
     *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed"),
+    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
     *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
     "augment",  # it stands in data as well
 )
-UNFINISHED = ("interrupted", "killed")
+UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
 # What a checkpoint restores, so that a change would have no effect or could not be loaded.
 RESTORED = ("model", "optimizer", "scheduler")
 

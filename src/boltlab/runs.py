@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
+COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow"}
+AT_WORK = ("queued", "preempted", "running")  # nobody else may begin it
 
 _ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
 
@@ -68,23 +70,45 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
-def prepare(folder: Path, config: DictConfig, overrides: list[str], git: "Future[Git] | None" = None) -> None:
-    """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before."""
-    git = git or ask_git()
+def prepare(
+    folder: Path,
+    config: DictConfig,
+    overrides: list[str],
+    git: "Future[Git] | None" = None,
+    status: Literal["running", "queued"] = "running",
+) -> None:
+    """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before.
+
+    A queued run is started later, perhaps on another machine: what its environment is, is written then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         (folder / ".run").touch(exist_ok=False)  # of two at once, one
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
-    write_summary(folder, status="running", started=time.time(), pid=os.getpid(), host=platform.node())
+    write_summary(folder, status=status, started=time.time(), pid=os.getpid(), host=platform.node())
     write_summary(folder, start={"of": world.start()[0], "overrides": list(overrides)})
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(git.result()), indent=1), encoding="utf-8")
-    (folder / "git.patch").write_bytes(git.result().patch)
+    if status == "running":
+        _write_environment(folder, git)
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
     write_config(folder, config)  # at the end: a folder without it is no run yet
+
+
+def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
+    answer = (git or ask_git()).result()
+    (folder / "environment.json").write_text(json.dumps(environment(answer), indent=1), encoding="utf-8")
+    (folder / "git.patch").write_bytes(answer.patch)
+
+
+def record_start(folder: Path, config: DictConfig, git: "Future[Git] | None" = None) -> None:
+    """Writes that a queued run begins, here and now."""
+    _write_environment(folder, git)
+    write_config(folder, config)
+    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    write_summary(folder, **running, started=time.time())
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
@@ -175,7 +199,8 @@ def end(folder: Path, **values: Any) -> dict[str, Any]:
     return write_summary(folder, ended=ended, seconds=round(ended - began, 2), **values)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """The first line of what an error says."""
     text = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
     return str(text).splitlines()[0][:500]
 
@@ -198,7 +223,7 @@ def recorded(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt from None
     except BaseException as e:
         with suppress(OSError):
-            end(folder, status="failed", reason=_reason(e))
+            end(folder, status="failed", reason=reason(e))
         raise
 
 
@@ -242,11 +267,16 @@ def _locked(folder: Path) -> bool | None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`, or nothing where there is none or it is broken."""
+    return {k: v for k, v in read_json(folder / "summary.json").items() if _sound(k, v)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of JSON, or nothing where there is none or it is broken."""
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return {k: v for k, v in summary.items() if _sound(k, v)} if isinstance(summary, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _sound(key: str, value: Any) -> bool:
@@ -324,13 +354,22 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
     raise UserError(f"{option}={run} is neither a run folder nor part of the name of one under {Path(log_dir) / verb}")
 
 
-def status(summary: dict[str, Any], folder: Path | None = None) -> str:
+def status(summary: dict[str, Any], folder: Path | None = None, job: str | None = None) -> str:
     """The status of a run; one that says `running` while its process is gone was killed.
 
     A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
+    `job`: what the cluster says, for a run that was given to one (`boltlab.launchers.slurm.states`).
     """
     state = str(summary.get("status", "unknown"))
-    if state != "running":
+    if job in ("queued", "preempted") and state not in ("finished", "failed"):
+        return job
+    if job == "running" and state in ("queued", "interrupted"):  # its process begins, or ends
+        return "running"
+    if state == "queued" and job in (None, "gone", "cancelled"):
+        here = summary.get("host") in (None, platform.node())
+        left = job == "gone" or (job is None and here and not _alive(summary.get("pid")))
+        return "cancelled" if job == "cancelled" else "not started" if left else state
+    if state != "running" or job == "running":
         return state
     locked = _locked(folder) if folder is not None else None
     if locked is None:

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 
 from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
-from boltlab.commands import train
+from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
 from boltlab.errors import UserError
+from boltlab.launchers import slurm
 from boltlab.resume import UNFINISHED
 
 # What a job has besides the states of a run; the other words come from its own summary.json.
@@ -42,15 +43,16 @@ def main(overrides: list[str]) -> int:
 def _main(overrides: list[str]) -> int:
     whole = compose("train", overrides, sweep=True)
     jobs = _compose_all(grid(overrides))
+    launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
     top = _newest(Path(whole.config.log_dir), known)
-    if top is not None and all(_status(_newest_start(top, number)) == "finished" for number in range(len(jobs))):
+    if top is not None and set(_statuses([_newest_start(top, number) for number in range(len(jobs))])) == {"finished"}:
         print(f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}: they run anew")
         top = None
     if top is None:
         top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{train.name_of(whole)}")
     with runs.lock(top):
-        return _Sweep(top, overrides, jobs, known).run()
+        return _Sweep(top, overrides, jobs, known, launcher).run()
 
 
 def _compose_all(combinations: list[list[str]]) -> list[Composed]:
@@ -100,26 +102,30 @@ def _fresh(top: Path, number: int) -> Path:
     return top / (f"{number}-{starts[-1][0] + 1}" if starts else str(number))
 
 
+def _statuses(folders: list[Path | None]) -> list[str]:
+    """What each of these runs is; the sweep is ours, so that one that is queued is so in a cluster, or nowhere."""
+    known, found = slurm.states([folder for folder in folders if folder is not None]), []
+    for folder in folders:
+        if folder is None:
+            found.append(NOT_STARTED)
+            continue
+        status = runs.status(runs.read_summary(folder), folder, known.get(folder))
+        found.append(NOT_STARTED if status == "queued" and folder not in known else status)
+    return found
+
+
 def _status(folder: Path | None) -> str:
-    return NOT_STARTED if folder is None else runs.status(runs.read_summary(folder), folder)
-
-
-def _start_or_continue(top: Path, number: int, job: Composed) -> None:
-    """Trains a job that is not finished: one that was stopped or killed goes on, one that failed starts anew, and what
-    it left stays as it is."""
-    newest = _newest_start(top, number)
-    if newest is not None and _status(newest) in UNFINISHED:
-        train.go_on(newest, [])
-    else:
-        train.run(job, _fresh(top, number))
+    return _statuses([folder])[0]
 
 
 class _Sweep:
     """One sweep folder at work. What became of a job is read from its run folder, so that nothing can contradict it."""
 
-    def __init__(self, top: Path, overrides: list[str], jobs: list[Composed], known: list[dict[str, Any]]):
-        self.top, self.overrides, self.jobs, self.known = top, overrides, jobs, known
-        self.before = {n for n in range(len(jobs)) if _status(_newest_start(top, n)) == "finished"}
+    def __init__(
+        self, top: Path, overrides: list[str], jobs: list[Composed], known: list[dict[str, Any]], launcher: Any
+    ):
+        self.top, self.overrides, self.jobs, self.known, self.launcher = top, overrides, jobs, known, launcher
+        self.before = {n for n, status in enumerate(self.statuses()) if status == "finished"}
         self.reasons: dict[int, str] = {}
         same = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
         self.titles = [" ".join(o for o in job.overrides if o not in same) for job in jobs]
@@ -130,25 +136,55 @@ class _Sweep:
             print(f"{runs.shown(self.top)} goes on: {done} (name=… starts a new sweep)", flush=True)
         self.write()
         try:
-            for number, job in enumerate(self.jobs):
+            if self.launcher is not None:
+                self.launch()
+            for number, job in enumerate(self.jobs if self.launcher is None else []):
                 self.run_job(number, job)
         finally:  # also where Ctrl-C or a signal ends the sweep: what has not begun stands there as not started
             rows = self.rows()
             self.show(rows)
             self.write()
-        return 0 if all(row["status"] in ("finished", BEFORE) for row in rows) else 1
+        good = ("finished", BEFORE, *(() if getattr(self.launcher, "wait", True) else runs.AT_WORK))
+        return 0 if all(row["status"] in good for row in rows) else 1
+
+    def statuses(self) -> list[str]:
+        return _statuses([_newest_start(self.top, number) for number in range(len(self.jobs))])
+
+    def launch(self) -> None:
+        """Has the launcher start what is not finished, each in its folder; what is at work already is watched."""
+        start, watch = [], []
+        for number, status in enumerate(self.statuses()):
+            folder = _newest_start(self.top, number)
+            if number in self.before:
+                continue
+            if status in runs.AT_WORK and folder is not None:
+                watch.append(folder)
+                continue
+            if status not in UNFINISHED or folder is None:
+                folder = _fresh(self.top, number)
+                launched.queue(self.jobs[number], folder)
+            start.append(folder)
+        if watch and not self.launcher.watches:
+            print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)
+        self.write()
+        if start or watch:
+            self.launcher.run(self.top, start, watch)
 
     def run_job(self, number: int, job: Composed) -> None:
         heading = f"job {number}  {self.titles[number]}"
         if number in self.before:
             print(f"{heading}: {BEFORE}", flush=True)
             return
-        if _status(_newest_start(self.top, number)) == "running":
+        if _status(_newest_start(self.top, number)) in runs.AT_WORK:
             print(f"{heading}: another process is at work on it", flush=True)
             return
         print(f"\n{heading}", flush=True)
         try:
-            _start_or_continue(self.top, number, job)
+            newest = _newest_start(self.top, number)
+            if newest is not None and _status(newest) in UNFINISHED:
+                train.go_on(newest, [])
+            else:  # one that failed starts anew, and what it left stays as it is
+                train.run(job, _fresh(self.top, number))
             self.write()
         except UserError as e:
             self.failed(number, str(e))
@@ -162,17 +198,17 @@ class _Sweep:
 
     def rows(self) -> list[dict[str, Any]]:
         """What `jobs.json` and the table say of each job."""
-        return [self.row(number, job) for number, job in enumerate(self.jobs)]
+        return [self.row(number, status) for number, status in enumerate(self.statuses())]
 
-    def row(self, number: int, job: Composed) -> dict[str, Any]:
+    def row(self, number: int, status: str) -> dict[str, Any]:
         folder = _newest_start(self.top, number)
         summary = runs.read_summary(folder) if folder else {}
-        status = BEFORE if number in self.before else "failed" if number in self.reasons else _status(folder)
+        status = BEFORE if number in self.before else "failed" if number in self.reasons else status
         return {
             "job": number,
             **self.known[number],
             "status": status,
-            "best": summary.get("best", {}).get(job.config.monitor),
+            "best": summary.get("best", {}).get(self.jobs[number].config.monitor),
             "reason": self.reasons.get(number) or summary.get("reason") or "",
             "folder": folder.name if folder else None,
         }

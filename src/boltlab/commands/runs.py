@@ -6,6 +6,7 @@ from typing import Any
 
 from boltlab import runs
 from boltlab.config import compose
+from boltlab.launchers import slurm
 
 
 def main(overrides: list[str]) -> int:
@@ -16,9 +17,11 @@ def main(overrides: list[str]) -> int:
     from rich.table import Table
 
     table = Table("run", "data", "model", "best", "test", "status", "reached", "time", "started", box=None)
-    for folder in islice(runs.folders(config.log_dir, config.verb), config.limit):
+    folders = list(islice(runs.folders(config.log_dir, config.verb), config.limit))
+    jobs = slurm.states(folders)
+    for folder in folders:
         summary = runs.read_summary(folder)
-        state = runs.status(summary, folder)
+        state = runs.status(summary, folder, jobs.get(folder))
         started = runs.started(summary)
         table.add_row(
             escape(folder.relative_to(runs.Path(config.log_dir) / config.verb).as_posix()),

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import runs, signals, world
+from boltlab import machine, runs, signals, world
 from boltlab.check import SEARCHED
+from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
@@ -42,10 +43,15 @@ def _main(overrides: list[str]) -> int:
         options = compose("train", own, check=False).config
         if options.resume is not None:
             name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
-            go_on(runs.find(name, options.log_dir, option="resume"), _of_run(overrides), git)
+            folder, rest = runs.find(name, options.log_dir, option="resume"), _of_run(overrides)
+            if any(launched.names_launcher(text) for text in rest):
+                return launched.resume(folder, rest)
+            go_on(folder, rest, git)
             return 0
     composed = compose("train", overrides)
     settle_weights(composed)
+    if composed.config.launcher is not None:
+        return launched.run(composed)
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
 
@@ -97,7 +103,8 @@ def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None)
 
 
 def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False) -> float | None:
-    """Goes on with a run that was stopped, in its folder, with overrides on top of its config.
+    """Goes on with a run that was stopped, or begins one that was queued, in its folder, with overrides on top of its
+    config.
 
     own: this same command has composed its config, which need not be held against `boltlab.trust`.
 
@@ -115,6 +122,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
         if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
             before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time
+        machine.reopen(before)
         config = edit(before, overrides, ("resume", "init_from"))
         config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         newest, warnings = checkpoint.newest_good(folder)
@@ -132,8 +140,11 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
             if resume.longer(content, config) and config.scheduler and "Constant" not in config.scheduler._target_:
                 where += "; the learning rate follows the schedule of the new length"
         kept, last = (folder / "config.yaml").read_text(encoding="utf-8"), newest and newest.stat().st_mtime_ns
-        runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
-        print(f"{runs.shown(folder)} {where}", flush=True)
+        if newest is None and runs.read_summary(folder).get("status") == "queued":
+            runs.record_start(folder, config, git)
+        else:
+            runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
+            print(f"{runs.shown(folder)} {where}", flush=True)
         try:
             return _execute(folder, config)
         except Exception:
@@ -164,7 +175,7 @@ def _execute(folder: Path, config: DictConfig) -> float | None:
         print(f"\nto go on: boltlab train {shlex.quote(f'resume={runs.shown(folder)}')}", file=sys.stderr)
         raise
     summary = runs.read_summary(folder)
-    _print_end(folder, summary)
+    print_end(folder, summary)
     return summary.get("best", {}).get(config.monitor)
 
 
@@ -242,7 +253,8 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in sorted(metrics.items()) if value.numel() == 1}
 
 
-def _print_end(folder: Path, summary: dict[str, Any]) -> None:
+def print_end(folder: Path, summary: dict[str, Any]) -> None:
+    """Says what a run has reached, and where it stands."""
     if summary.get("test"):
         chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary["best"].items())
         print_metrics(

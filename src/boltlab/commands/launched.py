@@ -1,0 +1,112 @@
+"""Runs that a launcher starts (`launcher=slurm`): made here, whole and checked, and queued.
+
+A launcher has `run(top, start, watch)`, which gives each run folder of `start` a process that goes on with it, and
+returns when these have ended; and `watches`: whether it waits for those too (`watch`) that an earlier command started.
+What a run is does not depend on who starts it: the launcher is no part of its config.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from boltlab import machine, runs
+from boltlab.check import ConfigError, Mistake
+from boltlab.config import Composed, build, compose, edit
+from boltlab.errors import UserError
+
+
+def names_launcher(override: str) -> bool:
+    """Whether an override is about the launcher."""
+    return override.lstrip("+~").split("=")[0].split(".")[0] == "launcher"
+
+
+def take(jobs: list[Composed]) -> Any:
+    """The launcher of these jobs, built; in their configs and overrides, nothing of it is left. None: there is none.
+
+    Raises:
+        ConfigError: it is not the same one for all jobs.
+        UserError: a package, or the cluster, is not there.
+    """
+    nodes: list[Any] = []
+    for job in jobs:
+        node = job.config.launcher
+        nodes.append(node and OmegaConf.to_container(node, resolve=True))
+        del job.config["launcher"]
+        job.overrides = [text for text in job.overrides if not names_launcher(text)]
+    for node in nodes:
+        if node != nodes[0]:
+            keys = [key for key in nodes[0] or {} if (node or {}).get(key) != nodes[0][key]] or ["_target_"]
+            message = "is not the same in all jobs; a sweep asks for one kind of job: give two commands"
+            raise ConfigError([Mistake(f"launcher.{keys[0]}", message)])
+    return build({"launcher": nodes[0]}, "launcher") if nodes[0] is not None else None
+
+
+def queue(job: Composed, folder: Path) -> None:
+    """Makes the run in `folder`, for a process to begin it later. What stands at auto is left for its machine."""
+    from boltlab.commands import train
+
+    asked = compose("train", job.overrides, check=False).config
+    job.config.update({key: "auto" for key in machine.KEYS if asked[key] == "auto"})
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(folder):
+        runs.prepare(folder, job.config, job.overrides, status="queued")
+        chosen = {key: job.choices.get(key) for key in ("data", "model")}
+        runs.write_summary(folder, name=train.name_of(job), **chosen)
+
+
+def run(job: Composed) -> int:
+    """Starts one run by its launcher.
+
+    Raises:
+        UserError: it could not be started, and no folder is left; or it failed.
+    """
+    from boltlab.commands import train
+
+    launcher = take([job])
+    folder = runs.new_folder(job.config.log_dir, "train", train.name_of(job))
+    queue(job, folder)
+    try:
+        launcher.run(folder, [folder], [])
+    except UserError:
+        if runs.read_summary(folder).get("status") == "queued" and not (folder / "job.json").exists():
+            shutil.rmtree(folder)
+        raise
+    return _ended(folder, launcher)
+
+
+def resume(folder: Path, overrides: list[str]) -> int:
+    """Goes on with a run by a launcher, or watches it where it is at work.
+
+    Raises:
+        UserError: more was to be changed than the launcher; or the run failed.
+    """
+    from boltlab.launchers import slurm
+
+    others = [text for text in overrides if not names_launcher(text)]
+    if others:
+        raise UserError(f"{others[0]}: resume=… with a launcher changes nothing else; leave the launcher out, or this")
+    config = edit(runs.load_config(folder), overrides)
+    launcher = take([Composed("train", config, [])])
+    if launcher is None:
+        raise UserError("launcher=null is what resume=… does by itself: leave it out")
+    status = runs.status(runs.read_summary(folder), folder, slurm.states([folder]).get(folder))
+    if status == "finished":
+        raise UserError(f"{runs.shown(folder)} is finished; to make it longer, leave the launcher out")
+    if status in runs.AT_WORK and not launcher.watches:
+        raise UserError(f"{runs.shown(folder)} is {status} already")
+    at_work = status in runs.AT_WORK
+    launcher.run(folder, [] if at_work else [folder], [folder] if at_work else [])
+    return _ended(folder, launcher)
+
+
+def _ended(folder: Path, launcher: Any) -> int:
+    from boltlab.commands import train
+
+    summary = runs.read_summary(folder)
+    status = runs.status(summary, folder)
+    if status != "finished" and getattr(launcher, "wait", True):
+        raise UserError(f"{runs.shown(folder)} {status}: {summary.get('reason') or 'no reason is known'}")
+    train.print_end(folder, summary)
+    return 0

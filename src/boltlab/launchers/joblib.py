@@ -1,0 +1,89 @@
+"""Several runs at a time on one machine: joblib's threads, each of which waits for one process after another.
+
+The processes are ours, a fresh one for each run. joblib's own worker processes would go on from run to run, and when
+one is killed, all that are at work are lost.
+"""
+
+import os
+import queue
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge
+
+from boltlab import runs, signals
+from boltlab.launchers import process
+
+
+class Joblib:
+    """
+    n_jobs: runs at a time. auto: one for each group of `gpus_per_job` GPUs; without GPUs, one for four cores, but two.
+    gpus_per_job: where there are GPUs, each run sees so many of them (CUDA_VISIBLE_DEVICES). With more runs at a time
+        than groups of GPUs, runs share them.
+    threads_per_job: of each run's CPU kernels. auto: the cores divided by n_jobs.
+    """
+
+    watches = False
+
+    def __init__(
+        self,
+        n_jobs: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
+        gpus_per_job: Annotated[int, Ge(1)] = 1,
+        threads_per_job: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
+    ) -> None:
+        self.n_jobs, self.gpus_per_job, self.threads_per_job = n_jobs, gpus_per_job, threads_per_job
+
+    def run(self, top: Path, start: list[Path], watch: list[Path]) -> None:
+        """
+        Raises:
+            Stopped: this command was told to stop; each run at work has saved and ended, no other has begun.
+        """
+        from joblib import Parallel, delayed
+
+        gpus = _gpus()
+        groups = [gpus[i : i + self.gpus_per_job] for i in range(0, len(gpus), self.gpus_per_job)]
+        groups = [group for group in groups if len(group) == self.gpus_per_job]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        at_a_time = (len(groups) or min(cores, max(2, cores // 4))) if self.n_jobs == "auto" else self.n_jobs
+        at_a_time = min(at_a_time, len(start))
+        threads = max(1, cores // max(1, at_a_time)) if self.threads_per_job == "auto" else self.threads_per_job
+        places: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+        for i in range(at_a_time):
+            places.put(groups[i % len(groups)] if groups else [])
+        jobs: list[process.Job] = []
+
+        def told() -> int:  # to stop, by the signal of that number
+            return signals.inbox.stop
+
+        def one(folder: Path) -> None:
+            if told():
+                return
+            place = places.get()
+            variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(place)} if place else {})
+            job = process.Job(folder, variables, threads)
+            jobs.append(job)
+            if told():  # while the process was started
+                job.send(told())
+            where = f" on GPU {','.join(place)}" if place else ""
+            print(f"{folder.name} begins{where}: {runs.shown(folder / process.OUTPUT)}", flush=True)
+            job.wait()
+            places.put(place)
+            print(f"{folder.name} {runs.status(runs.read_summary(folder), folder)}", flush=True)
+
+        def forward(signum: int) -> None:
+            for job in jobs:
+                job.send(signum)
+
+        with signals.caught(at_once=lambda _: forward(9), forward=forward):
+            Parallel(n_jobs=at_a_time, prefer="threads")(delayed(one)(folder) for folder in start)
+            stopped = told()
+        if stopped:
+            raise signals.Stopped(stopped)
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name here."""
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]

@@ -1,0 +1,94 @@
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from pausing import pause
+from warm import differences, outcome
+
+from boltlab import runs, trust
+from boltlab.launchers import process
+from boltlab.launchers.joblib import Joblib
+
+QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
+QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
+JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", "launcher.threads_per_job=1")
+
+
+@pytest.mark.faults
+def test_a_killed_job_costs_itself_alone_and_all_go_on_to_the_same_bits(warm, boltlab, tmp_path, monkeypatch):
+    command = ("train", "-m", *QUICK, "seed=1,2,3", *pause(tmp_path, 14))
+    first = warm(*command, *JOBLIB, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    first.wait_for(tmp_path, "logs/train/*/0/paused", 120)
+    first.wait_for(tmp_path, "logs/train/*/1/paused", 120)
+    (sweep,) = Path("logs/train").iterdir()
+    os.kill(int((sweep / "0" / "paused").read_text()), signal.SIGKILL)
+    first.wait_for(tmp_path, "logs/train/*/2/paused", 120)
+    os.killpg(first.pid, signal.SIGTERM)  # all of them, as a terminal and a cluster do
+    assert first.wait().code == 143, first.stderr
+    statuses = [row["status"] for row in json.loads((sweep / "jobs.json").read_text())["jobs"]]
+    assert statuses == ["killed", "interrupted", "interrupted"]
+    assert [runs.read_summary(sweep / name).get("reason") for name in "12"] == ["stopped by SIGTERM"] * 2
+    assert "stopped by SIGTERM" in (sweep / "1" / process.OUTPUT).read_text()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("boltlab.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
+    code, out, err = boltlab(*command)  # who starts the jobs is no part of what they are
+    assert code == 0 and "goes on: 0 of 3 jobs are finished" in out, (out, err)
+    assert boltlab("train", "-m", *QUICK, "seed=1,2,3", "log_dir=whole")[0] == 0
+    for name, whole in zip("012", sorted(Path("whole/train").glob("*/[012]")), strict=True):
+        assert differences(outcome(sweep / name), outcome(whole)) == []
+
+
+class Fake:
+    """A job that ends at once; `started` has what each was given."""
+
+    started: list
+
+    def __init__(self, folder, variables, threads):
+        self.started.append((folder.name, variables, threads))
+        (folder / "summary.json").write_text('{"status": "finished"}')
+
+    def wait(self):
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("visible", "settings", "expected"),
+    [
+        ("", {"n_jobs": 3, "threads_per_job": 2}, {None}),
+        ("0,1", {}, {"0", "1"}),
+        ("4,5,6,7", {"gpus_per_job": 2}, {"4,5", "6,7"}),
+        ("GPU-a", {"n_jobs": 2}, {"GPU-a"}),
+    ],
+)
+def test_each_job_sees_gpus_of_its_own(visible, settings, expected, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(process, "Job", Fake)
+    monkeypatch.setattr(Fake, "started", [], raising=False)
+    folders = [tmp_path / str(i) for i in range(8)]
+    for folder in folders:
+        folder.mkdir()
+    Joblib(**settings).run(tmp_path, folders, [])
+    assert sorted(name for name, _, _ in Fake.started) == [str(i) for i in range(8)]
+    assert {variables.get("CUDA_VISIBLE_DEVICES") for _, variables, _ in Fake.started} == expected
+    threads = {(variables["OMP_NUM_THREADS"], str(threads)) for _, variables, threads in Fake.started}
+    (given,) = {pair[0] for pair in threads if pair[0] == pair[1]}
+    at_a_time = settings.get("n_jobs", len(expected))
+    assert int(given) == settings.get("threads_per_job", max(1, len(os.sched_getaffinity(0)) // at_a_time))
+
+
+def test_a_cluster_that_is_not_there_is_one_line(boltlab, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = boltlab("train", "-m", *QUICK, "seed=1,2", "launcher=slurm")
+    assert code == 1 and "there is no sbatch" in err and "launcher=joblib" in err and not Path("logs").exists()
+
+
+def test_a_mistyped_launcher_is_named(boltlab):
+    code, _, err = boltlab("train", *QUICK, "launcher=slum", "launcher.partition=gpu")
+    assert code == 2 and "did you mean 'slurm'" in err
+    code, _, err = boltlab("train", *QUICK, "launcher=slurm", "launcher.partitin=gpu")
+    assert code == 2 and "did you mean 'partition'" in err
+    code, _, err = boltlab("train", "-m", *QUICK, "launcher=slurm,joblib")
+    assert code == 2 and "launcher" in err and "the same in all jobs" in err

@@ -1,0 +1,26 @@
+"""For the tests that stop runs: at a step, a run says that it is there, and waits until it is told to stop."""
+
+SOURCE = """
+import os, time
+from pathlib import Path
+from lightning.pytorch import Callback
+from boltlab import signals
+
+class Pause(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        folder = Path(trainer.default_root_dir)
+        if trainer.global_step == self.step and not (folder / "paused").exists():
+            (folder / "paused").write_text(str(os.getpid()))
+            end = time.monotonic() + 120
+            while not signals.inbox.stop and time.monotonic() < end:
+                time.sleep(0.02)
+"""
+
+
+def pause(folder, step):
+    """Overrides that let a run wait at a step; `folder` is where it runs."""
+    (folder / "pausing_callback.py").write_text(SOURCE, encoding="utf-8")
+    return ("+callbacks.pause._target_=pausing_callback.Pause", f"+callbacks.pause.step={step}")
