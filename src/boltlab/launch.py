@@ -34,11 +34,6 @@ _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear w
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
 # Of the errors of a process whose partner is gone: not the cause.
 _PARTNER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo", "NCCL")
-# What the process that processes are forked from has imported; none of it touches an accelerator.
-_PRELOAD = (
-    *("lightning.pytorch", "boltlab.commands.train", "boltlab.trainer", "boltlab.checkpoint", "boltlab.resume"),
-    *("boltlab.models.classifier", "boltlab.data.image_folder", "boltlab.callbacks.last", "boltlab.loggers.csv"),
-)
 _SEVERAL = re.compile(r"trainer=(ddp|fsdp)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
 _ELASTIC = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH")  # variables of its processes
 
@@ -137,7 +132,8 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
 
 def expect(overrides: list[str]) -> None:
     """Where overrides seem to ask for several processes, starts beside the composing what they will be forked from."""
-    if world.outside() is None and any(_SEVERAL.match(text) for text in overrides) and start_method() == "forkserver":
+    several = any(map(_SEVERAL.match, overrides)) and not any(text.startswith("launcher=") for text in overrides)
+    if several and world.outside() is None and start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()
@@ -148,7 +144,7 @@ def start_method() -> str:
     second instead of eight."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.set_forkserver_preload(list(_PRELOAD))
+    multiprocessing.set_forkserver_preload(["boltlab.preload"])
     return "forkserver"
 
 
@@ -187,9 +183,17 @@ def _kill(_: int) -> None:
         process.kill()
 
 
+def begin_forked() -> None:
+    """What a process does first that was forked from the server: that one ignores signals, and outlives its parent."""
+    for signum in (*signals.STOPPING, signals.SAVING):
+        if signum is not None:
+            signal.signal(signum, signal.SIG_DFL)
+    signals.die_with_parent()
+
+
 def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
     """One process of several: how it ended is left where the parent finds it."""
-    signals.die_with_parent()
+    begin_forked()
     os.chdir(cwd)
     # What it was forked from may have been started before a variable was set.
     os.environ.update({k: v for k, v in environment.items() if not k.startswith(_ELASTIC)})

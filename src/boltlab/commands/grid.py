@@ -162,7 +162,7 @@ class _Sweep:
                 continue
             if status not in UNFINISHED or folder is None:
                 folder = _fresh(self.top, number)
-                launched.queue(self.jobs[number], folder)
+                launched.queue(self.jobs[number], folder, train.name_of(self.jobs[number]))
             start.append(folder)
         if watch and not self.launcher.watches:
             print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)

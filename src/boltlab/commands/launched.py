@@ -43,30 +43,26 @@ def take(jobs: list[Composed]) -> Any:
     return build({"launcher": nodes[0]}, "launcher") if nodes[0] is not None else None
 
 
-def queue(job: Composed, folder: Path) -> None:
+def queue(job: Composed, folder: Path, name: str) -> None:
     """Makes the run in `folder`, for a process to begin it later. What stands at auto is left for its machine."""
-    from boltlab.commands import train
-
     asked = compose("train", job.overrides, check=False).config
     job.config.update({key: "auto" for key in machine.KEYS if asked[key] == "auto"})
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         runs.prepare(folder, job.config, job.overrides, status="queued")
         chosen = {key: job.choices.get(key) for key in ("data", "model")}
-        runs.write_summary(folder, name=train.name_of(job), **chosen)
+        runs.write_summary(folder, name=name, **chosen)
 
 
-def run(job: Composed) -> int:
-    """Starts one run by its launcher.
+def run(job: Composed, name: str) -> Path:
+    """Starts one run by its launcher; returns its folder.
 
     Raises:
         UserError: it could not be started, and no folder is left; or it failed.
     """
-    from boltlab.commands import train
-
     launcher = take([job])
-    folder = runs.new_folder(job.config.log_dir, "train", train.name_of(job))
-    queue(job, folder)
+    folder = runs.new_folder(job.config.log_dir, "train", name)
+    queue(job, folder, name)
     try:
         launcher.run(folder, [folder], [])
     except UserError:
@@ -76,8 +72,8 @@ def run(job: Composed) -> int:
     return _ended(folder, launcher)
 
 
-def resume(folder: Path, overrides: list[str]) -> int:
-    """Goes on with a run by a launcher, or watches it where it is at work.
+def resume(folder: Path, overrides: list[str]) -> Path:
+    """Goes on with a run by a launcher, or watches it where it is at work; returns its folder.
 
     Raises:
         UserError: more was to be changed than the launcher; or the run failed.
@@ -101,12 +97,9 @@ def resume(folder: Path, overrides: list[str]) -> int:
     return _ended(folder, launcher)
 
 
-def _ended(folder: Path, launcher: Any) -> int:
-    from boltlab.commands import train
-
+def _ended(folder: Path, launcher: Any) -> Path:
     summary = runs.read_summary(folder)
     status = runs.status(summary, folder)
     if status != "finished" and getattr(launcher, "wait", True):
         raise UserError(f"{runs.shown(folder)} {status}: {summary.get('reason') or 'no reason is known'}")
-    train.print_end(folder, summary)
-    return 0
+    return folder

@@ -45,13 +45,15 @@ def _main(overrides: list[str]) -> int:
             name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
             folder, rest = runs.find(name, options.log_dir, option="resume"), _of_run(overrides)
             if any(launched.names_launcher(text) for text in rest):
-                return launched.resume(folder, rest)
+                _print_end(launched.resume(folder, rest))
+                return 0
             go_on(folder, rest, git)
             return 0
     composed = compose("train", overrides)
     settle_weights(composed)
     if composed.config.launcher is not None:
-        return launched.run(composed)
+        _print_end(launched.run(composed, name_of(composed)))
+        return 0
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
 
@@ -175,7 +177,7 @@ def _execute(folder: Path, config: DictConfig) -> float | None:
         print(f"\nto go on: boltlab train {shlex.quote(f'resume={runs.shown(folder)}')}", file=sys.stderr)
         raise
     summary = runs.read_summary(folder)
-    print_end(folder, summary)
+    _print_end(folder)
     return summary.get("best", {}).get(config.monitor)
 
 
@@ -253,8 +255,9 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in sorted(metrics.items()) if value.numel() == 1}
 
 
-def print_end(folder: Path, summary: dict[str, Any]) -> None:
+def _print_end(folder: Path) -> None:
     """Says what a run has reached, and where it stands."""
+    summary = runs.read_summary(folder)
     if summary.get("test"):
         chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary["best"].items())
         print_metrics(

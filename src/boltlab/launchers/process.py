@@ -6,13 +6,12 @@ takes to be imported, by forking a server that has imported everything.
 
 import multiprocessing
 import os
-import signal
 import sys
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals, world
+from boltlab import launch, runs, signals, world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -61,10 +60,7 @@ class Job:
 
     def __init__(self, folder: Path, variables: dict[str, str], threads: int | None = None) -> None:
         self.folder = folder
-        methods = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload(["boltlab.launchers.preload"])
+        context: Any = multiprocessing.get_context(launch.start_method())
         self._process: SpawnProcess = context.Process(target=_job, args=(str(folder), variables, threads))
         self._process.start()
 
@@ -80,9 +76,7 @@ class Job:
 
 
 def _job(folder: str, variables: dict[str, str], threads: int | None) -> None:
-    for signum in signals.STOPPING:  # the server ignores them
-        signal.signal(signum, signal.SIG_DFL)
-    signals.die_with_parent()
+    launch.begin_forked()
     os.environ.update(variables)
     if threads is not None:
         import torch
