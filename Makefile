@@ -35,7 +35,9 @@ format: .venv/.installed ## put the code into style
 lock: ## renew requirements.lock (needs uv); ARGS="--upgrade-package wandb" leaves the rest as it is
 	@test -n "$(UV)" || { echo "make lock needs uv: python3 -m pip install uv" >&2; exit 1; }
 # Nothing younger than a week: packages with malware are mostly found and withdrawn within days.
-	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-header \
+# deepspeed is left out: it is built from source, against the torch that is installed.
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  $(addprefix --extra ,timm photos tensorboard mlflow slurm ray dev) \
 	  --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" --output-file requirements.lock \
 	  $(or $(ARGS),--upgrade) pyproject.toml
 
