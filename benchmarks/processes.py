@@ -1,6 +1,7 @@
-"""Several processes: `python benchmarks/processes.py` (ten minutes on two cores) measures `boltlab train` in one process
-and in two, which share the same cores, so this is no speedup: it is what the processes cost. `--paper` measures nothing:
-it prints the estimate for GPUs that stands in docs/processes.md.
+"""Two processes against one: `python benchmarks/processes.py` (ten minutes on two cores).
+
+`boltlab train` with one global batch, in a process that has both cores, and in two that have one each and exchange
+gradients through gloo. `--paper` measures nothing: it prints the estimate for GPUs that stands in docs/processes.md.
 """
 
 import argparse
@@ -8,11 +9,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from common import Row, in_turns, machine, show
 
-# Name, what it trains, and batches of an epoch; global batches of 128.
+# With enough epochs of the 1,293 training images of the digits for some seconds.
 NETS = {
     "MLP of 0.1 M weights": ["model=mlp", "trainer.max_epochs=40"],
     "LeNet, batch norm": ["model=lenet_bn", "trainer.max_epochs=10"],
@@ -30,8 +32,10 @@ QUIET += ["trainer.enable_progress_bar=false", "trainer.check_val_every_n_epoch=
 
 
 def samples_per_second(overrides: list[str]) -> float:
-    """Of a whole `boltlab train`, as its summary has it: without start and validation. torch's threads are as they come:
-    two in one process, and one in each of two, which torch's launcher sets."""
+    """Of a whole `boltlab train`, as its summary has it: without start and validation.
+
+    torch's threads are as they come: two in one process, and one in each of two, for torch's launcher sees to that.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "boltlab", "train", *QUIET, *overrides, "trainer.accelerator=cpu"]
         subprocess.run([*command, f"log_dir={folder}"], check=True, capture_output=True)
@@ -41,7 +45,7 @@ def samples_per_second(overrides: list[str]) -> float:
 
 def measure(rounds: int) -> None:
     for net, overrides in NETS.items():
-        cases = {name: lambda more=more: samples_per_second([*overrides, *more]) for name, more in CASES.items()}
+        cases = {name: partial(samples_per_second, [*overrides, *more]) for name, more in CASES.items()}
         times = in_turns(cases, rounds)
         rows = [Row(f"two processes, {name} / one", times[name], times["one"]) for name in CASES if name != "one"]
         show(f"{net}, global batch 128, digits", "samples/s", rows)
@@ -65,6 +69,8 @@ LINKS = {
     "Ethernet 10 Gbit": 1.25e9,
 }
 EFFECTIVE = 0.8
+# How often a step sends the size of the net, and bytes a weight.
+WAYS = {"ddp": (2, 4), "ddp_compressed": (2, 2), "fsdp": (3, 4)}
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together: the last ones have nothing to hide behind
 
 
@@ -86,39 +92,43 @@ def sent(parameters: int, way: str, processes: int) -> float:
     All-reduce in a ring is a reduce-scatter and an all-gather, each of (n-1)/n of all gradients. FSDP gathers the
     weights for the forward and again for the backward pass, and scatters the gradients.
     """
-    passes, width = {"float32": (2, 4), "bf16": (2, 2), "fsdp": (3, 4)}[way]
+    passes, width = WAYS[way]
     return passes * (processes - 1) / processes * parameters * width
 
 
 def efficiency(compute: float, sending: float, way: str, rate: float) -> float:
-    """Share of the step that is arithmetic. `compute`, `sending`: seconds. Sending hides behind the backward pass, two
-    thirds of the arithmetic; with FSDP behind the forward pass too. Latency is left out."""
+    """Share of the step that is arithmetic. `compute`, `sending`: seconds; `rate`: bytes a second.
+
+    Sending hides behind the backward pass, two thirds of the arithmetic; with FSDP behind the forward pass too. What is
+    sent last hides behind nothing. Latency is left out.
+    """
     hidden = compute if way == "fsdp" else compute * 2 / 3
-    left = BUCKET / (2 if way == "bf16" else 1) * 2 / rate
+    left = 2 * BUCKET / rate / (2 if way == "ddp_compressed" else 1)
     return compute / (compute + max(sending - hidden, min(sending, left)))
 
 
 def paper(processes: int = 8) -> None:
-    print(
-        f"\n{processes} GPUs; what each sends in a step, in MB\n\n| net | parameters | GFLOPs an image, forward | float32 |"
-    )
-    for name, (parameters, flops) in nets().items():
-        amounts = " | ".join(f"{sent(parameters, way, processes) / 1e6:.0f}" for way in ("float32", "bf16", "fsdp"))
+    print(f"\n{processes} GPUs; what each sends in a step\n")
+    print("| net | parameters | GFLOPs an image, forward | ddp, MB | ddp_compressed, MB | fsdp, MB |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    counted = nets()
+    for name, (parameters, flops) in counted.items():
+        amounts = " | ".join(f"{sent(parameters, way, processes) / 1e6:.0f}" for way in WAYS)
         print(f"| {name} | {parameters / 1e6:.1f} M | {flops / 1e9:.1f} | {amounts} |")
-    for gpu, peak in GPUS.items():
-        for name, (parameters, flops) in nets().items():
-            compute = 3 * flops * BATCHES[name] / (peak * SHARE[name])
-            print(f"\n{name}, {gpu}, {BATCHES[name]} images each, {1000 * compute:.0f} ms of arithmetic a step\n")
-            print("| link | ddp | ddp_compressed | fsdp |\n| --- | ---: | ---: | ---: |")
-            for link, nominal in LINKS.items():
-                rate = nominal * EFFECTIVE
-                ways = ("float32", "bf16", "fsdp")
-                seconds = [sent(parameters, way, processes) / rate for way in ways]
-                cells = [
-                    f"{1000 * s:.0f} ms, {efficiency(compute, s, way, rate):.0%}"
-                    for s, way in zip(seconds, ways, strict=True)
-                ]
-                print(f"| {link} | {' | '.join(cells)} |")
+    columns = {}
+    for net, (_, flops) in counted.items():
+        columns |= {(net, gpu): 3 * flops * BATCHES[net] / (peak * SHARE[net]) for gpu, peak in GPUS.items()}
+    print(f"\nShare of a step that is arithmetic: {' / '.join(WAYS)}\n")
+    titles = [f"{net}, {gpu}, {1000 * seconds:.0f} ms" for (net, gpu), seconds in columns.items()]
+    print(f"| link | {' | '.join(titles)} |")
+    print(f"| --- |{' ---: |' * len(columns)}")
+    for link, nominal in LINKS.items():
+        rate = nominal * EFFECTIVE
+        cells = []
+        for (net, _), compute in columns.items():
+            shares = [efficiency(compute, sent(counted[net][0], way, processes) / rate, way, rate) for way in WAYS]
+            cells.append(" / ".join(f"{100 * share:.0f}" for share in shares) + " %")
+        print(f"| {link} | {' | '.join(cells)} |")
 
 
 def main() -> None:

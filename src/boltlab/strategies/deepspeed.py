@@ -18,7 +18,7 @@ class DeepSpeed(DeepSpeedStrategy):
     go on: `trainer=fsdp` does. Stage 3, where no process holds the weights, is `trainer=fsdp` as well.
 
     Raises:
-        UserError: a training is to go on from a checkpoint.
+        UserError: DeepSpeed is not installed.
     """
 
     def __init__(self, stage: Literal[1, 2] = 2, timeout: timedelta = timedelta(minutes=5)) -> None:
@@ -39,8 +39,6 @@ class DeepSpeed(DeepSpeedStrategy):
             self.checkpoint_io.save_checkpoint(kept, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        if self.lightning_module is not None and self.lightning_module.trainer.state.fn == "fit":
-            raise UserError("trainer=deepspeed keeps weights only, with which no training goes on: init_from=<run>")
         return self.checkpoint_io.load_checkpoint(checkpoint_path)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

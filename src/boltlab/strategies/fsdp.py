@@ -1,5 +1,6 @@
 """FSDP2: weights, gradients and optimizer states spread over the processes; and tensor parallelism within that."""
 
+import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -53,9 +54,11 @@ class FSDP(ModelParallelStrategy):
         super().setup(trainer)
         if self.tensor_parallel_size > 1:
             self.precision_plugin.clip_grad_by_norm = _clip_by_norm  # type: ignore[method-assign]
+            # It warns of how a tensor that is divided twice is gathered for a checkpoint.
+            logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
-    # Lightning (2.6.6) numbers the optimizer's parameters as they stand in the net. Everywhere else they are numbered as
-    # they stand in the optimizer's groups, and one parameter would be given the state of another.
+    # Lightning (2.6.6) numbers the optimizer's parameters as they stand in the net. Everywhere else the numbers follow
+    # the optimizer's groups, and one parameter would be given the state of another.
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
