@@ -16,8 +16,8 @@ from common import Row, in_turns, machine, show
 
 # With enough epochs of the 1,293 training images of the digits for some seconds.
 NETS = {
-    "MLP of 0.1 M weights": ["model=mlp", "trainer.max_epochs=40"],
-    "LeNet, batch norm": ["model=lenet_bn", "trainer.max_epochs=10"],
+    "MLP of 0.1 M weights": ["model=mlp", "trainer.max_epochs=150"],
+    "LeNet, batch norm": ["model=lenet_bn", "trainer.max_epochs=20"],
     "ResNet-18 at 28×28": ["model=resnet18", "trainer.max_epochs=1"],
 }
 TWO = "trainer.devices=2"

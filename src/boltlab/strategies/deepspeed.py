@@ -14,8 +14,8 @@ class DeepSpeed(DeepSpeedStrategy):
     """ZeRO stage 1 spreads the optimizer's states, stage 2 the gradients too; each process holds all weights.
 
     Checkpoints hold the weights, in files like any other's: `best` is tested, evaluated and loaded. DeepSpeed's own are
-    folders of pickles, which are not replaced as a whole, so they are not written, and a run that was stopped does not
-    go on: `trainer=fsdp` does. Stage 3, where no process holds the weights, is `trainer=fsdp` as well.
+    folders of pickles, which are not replaced as a whole, so they are not written, and a run that was stopped begins
+    again; with `trainer=fsdp` it goes on. Stage 3, where no process holds the weights, is `trainer=fsdp` as well.
 
     Raises:
         UserError: DeepSpeed is not installed.

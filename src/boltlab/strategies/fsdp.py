@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from boltlab.checkpoint_file import CheckpointError, verify
+
 
 class FSDP(ModelParallelStrategy):
     """Lightning's ModelParallelStrategy, with the net cut into units and with whole checkpoints only.
@@ -69,12 +71,17 @@ class FSDP(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = True) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))
+        if problem := verify(path):
+            raise CheckpointError(f"the checkpoint {path} {problem}")
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         assert self.model is not None and self.lightning_module is not None
         strict = self.lightning_module.strict_loading
         _load_raw_module_state(content.pop("state_dict"), self.model, strict=strict)
         known = {id(parameter): name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, content.get("optimizer_states", []), strict=False):
+            if not state["state"]:  # of SGD without momentum; torch finds no device in it
+                optimizer.load_state_dict(state)
+                continue
             numbers = [number for group in state["param_groups"] for number in group["params"]]
             own = [known[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
             options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
