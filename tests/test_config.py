@@ -258,8 +258,8 @@ def small_data(tmp_path):
 
 @pytest.mark.parametrize(("group", "choice"), list(every_choice()))
 def test_every_shipped_choice_passes_the_check(group, choice, small_data):
-    if group == "logger" and choice == "mlflow":
-        pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    if choice in ("mlflow", "deepspeed"):
+        pytest.importorskip(choice, reason=f"the extra {choice} is not installed")
     needs = ["test=false"] if group == "callbacks" else NEEDS.get((group, choice), [])
     config = compose("train", [f"{group}={choice}", *needs]).config
     assert "auto" not in (config.data.get("num_classes"), config.precision)

@@ -228,15 +228,43 @@ class Checker:
         self._needs_a_checkpoint()
         if self.config.get("steps_per_execution", 1) > 1:
             self._several_steps()
+        group = self._strategy()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
-            processes = process_count(self.config)
+            processes = max(1, process_count(self.config) // group)
             if batch_size % processes:
                 near = batch_size + processes - batch_size % processes
                 message = (
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
+
+    def _strategy(self) -> int:
+        """What a strategy cannot be combined with; returns how many processes share each batch."""
+        trainer = self.config.get("trainer") or {}
+        strategy = trainer.get("strategy")
+        if not isinstance(strategy, DictConfig):
+            return 1
+        batches = trainer.get("accumulate_grad_batches", 1)
+        if strategy.get("static_graph") and batches > 1:  # torch 2.15 fails an assertion of its own
+            message = "cannot be combined with a static graph: 1, or trainer.strategy.static_graph=false"
+            self.add(f"trainer.accumulate_grad_batches={batches}", message)
+        group: int | None = strategy.get("tensor_parallel_size")
+        if group is None:
+            return 1
+        precision = str(trainer.get("precision"))
+        if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "16-true"):
+            self.add(
+                f"precision={precision}", "cannot be combined with trainer=fsdp: 32, bf16-mixed, bf16-true or 16-true"
+            )
+        where, processes = f"trainer.strategy.tensor_parallel_size={group}", process_count(self.config)
+        if processes % group:
+            self.add(where, f"does not divide {processes} process{'es' * (processes > 1)}: see trainer.devices")
+        for path, target, _ in self.calls:
+            if group > 1 and path == "model.net" and not hasattr(target, "tensor_parallel_plan"):
+                message = f"{target.__name__} has no tensor_parallel_plan(), which divides layers: 1, or model=vit_tiny"
+                self.add(where, message)
+        return group
 
     def _several_steps(self) -> None:
         """What `steps_per_execution` above 1 cannot be combined with: each step would have to be seen from outside."""

@@ -42,6 +42,8 @@ class ConfusionMatrix(Callback):
             # Labels are checked when they are read, and a check here would wait for the device at every batch.
             counts = MulticlassConfusionMatrix(len(self._class_names), validate_args=False)
             self._counts = counts.to(pl_module.device)
+            if (mesh := pl_module.device_mesh) is not None:  # a tensor-parallel group shares its samples
+                self._counts.process_group = mesh["data_parallel"].get_group()
 
     def on_test_batch_end(
         self,

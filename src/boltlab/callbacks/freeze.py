@@ -53,8 +53,9 @@ class Freeze(Callback):
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("callbacks.freeze: weights that are spread over devices cannot be frozen: trainer=ddp")
         if isinstance(trainer.strategy, DDPStrategy):
-            # DDP waits for the gradient of each parameter that it saw when it was made, unless it looks for them.
-            trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+            # DDP waits for the gradient of each parameter that it saw when it was made, unless it looks for them at
+            # each step.
+            trainer.strategy._ddp_kwargs.update(find_unused_parameters=True, static_graph=False)
         net = _net(pl_module)
         names = {name: None for full, _ in net.named_parameters() for name in _names(full)}
         for _, pattern in self.train_from:

@@ -52,6 +52,8 @@ class Throughput(Callback):
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self.samples, self.steps, self.seconds = 0, 0, 0.0
         self._mark = None
+        # The processes of a tensor-parallel group share their batches.
+        self._shares = trainer.world_size // getattr(trainer.strategy, "tensor_parallel_size", 1)
         profiler = trainer.profiler  # type: ignore[attr-defined]
         self._clock = profiler if isinstance(profiler, FetchClock) else FetchClock(profiler)
         trainer.profiler = self._clock  # type: ignore[attr-defined]
@@ -67,7 +69,7 @@ class Throughput(Callback):
         now = time.perf_counter()
         self.seconds += now - (self._clock.fetch_start if self._mark is None else self._mark)
         self._mark = now
-        self.samples += batch_samples(batch) * trainer.world_size
+        self.samples += batch_samples(batch) * self._shares
         self.steps += 1
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

@@ -234,6 +234,9 @@ class DataModule(LightningDataModule):
         return self.batch_size // world_size
 
     def _rank_and_world_size(self) -> tuple[int, int]:
+        mesh = getattr(getattr(self.trainer, "strategy", None), "_device_mesh", None)
+        if mesh is not None:  # the processes of a tensor-parallel group share their batches
+            return mesh["data_parallel"].get_local_rank(), mesh["data_parallel"].size()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         if self.trainer is not None:

@@ -146,6 +146,12 @@ class EpochMeans(Metric):
         return {name: mean.float() for name, mean in means.items()}
 
 
+def _whole(value: Tensor) -> Tensor:
+    """A sum over a tensor whose parts lie on several processes."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
@@ -393,7 +399,9 @@ class Task(L.LightningModule):
 
     def _regularized(self, loss: Tensor) -> Tensor:
         if self.l1:
-            loss = loss + self.l1 * sum(p.abs().sum() for _, p, decays in decayed_parameters(self.net) if decays)
+            loss = loss + self.l1 * sum(
+                _whole(p.abs().sum()) for _, p, decays in decayed_parameters(self.net) if decays
+            )
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -432,6 +440,9 @@ class Task(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.val_metrics.reset()  # of a validation that was broken off
+        if _distributed():  # each process has normalized other batches; a checkpoint holds the statistics of rank 0
+            for buffer in self.net.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch(self.val_metrics)
@@ -472,18 +483,23 @@ class Task(L.LightningModule):
 
     def on_fit_start(self) -> None:
         given = os.environ.get("PL_GLOBAL_SEED")  # of lightning.pytorch.seed_everything
-        self._seed = random_key(int(given), self.global_rank) if given else None
+        self._seed = random_key(int(given), self._data_rank()) if given else None
+
+    def _data_rank(self) -> int:
+        """Which share of the data this process trains on: those of a tensor-parallel group have the same."""
+        mesh: Any = self.device_mesh
+        return self.global_rank if mesh is None else int(mesh["data_parallel"].get_local_rank())
 
     # -- building
 
     def configure_model(self) -> None:
-        """Shards the net for `trainer=fsdp` (FSDP2); called more than once, also on other strategies."""
+        """Spreads the net over the processes for `trainer=fsdp`; called more than once, also on other strategies."""
         if self.device_mesh is not None and not self._sharded:
-            from torch.distributed.fsdp import fully_shard
+            from boltlab.strategies.fsdp import spread
 
             if self.trainer._accelerator_connector._layer_sync is not None:  # which Lightning heeds under DDP only
                 self.net = synchronized(self.net, self.device_mesh.device_type)
-            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+            spread(self, self.trainer.strategy)  # type: ignore[arg-type]
             self._sharded = True
 
     def setup(self, stage: str) -> None:
@@ -524,7 +540,7 @@ class Task(L.LightningModule):
         self.log_restored()
         for name, value in self._restored.get("train_metrics", {}).items():
             state = getattr(self.train_metrics, name)
-            state.copy_(value if self.trainer.is_global_zero else torch.zeros_like(value))
+            state.copy_(value if self._data_rank() == 0 else torch.zeros_like(value))
         if not self.trainer.is_global_zero:
             return
         optimizer = self.trainer.optimizers[0]

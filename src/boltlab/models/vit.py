@@ -1,6 +1,7 @@
 """A plain vision transformer."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +122,14 @@ class ViT(nn.Module):
         if isinstance(width, int) and isinstance(heads, int) and (width % heads or width % 4):
             found.append(("width", f"{width} is no multiple of heads ({heads}) and of 4"))
         return found
+
+    def tensor_parallel_plan(self) -> dict[str, Any]:
+        """How a block's dense layers are divided over devices: the first by its outputs, the second by its inputs, and
+        one sum puts them together (Shoeybi et al. 2019). Dropout between them draws the same on each device.
+        """
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+        return {"blocks.*.mlp.0": ColwiseParallel(), "blocks.*.mlp.3": RowwiseParallel()}
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
