@@ -83,7 +83,7 @@ class Slurm:
             "setup": setup or None,
             "array_parallelism": array_parallelism,
             # srun has not taken this from sbatch since Slurm 22.05
-            "srun_args": None if cpus_per_task is None else [f"--cpus-per-task={cpus_per_task}"],
+            "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={cpus_per_task}"] if cpus_per_task else [])],
             "additional_parameters": options,
         }
         self.parameters = {
