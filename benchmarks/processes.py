@@ -6,6 +6,7 @@ gradients through gloo. `--paper` measures nothing: it prints the estimate for G
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from common import Row, in_turns, machine, show
+
+from boltlab.data.loader import available_cores
 
 # With enough epochs of the 1,293 training images of the digits for some seconds.
 NETS = {
@@ -32,13 +35,12 @@ QUIET += ["trainer.enable_progress_bar=false", "trainer.check_val_every_n_epoch=
 
 
 def samples_per_second(overrides: list[str]) -> float:
-    """Of a whole `boltlab train`, as its summary has it: without start and validation.
-
-    torch's threads are as they come: two in one process, and one in each of two, for torch's launcher sees to that.
-    """
+    """Of a whole `boltlab train`, as its summary has it: without start and validation."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "boltlab", "train", *QUIET, *overrides, "trainer.accelerator=cpu"]
-        subprocess.run([*command, f"log_dir={folder}"], check=True, capture_output=True)
+        threads = str(available_cores() // (2 if TWO in overrides else 1))  # all of them together have each core once
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
+        subprocess.run([*command, f"log_dir={folder}"], check=True, capture_output=True, env=environment)
         summary = json.loads(next(Path(folder).glob("train/*/summary.json")).read_text(encoding="utf-8"))
     return float(summary["samples_per_second"])
 
