@@ -34,7 +34,7 @@ _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear w
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
 # Of the errors of a process whose partner is gone: not the cause.
 _PARTNER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo", "NCCL")
-_SEVERAL = re.compile(r"trainer=(ddp|fsdp)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
+_SEVERAL = re.compile(r"trainer=(ddp|fsdp|deepspeed)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
 _ELASTIC = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH")  # variables of its processes
 
 
