@@ -14,7 +14,7 @@ class Pause(Callback):
         folder = Path(trainer.default_root_dir)
         if trainer.global_step == self.step and not (folder / "paused").exists():
             (folder / "paused").write_text(str(os.getpid()))
-            end = time.monotonic() + 120
+            end = time.monotonic() + 300
             while not signals.inbox.stop and time.monotonic() < end:
                 time.sleep(0.02)
 """

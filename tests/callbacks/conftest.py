@@ -21,6 +21,7 @@ hydra:
   searchpath: ["file://{CONFIGS}"]
 defaults: [_self_, trainer: cpu, callbacks: default, logger: [csv, wandb], debug: null]
 precision: "32-true"
+timeout_seconds: 300
 monitor: val_acc
 mode: max
 name: null
