@@ -183,20 +183,20 @@ def _kill(_: int) -> None:
         process.kill()
 
 
-def begin_forked() -> None:
-    """What a process does first that was forked from the server: that one ignores signals, and outlives its parent."""
+def begin_forked(cwd: str, environment: dict[str, str]) -> None:
+    """What a process does first that was forked from the server: that one ignores signals, outlives its parent, and was
+    started perhaps before a variable was set."""
     for signum in (*signals.STOPPING, signals.SAVING):
         if signum is not None:
             signal.signal(signum, signal.SIG_DFL)
     signals.die_with_parent()
+    os.chdir(cwd)
+    os.environ.update(environment)
 
 
 def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
     """One process of several: how it ended is left where the parent finds it."""
-    begin_forked()
-    os.chdir(cwd)
-    # What it was forked from may have been started before a variable was set.
-    os.environ.update({k: v for k, v in environment.items() if not k.startswith(_ELASTIC)})
+    begin_forked(cwd, {k: v for k, v in environment.items() if not k.startswith(_ELASTIC)})
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         import torch

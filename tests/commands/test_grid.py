@@ -97,6 +97,13 @@ def test_a_sweep_that_is_finished_is_left_alone(boltlab, ends):
     assert {path: path.read_bytes() for path in kept} == kept
 
 
+def test_a_sweep_that_was_finished_when_slurm_starts_its_command_again_is_no_new_one(boltlab, ends, monkeypatch):
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
+    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
+    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2")
+    assert code == 0 and "they were before it was started again" in out and len(list(sweeps())) == 1
+
+
 @pytest.mark.parametrize(
     "other", [("seed=2,1",), ("seed=1,2", "optimizer.lr=0.3"), ("seed=1,2,3",), ("seed=1,2", "name=other")]
 )

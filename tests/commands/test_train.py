@@ -158,6 +158,24 @@ def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
     assert "Traceback" not in out
 
 
+def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begun(boltlab, monkeypatch):
+    """Slurm starts a whole job file from its beginning: what it had finished is not trained again."""
+    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 0))
+    for seed in "12":
+        assert boltlab("train", *QUICK, f"seed={seed}", "trainer.max_epochs=1")[0] == 0
+    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
+    code, out, _ = boltlab("train", *QUICK, "seed=1", "trainer.max_epochs=1")
+    first, second = sorted(runs.folders("logs"), key=lambda folder: runs.load_config(folder).seed)
+    assert code == 0 and out == f"{runs.shown(first)} was finished before this command was started again\n"
+    runs.write_summary(second, status="interrupted")
+    code, _, err = boltlab("train", *QUICK, "seed=2", "trainer.max_epochs=1")
+    assert code == 0 and len(list(runs.folders("logs"))) == 2, err
+    assert len(runs.read_summary(second)["resumed"]) == 1
+    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 18", 1))
+    assert boltlab("train", *QUICK, "seed=1", "trainer.max_epochs=1")[0] == 0
+    assert len(list(runs.folders("logs"))) == 3  # another job's runs are none of its own
+
+
 def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
     more = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=[csv,wandb]")
     done = boltlab_process("train", "model=linear", "trainer.max_epochs=1", *more, timeout=200)

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,14 @@ def test_a_mistyped_launcher_is_named(boltlab):
     assert code == 2 and "did you mean 'partition'" in err
     code, _, err = boltlab("train", "-m", *QUICK, "launcher=slurm,joblib")
     assert code == 2 and "launcher" in err and "the same in all jobs" in err
+
+
+def test_a_job_that_squeue_does_not_know_is_gone_if_it_is_ours(tmp_path, monkeypatch):
+    from boltlab.launchers import slurm
+
+    (tmp_path / "job.json").write_text('{"slurm": "7_0", "name": "a"}')
+    nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr(slurm.subprocess, "run", lambda *_, **__: nothing)
+    assert slurm.states([tmp_path]) == {tmp_path: "gone"}
+    monkeypatch.setattr(slurm.os, "getuid", lambda: tmp_path.stat().st_uid + 1)  # Slurm may hide what others do
+    assert slurm.states([tmp_path]) == {tmp_path: "unknown"}

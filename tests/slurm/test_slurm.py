@@ -1,6 +1,8 @@
 """Real jobs of a real Slurm: an array to its end, whatever interrupts its runs; refusals; what the tables say."""
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,22 @@ def test_each_task_of_a_job_is_a_rank(cluster, boltlab):
     assert summary["epochs"] == 3 and summary["test"]["test_acc"] > 0.5 and len(list(runs.folders("logs"))) == 1
     logs = sorted(path.name for path in (folder / "slurm").glob("*_log.out"))
     assert logs == [f"{job(folder)}_{rank}_log.out" for rank in range(2)]
+
+
+def test_a_job_file_of_ones_own_goes_on_with_the_run_that_it_had_begun(cluster, tmp_path):
+    """Two tasks of srun, requeued."""
+    command = ("train", *QUICK, "trainer=ddp", *pause(tmp_path, 14))
+    script = f"#!/bin/bash\nsrun {sys.executable} -m boltlab {shlex.join(command)}\n"
+    (tmp_path / "job.sh").write_text(script)
+    number = cluster.run("sbatch", "--parsable", "-n2", "--requeue", "--open-mode=append", "-oout", "job.sh")
+    paused = Path("logs/train").glob
+    cluster.wait_for("a run at its step", lambda: list(paused("*/paused")), 120)
+
+    cluster.run("scontrol", "requeue", number)
+    cluster.wait_for("one that waits", lambda: cluster.run("squeue", "-h", "-o", "%T", "-j", number) == "PENDING")
+    cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now")
+    cluster.wait_for("its end", lambda: not cluster.run("squeue", "-h", "-t", "PD,R,CG"), 120)
+    (folder,) = runs.folders("logs")
+    said = Path("out").read_text()
+    assert "goes on from last.ckpt, step " in said and "stopped by SIGTERM" in said, said
+    assert runs.read_summary(folder)["status"] == "finished" and len(runs.read_summary(folder)["resumed"]) == 1

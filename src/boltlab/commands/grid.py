@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import runs, signals
+from boltlab import runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
@@ -47,7 +47,11 @@ def _main(overrides: list[str]) -> int:
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
     top = _newest(Path(whole.config.log_dir), known)
     if top is not None and set(_statuses([_newest_start(top, number) for number in range(len(jobs))])) == {"finished"}:
-        print(f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}: they run anew")
+        done = f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}"
+        if world.start()[1]:  # by Slurm or torchrun
+            print(f"{done}; they were before it was started again")
+            return 0
+        print(f"{done}: they run anew")
         top = None
     if top is None:
         top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{train.name_of(whole)}")

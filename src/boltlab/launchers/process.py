@@ -61,7 +61,10 @@ class Job:
     def __init__(self, folder: Path, variables: dict[str, str], threads: int | None = None) -> None:
         self.folder = folder
         context: Any = multiprocessing.get_context(launch.start_method())
-        self._process: SpawnProcess = context.Process(target=_job, args=(str(folder), variables, threads))
+        environment = {**os.environ, **variables}
+        self._process: SpawnProcess = context.Process(
+            target=_job, args=(str(folder), os.getcwd(), environment, threads)
+        )
         self._process.start()
 
     def send(self, signum: int) -> None:
@@ -75,9 +78,8 @@ class Job:
         return self._process.exitcode or 0
 
 
-def _job(folder: str, variables: dict[str, str], threads: int | None) -> None:
-    launch.begin_forked()
-    os.environ.update(variables)
+def _job(folder: str, cwd: str, environment: dict[str, str], threads: int | None) -> None:
+    launch.begin_forked(cwd, environment)
     if threads is not None:
         import torch
 

@@ -175,7 +175,7 @@ def _ask(folders: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     if not given:
         return {}
     wanted = "JobArrayID:64,State:32,RestartCnt:16,Reason:48,Name:256"
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--Format={wanted}"]
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={wanted}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -188,7 +188,9 @@ def _ask(folders: Iterable[Path]) -> dict[Path, tuple[str, str]]:
         number, state, restarts, reason, name = (line[begin:end].strip() for begin, end in places)
         word = _word(state, restarts)
         found[number, name] = (word, reason if word in ("queued", "preempted") and reason != "None" else "")
-    return {folder: found.get(job, ("gone", "")) for folder, job in given.items()}
+    # A cluster may hide the jobs of others.
+    missing = {folder: "gone" if folder.stat().st_uid == os.getuid() else "unknown" for folder in given}
+    return {folder: found.get(job, (missing[folder], "")) for folder, job in given.items()}
 
 
 def _word(state: str, restarts: str) -> str:
