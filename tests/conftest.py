@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from warm import SERVER, Child
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
@@ -52,6 +51,8 @@ def boltlab_process(tmp_path):
 
 @pytest.fixture(scope="session")
 def warm_server():
+    from warm import SERVER  # which imports torch
+
     # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
     server = subprocess.Popen(
@@ -71,6 +72,8 @@ def warm_server():
 @pytest.fixture
 def warm(warm_server, tmp_path):
     """Starts `boltlab <arguments>`: a Child."""
+
+    from warm import Child
 
     def start(*arguments, before="", folder=tmp_path, **environment):
         return Child(warm_server, arguments, folder, before, environment)

@@ -1,10 +1,9 @@
 """`boltlab <verb> [overrides]`: finds the verb, and turns every mistake into a message and an exit code."""
 
 import difflib
-import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 VERBS = {
     "train": (
@@ -56,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, rest: list[str]) -> int:
     import importlib
 
+    from boltlab.exits import exit_code
+
     sweep = [a for a in rest if a in ("-m", "--multirun")]
     flags = [a for a in rest if a.startswith("-") and a not in sweep]
 
@@ -80,36 +81,6 @@ def _run(verb: str, rest: list[str]) -> int:
         return int(module.main([a for a in rest if a not in sweep]))
 
     return exit_code(verb, command)
-
-
-def exit_code(verb: str, command: Callable[[], int]) -> int:
-    """What a command returns; what it raises as a message and the code that belongs to it."""
-    from boltlab.check import ConfigError
-    from boltlab.config import report
-    from boltlab.errors import UserError
-    from boltlab.signals import Stopped
-
-    try:
-        return command()
-    except ConfigError as e:
-        report(verb, e)
-        return 2
-    except UserError as e:
-        if os.environ.get("BOLTLAB_TRACEBACK"):
-            raise
-        print(f"boltlab {verb}: {e}", file=sys.stderr)
-        return 1
-    except Stopped as e:
-        print(f"boltlab {verb}: {e}", file=sys.stderr)
-        return 128 + e.signum
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or os.environ.get("BOLTLAB_TRACEBACK"):
-            raise
-        print(f"boltlab {verb}: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"boltlab {verb}: interrupted", file=sys.stderr)
-        return 130
 
 
 def _help() -> None:

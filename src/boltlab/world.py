@@ -259,7 +259,7 @@ class _Leader:
         if self.alone:
             raise UserError(f"a process that {self.world.launcher} has started is gone: start the command again")
         number, self.orders = self.orders, self.orders + 1
-        message = {"follow": _name(follow), "entry": _name(entry), "folder": str(folder)}
+        message = {"follow": function_name(follow), "entry": function_name(entry), "folder": str(folder)}
         self.part.set(f"order-{number}", json.dumps(message))
         for rank in range(1, self.world.size):
             answer = _wait(self.part, f"order-{number}-{rank}", f"rank {rank}", _CONNECT_SECONDS)
@@ -302,7 +302,7 @@ def _follow(world: World, store: Any) -> int:
             problem = f"on {socket.gethostname()} does not see {folder}: log_dir must lie on a disk that all share"
             part.set(f"order-{number}-{world.rank}", "" if seen else problem)
             if seen:
-                _named(message["follow"])(_named(message["entry"]), folder)
+                named(message["follow"])(named(message["entry"]), folder)
     finally:
         ended.set()
         with suppress(Exception):
@@ -320,11 +320,13 @@ def _end_with_rank_0(part: Any, ended: threading.Event) -> None:
         os._exit(1)
 
 
-def _name(function: Callable[..., Any]) -> str:
+def function_name(function: Callable[..., Any]) -> str:
+    """module:function, of one that stands at the top of a module."""
     return f"{function.__module__}:{function.__qualname__}"
 
 
-def _named(name: str) -> Any:
+def named(name: str) -> Any:
+    """The function that module:function names."""
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
 

@@ -47,7 +47,7 @@ class Fake:
 
     started: list
 
-    def __init__(self, folder, variables, threads):
+    def __init__(self, entry, folder, variables, threads):
         self.started.append((folder.name, variables, threads))
         (folder / "summary.json").write_text('{"status": "finished"}')
 
@@ -71,7 +71,7 @@ def test_each_job_sees_gpus_of_its_own(visible, settings, expected, monkeypatch,
     folders = [tmp_path / str(i) for i in range(8)]
     for folder in folders:
         folder.mkdir()
-    Joblib(**settings).run(tmp_path, folders, [])
+    Joblib(**settings).run(tmp_path, folders, [], "")
     assert sorted(name for name, _, _ in Fake.started) == [str(i) for i in range(8)]
     assert {variables.get("CUDA_VISIBLE_DEVICES") for _, variables, _ in Fake.started} == expected
     threads = {(variables["OMP_NUM_THREADS"], str(threads)) for _, variables, threads in Fake.started}

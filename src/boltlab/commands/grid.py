@@ -172,7 +172,7 @@ class _Sweep:
             print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)
         self.write()
         if start or watch:
-            self.launcher.run(self.top, start, watch)
+            self.launcher.run(self.top, start, watch, world.function_name(train.job))
 
     def run_job(self, number: int, job: Composed) -> None:
         heading = f"job {number}  {self.titles[number]}"

@@ -1,7 +1,8 @@
 """Runs that a launcher starts (`launcher=slurm`): made here, whole and checked, and queued.
 
-A launcher has `run(top, start, watch)`, which gives each run folder of `start` a process that goes on with it, and
-returns when these have ended; and `watches`: whether it waits for those too (`watch`) that an earlier command started.
+A launcher has `run(top, start, watch, entry)`, which gives each run folder of `start` a process that calls `entry`
+(module:function) with it, and returns when these have ended; and `watches`: whether it waits for those too (`watch`)
+that an earlier command started.
 What a run is does not depend on who starts it: the launcher is no part of its config.
 """
 
@@ -54,8 +55,8 @@ def queue(job: Composed, folder: Path, name: str) -> None:
         runs.write_summary(folder, name=name, **chosen)
 
 
-def run(job: Composed, name: str) -> Path:
-    """Starts one run by its launcher; returns its folder.
+def run(job: Composed, name: str, entry: str) -> Path:
+    """Starts one run by its launcher, which is to call `entry` with its folder, and returns the folder.
 
     Raises:
         UserError: it could not be started, and no folder is left; or it failed.
@@ -64,7 +65,7 @@ def run(job: Composed, name: str) -> Path:
     folder = runs.new_folder(job.config.log_dir, "train", name)
     queue(job, folder, name)
     try:
-        launcher.run(folder, [folder], [])
+        launcher.run(folder, [folder], [], entry)
     except UserError:
         if runs.read_summary(folder).get("status") == "queued" and not (folder / "job.json").exists():
             shutil.rmtree(folder)
@@ -72,7 +73,7 @@ def run(job: Composed, name: str) -> Path:
     return _ended(folder, launcher)
 
 
-def resume(folder: Path, overrides: list[str]) -> Path:
+def resume(folder: Path, overrides: list[str], entry: str) -> Path:
     """Goes on with a run by a launcher, or watches it where it is at work; returns its folder.
 
     Raises:
@@ -93,7 +94,7 @@ def resume(folder: Path, overrides: list[str]) -> Path:
     if status in runs.AT_WORK and not launcher.watches:
         raise UserError(f"{runs.shown(folder)} is {status} already")
     at_work = status in runs.AT_WORK
-    launcher.run(folder, [] if at_work else [folder], [folder] if at_work else [])
+    launcher.run(folder, [] if at_work else [folder], [folder] if at_work else [], entry)
     return _ended(folder, launcher)
 
 

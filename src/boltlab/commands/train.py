@@ -14,6 +14,7 @@ from boltlab.check import SEARCHED
 from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit
 from boltlab.errors import UserError
+from boltlab.exits import exit_code
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
 
@@ -45,14 +46,14 @@ def _main(overrides: list[str]) -> int:
             name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
             folder, rest = runs.find(name, options.log_dir, option="resume"), _of_run(overrides)
             if any(launched.names_launcher(text) for text in rest):
-                _print_end(launched.resume(folder, rest))
+                _print_end(launched.resume(folder, rest, world.function_name(job)))
                 return 0
             go_on(folder, rest, git)
             return 0
     composed = compose("train", overrides)
     settle_weights(composed)
     if composed.config.launcher is not None:
-        _print_end(launched.run(composed, name_of(composed)))
+        _print_end(launched.run(composed, name_of(composed), world.function_name(job)))
         return 0
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
     return 0
@@ -153,6 +154,22 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
             if newest is None or newest.stat().st_mtime_ns == last:  # nothing was trained with the new config
                 runs.write_whole(folder / "config.yaml", kept)
             raise
+
+
+def job(folder: Path) -> int:
+    """What a launcher's process does: goes on with a run, or begins one that was queued; returns the exit code."""
+
+    def begin() -> int:
+        try:
+            go_on(folder, [], own=True)
+        except Exception as e:
+            if runs.read_summary(folder).get("status") == "queued":  # it never began, so it did not say why itself
+                said = " ".join(str(e).split())[:500] if isinstance(e, UserError) else runs.reason(e)
+                runs.end(folder, status="failed", reason=said)
+            raise
+        return 0
+
+    return exit_code("train", begin)
 
 
 def _evaluated(folder: Path) -> str:

@@ -33,7 +33,7 @@ class Joblib:
     ) -> None:
         self.n_jobs, self.gpus_per_job, self.threads_per_job = n_jobs, gpus_per_job, threads_per_job
 
-    def run(self, top: Path, start: list[Path], watch: list[Path]) -> None:
+    def run(self, top: Path, start: list[Path], watch: list[Path], entry: str) -> None:
         """
         Raises:
             Stopped: this command was told to stop; each run at work has saved and ended, no other has begun.
@@ -60,7 +60,7 @@ class Joblib:
                 return
             place = places.get()
             variables = {"OMP_NUM_THREADS": str(threads)} | ({"CUDA_VISIBLE_DEVICES": ",".join(place)} if place else {})
-            job = process.Job(folder, variables, threads)
+            job = process.Job(entry, folder, variables, threads)
             jobs.append(job)
             if told():  # while the process was started
                 job.send(told())

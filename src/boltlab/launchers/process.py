@@ -1,7 +1,7 @@
 """One job of a launcher: a process of its own that goes on with a run folder, which alone says what to do.
 
-`python -m boltlab.launchers.process FOLDER` is such a process; `Job` starts one in 0.3 s instead of the 5 s that torch
-takes to be imported, by forking a server that has imported everything.
+`python -m boltlab.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s instead of the 5 s that
+torch takes to be imported, by forking a server that has imported everything.
 """
 
 import multiprocessing
@@ -11,38 +11,20 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
-from boltlab import launch, runs, signals, world
-from boltlab.errors import UserError
-from boltlab.signals import Stopped
+from boltlab import launch, signals, world
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 
 
-def main(folder: Path) -> int:
-    """Trains the run to its end; returns the exit code. What it prints goes to `output.txt`, added to what is there."""
+def main(entry: str, folder: Path) -> int:
+    """Runs `entry` (module:function, which takes the folder and returns the exit code). What it prints goes to
+    `output.txt`, added to what is there."""
     with signals.caught():
-        from boltlab.__main__ import exit_code
-
         if int(os.environ.get("SLURM_PROCID", 0)) == 0:
             _redirect(folder / OUTPUT)
-        code = world.run(lambda: exit_code("train", lambda: _train(folder)))
+        code = world.run(lambda: int(world.named(entry)(folder)))
         sys.stdout.flush()
         return code
-
-
-def _train(folder: Path) -> int:
-    from boltlab.commands import train
-
-    try:
-        train.go_on(folder, [], own=True)
-    except Stopped:
-        raise
-    except Exception as e:
-        if runs.read_summary(folder).get("status") == "queued":  # it never began, so it did not say why itself
-            said = " ".join(str(e).split())[:500] if isinstance(e, UserError) else runs.reason(e)
-            runs.end(folder, status="failed", reason=said)
-        raise
-    return 0
 
 
 def _redirect(path: Path) -> None:
@@ -58,12 +40,12 @@ class Job:
     Where nothing can be forked (Windows), it is started anew. `variables` are put into its environment.
     """
 
-    def __init__(self, folder: Path, variables: dict[str, str], threads: int | None = None) -> None:
+    def __init__(self, entry: str, folder: Path, variables: dict[str, str], threads: int | None = None) -> None:
         self.folder = folder
         context: Any = multiprocessing.get_context(launch.start_method())
         environment = {**os.environ, **variables}
         self._process: SpawnProcess = context.Process(
-            target=_job, args=(str(folder), os.getcwd(), environment, threads)
+            target=_job, args=(entry, str(folder), os.getcwd(), environment, threads)
         )
         self._process.start()
 
@@ -78,14 +60,14 @@ class Job:
         return self._process.exitcode or 0
 
 
-def _job(folder: str, cwd: str, environment: dict[str, str], threads: int | None) -> None:
+def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads: int | None) -> None:
     launch.begin_forked(cwd, environment)
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    sys.exit(main(Path(folder)))
+    sys.exit(main(entry, Path(folder)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

@@ -42,7 +42,7 @@ class Ray:
         self.address = address
         self.asked: dict[str, Any] = {"num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources or None}
 
-    def run(self, top: Path, start: list[Path], watch: list[Path]) -> None:
+    def run(self, top: Path, start: list[Path], watch: list[Path], entry: str) -> None:
         """
         Raises:
             Stopped: this command was told to stop; each run at work has saved and ended, no other has begun.
@@ -53,7 +53,7 @@ class Ray:
         own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if self.address is None else {}
         ray.init(self.address, log_to_driver=False, **own)
         task = ray.remote(max_retries=0, **self.asked)(_train)
-        tasks = {task.remote(str(folder), os.getcwd()): folder for folder in start}
+        tasks = {task.remote(entry, str(folder), os.getcwd()): folder for folder in start}
         left = list(tasks)
         print(f"{len(left)} tasks given to Ray; each writes {process.OUTPUT} in its run folder", flush=True)
         try:
@@ -73,9 +73,9 @@ class Ray:
             ray.shutdown()
 
 
-def _train(folder: str, cwd: str) -> int:
+def _train(entry: str, folder: str, cwd: str) -> int:
     """A task: the run is a process of its own, which Ray's handlers of signals and its worker's memory do not reach."""
-    command = [sys.executable, "-m", "boltlab.launchers.process", folder]
+    command = [sys.executable, "-m", "boltlab.launchers.process", entry, folder]
     with subprocess.Popen(command, cwd=cwd) as run:
         while run.poll() is None:
             try:

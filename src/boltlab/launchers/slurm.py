@@ -103,7 +103,7 @@ class Slurm:
             return []
         return [("tasks_per_node", "is trainer.devices, which the cluster is to know beforehand: trainer.devices=4")]
 
-    def run(self, top: Path, start: list[Path], watch: list[Path]) -> None:
+    def run(self, top: Path, start: list[Path], watch: list[Path], entry: str) -> None:
         """Submits the run folders `start`, and returns when they and those of `watch` have ended.
 
         Raises:
@@ -111,7 +111,7 @@ class Slurm:
             Stopped: this command was told to stop; the jobs stay in the queue.
         """
         if start:
-            self._submit(top, start)
+            self._submit(top, start, entry)
         if not self.wait:
             print("the jobs are in the queue: `boltlab runs` shows them, the same command again watches them")
             return
@@ -123,14 +123,14 @@ class Slurm:
             print(f"\nthe jobs stay in the queue: {cure}", file=sys.stderr)
             raise
 
-    def _submit(self, top: Path, folders: list[Path]) -> None:
+    def _submit(self, top: Path, folders: list[Path], entry: str) -> None:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         executor = submitit.AutoExecutor(top / "slurm", cluster="slurm")
         executor.update_parameters(name=top.name, **self.parameters)
         again = ["requeue"] if self.requeue else []
-        commands = [[sys.executable, "-m", __name__, str(folder), *again] for folder in folders]
+        commands = [[sys.executable, "-m", __name__, entry, str(folder), *again] for folder in folders]
         try:
             jobs = executor.map_array(os.execv, [sys.executable] * len(folders), commands)
         except (FailedJobError, FailedSubmissionError) as e:
@@ -227,9 +227,9 @@ def _explain(folder: Path, state: str) -> None:
         runs.write_summary(folder, status=state, reason=reason)
 
 
-def main(folder: Path, requeue: bool) -> int:
+def main(entry: str, folder: Path, requeue: bool) -> int:
     """A task of a job. Slurm's warning before the time limit comes as SIGUSR1: saved, then queued again."""
-    code = process.main(folder)
+    code = process.main(entry, folder)
     warned = code == 128 + signal.SIGUSR1
     if warned and requeue and int(os.environ.get("SLURM_PROCID", 0)) == 0:
         done = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
@@ -238,4 +238,4 @@ def main(folder: Path, requeue: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), "requeue" in sys.argv[2:]))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), "requeue" in sys.argv[3:]))

@@ -1,0 +1,36 @@
+"""The end of a command as an exit code: 0, 1 (failed), 2 (a mistake in the command or a config), 128 + a signal."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from boltlab.check import ConfigError
+from boltlab.config import report
+from boltlab.errors import UserError
+from boltlab.signals import Stopped
+
+
+def exit_code(verb: str, command: Callable[[], int]) -> int:
+    """What a command returns; what it raises as a message and the code that belongs to it."""
+    try:
+        return command()
+    except ConfigError as e:
+        report(verb, e)
+        return 2
+    except UserError as e:
+        if os.environ.get("BOLTLAB_TRACEBACK"):
+            raise
+        print(f"boltlab {verb}: {e}", file=sys.stderr)
+        return 1
+    except Stopped as e:
+        print(f"boltlab {verb}: {e}", file=sys.stderr)
+        return 128 + e.signum
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or os.environ.get("BOLTLAB_TRACEBACK"):
+            raise
+        print(f"boltlab {verb}: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"boltlab {verb}: interrupted", file=sys.stderr)
+        return 130
