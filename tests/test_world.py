@@ -1,8 +1,10 @@
 """What a process knows of those that torchrun or srun has started beside it."""
 
+import os
 import socket
 import threading
 
+import lightning.pytorch  # noqa: F401 - it keeps for good the rank that it finds when it is imported
 import pytest
 from omegaconf import OmegaConf
 from torch.distributed import HashStore, PrefixStore
@@ -46,13 +48,17 @@ def test_torchrun_and_srun_are_known_by_their_variables(variables):
     assert world.outside() == World("torchrun", 5, 8, 4)
 
 
-def test_a_restart_by_torchrun_has_the_name_of_the_first_start(variables):
+def test_a_restart_by_torchrun_has_the_name_of_its_agent(variables):
     variables(TORCHRUN)
-    assert world.start() == ("torchrun x", 0)
+    name = f"torchrun x {socket.gethostname()} {os.getppid()}"  # --rdzv-id may be the same for every run of a script
+    assert world.start() == (name, 0)
     variables({"TORCHELASTIC_RESTART_COUNT": "1"})
-    assert world.start() == ("torchrun x", 1)
-    variables({"TORCHELASTIC_RUN_ID": "none"})  # what torchrun says without --rdzv-id: every run of it
-    assert world.start()[0].startswith(f"torchrun {socket.gethostname()}-")
+    assert world.start() == (name, 1)
+
+
+def test_a_process_alone_knows_of_no_others(variables):
+    kept = {"PATH": "/bin", "SLURM_JOB_ID": "17", "TORCH_HOME": "/data"}
+    assert world.alone(TORCHRUN | SRUN | kept | {"MASTER_PORT": "1"}) == kept
 
 
 def test_nodes_with_different_numbers_of_processes_are_refused(variables, capsys):
@@ -64,8 +70,6 @@ def test_nodes_with_different_numbers_of_processes_are_refused(variables, capsys
 
 
 def test_variables_of_slurm_become_those_of_torch(variables):
-    import os
-
     variables(SRUN)
     world._as_torchrun(world.outside())
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")

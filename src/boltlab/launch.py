@@ -20,6 +20,8 @@ import traceback
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +29,18 @@ from omegaconf import DictConfig
 
 from boltlab import runs, signals, world
 from boltlab.check import process_count
+from boltlab.config import build
 from boltlab.errors import UserError
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
-# Of the errors of a process whose partner is gone: not the cause.
-_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo", "NCCL")
+# Of the RuntimeErrors of a process whose partner is gone: not the cause.
+_PARTNER = (
+    *("gloo/transport", "Gloo connectFullMesh", "ncclRemoteError", "communicator was aborted"),
+    "collective operation timeout",
+)
 _SEVERAL = re.compile(r"trainer=(ddp|fsdp|deepspeed)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
-_ELASTIC = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCH")  # variables of its processes
 
 
 def keep_freed_memory() -> None:
@@ -87,7 +92,7 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
             _start(entry, folder, processes)
             return
         except ProcessFailed as e:
-            if restart == restarts:
+            if restart == restarts or e.told_to_stop:
                 raise
             print(f"{e}\nrestart {restart + 1} of {restarts}", file=sys.stderr, flush=True)
             told = runs.read_summary(folder).get("restarts", [])
@@ -114,20 +119,28 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
     _clear(folder)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    ended = threading.Event()
+    ended, told = threading.Event(), 0
     threading.Thread(target=_end_what_hangs, args=(folder, ended), daemon=True).start()
     try:
-        with signals.caught(at_once=_kill, forward=_forward), _nothing_to_import():
-            elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
+        with signals.caught(at_once=_kill, forward=partial(_forward, folder)), _nothing_to_import():
+            try:
+                elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
+            finally:
+                told = signals.inbox.stop
     except ChildFailedError as e:
-        exits = {rank: failure.exitcode for rank, failure in e.failures.items()}
-        raise _cause(_told(folder), exits) from None
+        records = _told(folder)
+        if told and all(record["partner"] for record in records):  # they had not all come as far as the others
+            raise signals.Stopped(told) from None
+        cause = _cause(records, {rank: failure.exitcode for rank, failure in e.failures.items()}, processes)
+        if isinstance(cause, ProcessFailed):
+            cause.told_to_stop = bool(told)
+        raise cause from None
     finally:
         ended.set()
-        stopped = [int(file.read_text()) for file in folder.glob(f"{_ENDED}stop-*")]
+        stopped = _stopped(folder)
         _clear(folder)
     if stopped:
-        raise signals.Stopped(max(stopped))
+        raise signals.Stopped(stopped)
 
 
 def expect(overrides: list[str]) -> None:
@@ -162,15 +175,32 @@ def _nothing_to_import() -> Iterator[None]:
 def _end_what_hangs(folder: Path, ended: threading.Event) -> None:
     """Where a process has failed, ends those that do not end by themselves: the elastic launcher waits a minute."""
     while not ended.wait(1.0):
-        if next(folder.glob(f"{_ENDED}error-*"), None):
+        if _failed(folder):
             if not ended.wait(SHUTDOWN_SECONDS):
                 for file in folder.glob(f"{_ENDED}pid-*"):
-                    with suppress(OSError):
+                    with suppress(OSError, ValueError):
                         os.kill(int(file.read_text()), getattr(signal, "SIGKILL", signal.SIGTERM))
             return
 
 
-def _forward(signum: int) -> None:
+def _failed(folder: Path) -> bool:
+    """Whether a process has said that it failed, or is gone without a word."""
+    if next(folder.glob(f"{_ENDED}error-*"), None):
+        return True
+    for file in folder.glob(f"{_ENDED}pid-*"):
+        with suppress(OSError, ValueError):
+            if sys.platform != "win32":  # where it would end the process
+                os.kill(int(file.read_text()), 0)
+            continue
+        rank = file.name.rpartition("-")[2]
+        if not any((folder / f"{_ENDED}{word}-{rank}").exists() for word in ("done", "stop")):
+            return True
+    return False
+
+
+def _forward(folder: Path, signum: int) -> None:
+    if signum != signals.SAVING:
+        (folder / f"{_ENDED}told").write_text(str(signum))  # for processes that are not there yet
     if sys.platform == "win32":  # where os.kill would end them, and a console tells all of them itself
         return
     for process in multiprocessing.active_children():
@@ -184,20 +214,23 @@ def _kill(_: int) -> None:
 
 
 def begin_forked(cwd: str, environment: dict[str, str]) -> None:
-    """What a process does first that was forked from the server: that one ignores signals, outlives its parent, and was
-    started perhaps before a variable was set."""
-    for signum in (*signals.STOPPING, signals.SAVING):
-        if signum is not None:
-            signal.signal(signum, signal.SIG_DFL)
+    """What a process does first that was forked from the server: that one outlives the parent, and was started perhaps
+    before the folder, or a variable, was another. `environment` is that of the parent."""
+    signals.only_caught()
     signals.die_with_parent()
     os.chdir(cwd)
-    os.environ.update(environment)
+    own = {name: value for name, value in os.environ.items() if name.startswith(world.OF_RANKS)}
+    os.environ.clear()
+    os.environ.update({**world.alone(environment), **own})
 
 
 def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
     """One process of several: how it ended is left where the parent finds it."""
-    begin_forked(cwd, {k: v for k, v in environment.items() if not k.startswith(_ELASTIC)})
+    begin_forked(cwd, environment)
     keep_freed_memory()
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    vars(rank_zero_only)["rank"] = int(os.environ["RANK"])  # set when it was imported, by a process that had none
     if "OMP_NUM_THREADS" not in os.environ:
         import torch
 
@@ -205,10 +238,13 @@ def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[
 
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     (Path(folder) / f"{_ENDED}pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    told = Path(folder) / f"{_ENDED}told"
     try:
-        with _last_word(Path(folder)):
+        with _last_word(Path(folder)), signals.caught():
+            if told.exists():
+                raise signals.Stopped(int(told.read_text()))
             entry(folder)
-    except signals.Stopped:  # all of them, at the same step: no failure
+    except signals.Stopped:  # no failure
         pass
     except BaseException as e:
         signals.inbox.deferred = True
@@ -228,14 +264,18 @@ def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
     _clear(folder)
     leader.order(follow, entry, folder)
     try:
-        with _last_word(folder), world.joined(runs.load_config(folder, own=True)):
+        with _last_word(folder), world.joined(*_group(folder)):
             entry(str(folder))
     except BaseException as e:
         leader.alone = True
         signals.inbox.deferred = True  # the launcher's signal must not hide the cause
         told = _wait_to_be_told(folder) if _lost_partner(e) or isinstance(e, signals.Stopped) else []
-        if [record for record in told if not record["partner"]] or _lost_partner(e):
-            raise _cause(told, {}) from None
+        if any(not record["partner"] for record in told):
+            raise _cause(told, {}, leader.world.size) from None
+        if _lost_partner(e) and (stopped := _stopped(folder)):  # it was told a little earlier
+            raise signals.Stopped(stopped) from None
+        if _lost_partner(e):
+            raise _cause(told, {}, leader.world.size) from None
         raise
 
 
@@ -248,17 +288,33 @@ def follow(entry: Callable[[str], Any], folder: Path) -> None:
     keep_freed_memory()
     rank = os.environ["RANK"]
     try:
-        with _last_word(folder), world.joined(runs.load_config(folder, own=True)):
+        with _last_word(folder), world.joined(*_group(folder)):
             entry(str(folder))
     except signals.Stopped:
         raise
     except BaseException as e:
         signals.inbox.deferred = True
         if _lost_partner(e):
-            print(f"rank {rank} ends: {_cause(_wait_to_be_told(folder), {}).args[0]}", file=sys.stderr, flush=True)
+            cause = _cause(_wait_to_be_told(folder), {}, int(os.environ["WORLD_SIZE"]))
+            print(f"rank {rank} ends: {cause}", file=sys.stderr, flush=True)
         elif not isinstance(e, UserError):  # which rank 0 prints
             traceback.print_exc()
         raise SystemExit(1) from None
+
+
+def _group(folder: Path) -> tuple[bool, str | None, timedelta]:
+    """Of a run's process group: whether it is on GPUs, the backend that the strategy names, the timeout."""
+    import torch
+
+    config = runs.load_config(folder, own=True)
+    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    strategy = config.trainer.get("strategy")
+    timeout = timedelta(seconds=config.get("timeout_seconds", 300.0))
+    if not isinstance(strategy, DictConfig):
+        return on_gpu, None, timeout
+    if strategy.get("timeout"):
+        timeout = build(config, "trainer.strategy.timeout")
+    return on_gpu, strategy.get("process_group_backend"), timeout
 
 
 def _wait_to_be_told(folder: Path) -> list[dict[str, Any]]:
@@ -276,6 +332,8 @@ def _wait_to_be_told(folder: Path) -> list[dict[str, Any]]:
 class ProcessFailed(UserError):
     """One of several processes failed, and all were ended. The last line names it and why; before it its traceback."""
 
+    told_to_stop = False  # while it failed: what was asked for is an end
+
     def __init__(self, reason: str, traceback: str = "") -> None:
         self.reason = reason
         super().__init__(f"{traceback}\n{reason}".strip())
@@ -287,13 +345,13 @@ def _last_word(folder: Path) -> Iterator[None]:
     rank = int(os.environ["RANK"])
     try:
         yield
+        (folder / f"{_ENDED}done-{rank}").touch()
     except signals.Stopped as e:
         (folder / f"{_ENDED}stop-{rank}").write_text(str(e.signum))
         raise
     except BaseException as e:
         record = {
             "rank": rank,
-            "world_size": int(os.environ["WORLD_SIZE"]),
             "time": time.time(),
             "user": isinstance(e, UserError),
             "partner": _lost_partner(e),
@@ -306,7 +364,14 @@ def _last_word(folder: Path) -> Iterator[None]:
 
 
 def _lost_partner(error: BaseException) -> bool:
-    return any(word in f"{type(error).__name__}: {error}" for word in _PARTNER)
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):  # without an import of torch
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _PARTNER)
+
+
+def _stopped(folder: Path) -> int:
+    """The signal by which a process was stopped; 0 where none was."""
+    return max((int(file.read_text()) for file in folder.glob(f"{_ENDED}stop-*")), default=0)
 
 
 def _clear(folder: Path) -> None:
@@ -322,7 +387,7 @@ def _told(folder: Path) -> list[dict[str, Any]]:
     return sorted(told, key=lambda record: record["time"])
 
 
-def _cause(told: list[dict[str, Any]], exits: dict[int, int]) -> UserError:
+def _cause(told: list[dict[str, Any]], exits: dict[int, int], processes: int) -> UserError:
     """What ended the run: of several that failed, the one that failed by itself, and not because of another.
 
     exits: of each rank that has failed its exit code, where that is known; negative where a signal ended it.
@@ -332,7 +397,13 @@ def _cause(told: list[dict[str, Any]], exits: dict[int, int]) -> UserError:
         return UserError(own[0]["message"])
     if own:
         return ProcessFailed(f"rank {own[0]['rank']} failed: {own[0]['message']}", own[0]["traceback"])
-    killed = {rank: code for rank, code in exits.items() if code < 0}
+    aborted = {rank for rank, code in exits.items() if code == -signal.SIGABRT}
+    killed = {rank: code for rank, code in exits.items() if code < 0 and rank not in aborted}
+    if aborted and not killed:
+        others = ", ".join(str(rank) for rank in range(processes) if rank not in aborted) or "none"
+        ended = ", ".join(map(str, sorted(aborted)))
+        why = f"by NCCL, if another rank gave no answer any more; still there: {others}"
+        return ProcessFailed(f"rank {ended} was aborted (SIGABRT): {why}")
     if killed:
         rank, exitcode = next(iter(killed.items()))
         memory = " (by the system, if the memory was full)" if exitcode == -9 else ""
@@ -341,7 +412,7 @@ def _cause(told: list[dict[str, Any]], exits: dict[int, int]) -> UserError:
         ended = ", ".join(f"rank {rank} ended with exit code {code}" for rank, code in sorted(exits.items()))
         return ProcessFailed(ended or "a process is gone")
     saw = f"rank {told[0]['rank']} saw: {told[0]['message']}"
-    silent = sorted(set(range(told[0]["world_size"])) - {record["rank"] for record in told})
+    silent = sorted(set(range(processes)) - {record["rank"] for record in told})
     if not silent:
         return ProcessFailed(f"the processes have lost one another; {saw}")
     return ProcessFailed(f"rank {', '.join(map(str, silent))} gave no answer any more; {saw}")

@@ -16,6 +16,7 @@ from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 SAVING = getattr(signal, "SIGUSR2", None)
+_ALL = (*STOPPING, *([SAVING] if SAVING is not None else []))
 _SAME_SECONDS = 0.5  # a terminal and a launcher, or a scheduler, deliver the same signal twice
 
 
@@ -58,6 +59,8 @@ def caught(
 ) -> Iterator[None]:
     """Puts signals into the inbox while what runs inside runs; does nothing outside of the main thread.
 
+    Those that were held back until now (`hold_back`) come at once.
+
     at_once: called before the process ends because a signal came again.
     forward: passes a signal on to the processes that are the run; this one only waits for them.
     """
@@ -84,13 +87,33 @@ def caught(
         if forward is not None:
             forward(signum)
 
-    before = {s: signal.signal(s, handle) for s in (*STOPPING, SAVING) if s is not None}
+    before = {s: signal.signal(s, handle) for s in _ALL}
     try:
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, handler in before.items():  # Python takes its own handlers away before a process has ended
+            signal.signal(signum, signal.SIG_IGN if handler is _wait else handler)
         inbox = outer
+
+
+def hold_back() -> None:
+    """Leaves the signals of this process, and of those that are forked from it, for a `caught` to come."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+
+
+def only_caught() -> None:
+    """From here on, signals are heard inside of `caught`: before it they wait, and after it they are ignored, so that
+    nothing takes this process's exit code away."""
+    hold_back()
+    for signum in _ALL:
+        signal.signal(signum, _wait)  # to ignore it would also forget those that wait
+
+
+def _wait(signum: int, frame: Any) -> None:
+    """Stands for what `caught` is to do."""
 
 
 def die_with_parent() -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -82,10 +82,8 @@ def start() -> tuple[str, int]:
     v = os.environ
     name = ""
     if "TORCHELASTIC_RUN_ID" in v:
-        name = v["TORCHELASTIC_RUN_ID"]
-        if name == "none":  # torchrun without --rdzv-id: the agent is this process's parent
-            name = f"{socket.gethostname()}-{os.getppid()}"
-        name = f"torchrun {name}"
+        # Its parent is the agent. The id alone may be the same for every run of a script.
+        name = f"torchrun {v['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}"
     if "SLURM_JOB_ID" in v:
         name = f"slurm {slurm_job()}" + (f".{v['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in v else "")
     return name, int(v.get("TORCHELASTIC_RESTART_COUNT", 0)) + int(v.get("SLURM_RESTART_COUNT", 0))
@@ -97,6 +95,16 @@ def slurm_job() -> str | None:
     if "SLURM_ARRAY_JOB_ID" in v:
         return f"{v['SLURM_ARRAY_JOB_ID']}_{v['SLURM_ARRAY_TASK_ID']}"
     return v.get("SLURM_JOB_ID")
+
+
+# What a process knows of those that were started beside it, by torchrun and by srun.
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+_OF_TASKS = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP", "SLURM_TASK_PID", "SLURM_GTIDS")
+
+
+def alone(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a process that is to know of no others."""
+    return {name: value for name, value in environment.items() if not name.startswith((*OF_RANKS, *_OF_TASKS))}
 
 
 def settle(config: DictConfig, overrides: list[str]) -> list[Mistake]:
@@ -143,6 +151,8 @@ def run(command: Callable[[], int]) -> int:
         return command()
     if "RANK" not in os.environ:
         _as_torchrun(world)
+    # The first to end has the launcher tell the others to stop, who would lose their exit codes after `caught`.
+    signals.only_caught()
     try:
         with signals.caught():
             return _follow(world, _store()) if world.rank else _lead(world, _store(), command)
@@ -159,8 +169,8 @@ def leading() -> "_Leader | None":
 
 
 @contextmanager
-def joined(config: DictConfig) -> Iterator[None]:
-    """Inside, the processes from outside are torch's process group.
+def joined(on_gpu: bool, backend: str | None, timeout: timedelta) -> Iterator[None]:
+    """Inside, the processes from outside are torch's process group. backend: None takes that of the device.
 
     Left to itself, torch would have the processes find one another in the whole store: where torchrun has started them
     again, under the addresses of those that are gone.
@@ -168,15 +178,14 @@ def joined(config: DictConfig) -> Iterator[None]:
     import torch
     from torch.distributed import PrefixStore
 
-    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if torch.cuda.device_count() > 1 else 0)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
+        backend or ("nccl" if on_gpu else "gloo"),
         store=PrefixStore(f"group-{next(_groups)}", _met),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timedelta(seconds=config.get("timeout_seconds", _CONNECT_SECONDS)),
+        timeout=timeout,
     )
     yield
     torch.distributed.barrier()  # rank 0 goes on with what all of them have written
@@ -301,8 +310,11 @@ def _follow(world: World, store: Any) -> int:
             seen = (folder / "config.yaml").is_file()
             problem = f"on {socket.gethostname()} does not see {folder}: log_dir must lie on a disk that all share"
             part.set(f"order-{number}-{world.rank}", "" if seen else problem)
-            if seen:
-                named(message["follow"])(named(message["entry"]), folder)
+            try:
+                if seen:
+                    named(message["follow"])(named(message["entry"]), folder)
+            except signals.Stopped:  # as all of them: the next word of rank 0 is its exit code
+                signals.inbox.deferred = True
     finally:
         ended.set()
         with suppress(Exception):

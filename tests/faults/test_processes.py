@@ -29,6 +29,9 @@ from boltlab.errors import UserError
 class Fault(Callback):
     def __init__(self, rank, step, kind):
         self.rank, self.step, self.kind = rank, step, kind
+        if kind == "begin" and os.environ.get("RANK") == str(rank):
+            Path(f"begins-{rank}").touch()
+            time.sleep(60)
 
     def on_train_batch_end(self, trainer, *_):
         Path(f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
@@ -196,6 +199,33 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+STARTING = """
+import torch.distributed.launcher.api as api
+original = api.elastic_launch
+def early(*arguments):
+    os.kill(os.getpid(), 15)
+    return original(*arguments)
+api.elastic_launch = early
+"""
+
+
+def test_a_stop_before_the_processes_are_there_is_not_lost(warm, tmp_path):
+    child = warm(*QUICK, "max_restarts=2", before=STARTING).wait()
+    assert child.code == 143 and "restart" not in child.stderr, child.stderr
+    summary = json.loads((only_run(tmp_path / "logs") / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
+    assert "restarts" not in summary and not list(tmp_path.glob("logs/train/*/checkpoints/*"))
+
+
+def test_a_stop_while_the_processes_begin_is_a_stop(warm, tmp_path):
+    child = start(warm, tmp_path, "a", *QUICK, "max_restarts=2", *fault(1, 0, "begin"))
+    child.wait_for(tmp_path / "a" / "begins-1")
+    child.send(signal.SIGTERM)
+    assert child.wait().code == 143 and "restart" not in child.stderr, child.stderr
+    summary = json.loads((only_run(tmp_path / "a" / "logs") / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
 
 
 def test_ctrl_c_reaches_every_process_once(warm, tmp_path):

@@ -9,6 +9,8 @@ from pausing import pause
 from warm import differences, outcome
 
 from boltlab import runs, trust
+from boltlab.commands import launched
+from boltlab.errors import UserError
 from boltlab.launchers import process
 from boltlab.launchers.joblib import Joblib
 
@@ -59,13 +61,19 @@ class Fake:
     ("visible", "settings", "expected"),
     [
         ("", {"n_jobs": 3, "threads_per_job": 2}, {None}),
+        ("-1", {"n_jobs": 2}, {None}),
+        ("0,1", {"n_jobs": 2, "accelerator": "cpu"}, {None}),
         ("0,1", {}, {"0", "1"}),
+        ("0,1", {"gpus_per_job": "auto"}, {"0,1"}),
+        ("4,5,6,7", {"gpus_per_job": [0, 1, 2]}, {"4,5,6"}),
         ("4,5,6,7", {"gpus_per_job": 2}, {"4,5", "6,7"}),
         ("GPU-a", {"n_jobs": 2}, {"GPU-a"}),
     ],
 )
 def test_each_job_sees_gpus_of_its_own(visible, settings, expected, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = [name for name in visible.split(",") if name not in ("", "-1")]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(seen))
     monkeypatch.setattr(process, "Job", Fake)
     monkeypatch.setattr(Fake, "started", [], raising=False)
     folders = [tmp_path / str(i) for i in range(8)]
@@ -104,3 +112,25 @@ def test_a_job_that_squeue_does_not_know_is_gone_if_it_is_ours(tmp_path, monkeyp
     assert slurm.states([tmp_path]) == {tmp_path: "gone"}
     monkeypatch.setattr(slurm.os, "getuid", lambda: tmp_path.stat().st_uid + 1)  # Slurm may hide what others do
     assert slurm.states([tmp_path]) == {tmp_path: "unknown"}
+
+
+def test_more_gpus_for_a_run_than_there_are(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match="gpus_per_job=2, but there are 1 GPUs here"):
+        Joblib(gpus_per_job=2)
+
+
+def test_what_was_queued_by_another_machine_and_given_to_nobody_is_not_started(tmp_path):
+    runs.write_summary(tmp_path, status="queued", host="another", pid=1)
+    assert runs.status(runs.read_summary(tmp_path), tmp_path) == "queued"  # as everybody sees it
+    assert launched.statuses([tmp_path, None]) == ["not started"] * 2  # as the command that is to start it does
+
+
+def test_behind_torchrun_no_launcher_is_asked(boltlab, monkeypatch):
+    given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boltlab.world.run", lambda command: command())
+    code, _, err = boltlab("train", *QUICK, *JOBLIB)
+    assert code == 2 and "is asked by one process; torchrun has started 2" in err and not Path("logs").exists()

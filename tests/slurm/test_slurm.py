@@ -1,7 +1,6 @@
 """Real jobs of a real Slurm: an array to its end, whatever interrupts its runs; refusals; what the tables say."""
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from warm import differences, outcome
 from boltlab import runs
 
 pytestmark = pytest.mark.slurm
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
@@ -56,7 +56,7 @@ def test_preempted_requeued_and_warned_jobs_of_an_array_end_with_the_same_bits(c
 
     cluster.run("scancel", "--partition=high")
     for number in ids:  # Slurm would wait for two minutes
-        cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now")
+        cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now+2")  # not in the same second: refused
     code, out, err = boltlab(*command)  # watches them, and submits none
     assert code == 0, (out, err)
     assert rows("status") == ["finished"] * 3 and [job(folder) for folder in folders] == ids
@@ -117,20 +117,21 @@ def test_each_task_of_a_job_is_a_rank(cluster, boltlab):
     assert logs == [f"{job(folder)}_{rank}_log.out" for rank in range(2)]
 
 
-def test_a_job_file_of_ones_own_goes_on_with_the_run_that_it_had_begun(cluster, tmp_path):
-    """Two tasks of srun, requeued."""
-    command = ("train", *QUICK, "trainer=ddp", *pause(tmp_path, 14))
-    script = f"#!/bin/bash\nsrun {sys.executable} -m boltlab {shlex.join(command)}\n"
-    (tmp_path / "job.sh").write_text(script)
-    number = cluster.run("sbatch", "--parsable", "-n2", "--requeue", "--open-mode=append", "-oout", "job.sh")
-    paused = Path("logs/train").glob
-    cluster.wait_for("a run at its step", lambda: list(paused("*/paused")), 120)
-
-    cluster.run("scontrol", "requeue", number)
+def test_the_job_file_is_queued_again_at_its_time_limit_and_goes_on(cluster, tmp_path):
+    """scripts/slurm.sbatch as it is, with three tasks of one machine."""
+    program = tmp_path / ".venv" / "bin" / "boltlab"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m boltlab "$@"\n')
+    program.chmod(0o755)
+    options = ("--nodes=1", "--ntasks-per-node=3", "--gpus-per-node=0", "--cpus-per-task=1", "--output=out")
+    command = (*QUICK, "data.batch_size=129", *pause(tmp_path, 14))
+    number = cluster.run("sbatch", "--parsable", *options, "--time=10", str(SCRIPTS / "slurm.sbatch"), *command)
+    cluster.wait_for("a run at its step", lambda: list(Path("logs/train").glob("*/paused")), 120)
+    cluster.run("scancel", "--signal=USR1", number)  # what Slurm sends before the time limit
     cluster.wait_for("one that waits", lambda: cluster.run("squeue", "-h", "-o", "%T", "-j", number) == "PENDING")
-    cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now")
-    cluster.wait_for("its end", lambda: not cluster.run("squeue", "-h", "-t", "PD,R,CG"), 120)
+    cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now+2")  # not in the same second: refused
     (folder,) = runs.folders("logs")
+    cluster.wait_for("its end", lambda: runs.read_summary(folder)["status"] == "finished", 120)
     said = Path("out").read_text()
-    assert "goes on from last.ckpt, step " in said and "stopped by SIGTERM" in said, said
-    assert runs.read_summary(folder)["status"] == "finished" and len(runs.read_summary(folder)["resumed"]) == 1
+    assert "goes on from last.ckpt, step " in said and "stopped by SIGUSR1" in said, said
+    assert len(runs.read_summary(folder)["resumed"]) == 1 and len(list(runs.folders("logs"))) == 1

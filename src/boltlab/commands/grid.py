@@ -19,11 +19,10 @@ from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
 from boltlab.errors import UserError
-from boltlab.launchers import slurm
 from boltlab.resume import UNFINISHED
 
-# What a job has besides the states of a run; the other words come from its own summary.json.
-NOT_STARTED, BEFORE = "not started", "finished before"
+# What a job may be besides the states of a run.
+BEFORE = "finished before"
 
 
 def main(overrides: list[str]) -> int:
@@ -46,7 +45,9 @@ def _main(overrides: list[str]) -> int:
     launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
     top = _newest(Path(whole.config.log_dir), known)
-    if top is not None and set(_statuses([_newest_start(top, number) for number in range(len(jobs))])) == {"finished"}:
+    if top is not None and set(launched.statuses([_newest_start(top, number) for number in range(len(jobs))])) == {
+        "finished"
+    }:
         done = f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}"
         if world.start()[1]:  # by Slurm or torchrun
             print(f"{done}; they were before it was started again")
@@ -106,20 +107,8 @@ def _fresh(top: Path, number: int) -> Path:
     return top / (f"{number}-{starts[-1][0] + 1}" if starts else str(number))
 
 
-def _statuses(folders: list[Path | None]) -> list[str]:
-    """What each of these runs is; the sweep is ours, so that one that is queued is so in a cluster, or nowhere."""
-    known, found = slurm.states([folder for folder in folders if folder is not None]), []
-    for folder in folders:
-        if folder is None:
-            found.append(NOT_STARTED)
-            continue
-        status = runs.status(runs.read_summary(folder), folder, known.get(folder))
-        found.append(NOT_STARTED if status == "queued" and folder not in known else status)
-    return found
-
-
 def _status(folder: Path | None) -> str:
-    return _statuses([folder])[0]
+    return launched.statuses([folder])[0]
 
 
 class _Sweep:
@@ -152,7 +141,7 @@ class _Sweep:
         return 0 if all(row["status"] in good for row in rows) else 1
 
     def statuses(self) -> list[str]:
-        return _statuses([_newest_start(self.top, number) for number in range(len(self.jobs))])
+        return launched.statuses([_newest_start(self.top, number) for number in range(len(self.jobs))])
 
     def launch(self) -> None:
         """Has the launcher start what is not finished, each in its folder; what is at work already is watched."""

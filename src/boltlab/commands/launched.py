@@ -12,10 +12,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import machine, runs
+from boltlab import machine, runs, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.config import Composed, build, compose, edit
 from boltlab.errors import UserError
+from boltlab.launchers import slurm
+
+NOT_STARTED = "not started"  # what a run may be besides the states in its summary
 
 
 def names_launcher(override: str) -> bool:
@@ -41,7 +44,24 @@ def take(jobs: list[Composed]) -> Any:
             keys = [key for key in nodes[0] or {} if (node or {}).get(key) != nodes[0][key]] or ["_target_"]
             message = "is not the same in all jobs; a sweep asks for one kind of job: give two commands"
             raise ConfigError([Mistake(f"launcher.{keys[0]}", message)])
-    return build({"launcher": nodes[0]}, "launcher") if nodes[0] is not None else None
+    if nodes[0] is None:
+        return None
+    if (outside := world.outside()) is not None:
+        where = f"by one process; {outside.launcher} has started {outside.size}"
+        raise ConfigError([Mistake("launcher", f"is asked {where}: leave one of the two out")])
+    return build({"launcher": nodes[0]}, "launcher")
+
+
+def statuses(folders: list[Path | None]) -> list[str]:
+    """What each of these runs of ours is: one that is queued is so in a cluster, or nowhere."""
+    known, found = slurm.states([folder for folder in folders if folder is not None]), []
+    for folder in folders:
+        if folder is None:
+            found.append(NOT_STARTED)
+            continue
+        status = runs.status(runs.read_summary(folder), folder, known.get(folder))
+        found.append(NOT_STARTED if status == "queued" and folder not in known else status)
+    return found
 
 
 def queue(job: Composed, folder: Path, name: str) -> None:
@@ -79,8 +99,6 @@ def resume(folder: Path, overrides: list[str], entry: str) -> Path:
     Raises:
         UserError: more was to be changed than the launcher; or the run failed.
     """
-    from boltlab.launchers import slurm
-
     others = [text for text in overrides if not names_launcher(text)]
     if others:
         raise UserError(f"{others[0]}: resume=… with a launcher changes nothing else; leave the launcher out, or this")
@@ -88,7 +106,7 @@ def resume(folder: Path, overrides: list[str], entry: str) -> Path:
     launcher = take([Composed("train", config, [])])
     if launcher is None:
         raise UserError("launcher=null is what resume=… does by itself: leave it out")
-    status = runs.status(runs.read_summary(folder), folder, slurm.states([folder]).get(folder))
+    (status,) = statuses([folder])
     if status == "finished":
         raise UserError(f"{runs.shown(folder)} is finished; to make it longer, leave the launcher out")
     if status in runs.AT_WORK and not launcher.watches:

@@ -1,5 +1,6 @@
 """`boltlab train`: fit, then test with the best checkpoint."""
 
+import os
 import shlex
 import sys
 import time
@@ -72,6 +73,8 @@ def _begun(overrides: list[str]) -> Path | None:
     name, ours = world.start()[0], _of_run(overrides)
     log_dir = compose("train", [text for text in overrides if text.startswith("log_dir=")], check=False).config.log_dir
     for folder in runs.folders(log_dir):
+        if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+            continue
         begun = runs.read_summary(folder).get("start")
         if isinstance(begun, dict) and begun.get("of") == name and _of_run(begun.get("overrides") or []) == ours:
             return folder

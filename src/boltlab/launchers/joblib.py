@@ -7,19 +7,21 @@ one is killed, all that are at work are lost.
 import os
 import queue
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
 from boltlab import runs, signals
+from boltlab.errors import UserError
 from boltlab.launchers import process
 
 
 class Joblib:
     """
     n_jobs: runs at a time. auto: one for each group of `gpus_per_job` GPUs; without GPUs, one for four cores, but two.
-    gpus_per_job: where there are GPUs, each run sees so many of them (CUDA_VISIBLE_DEVICES). With more runs at a time
-        than groups of GPUs, runs share them.
+    gpus_per_job: where the runs take GPUs, each sees so many of them (CUDA_VISIBLE_DEVICES): the devices of its
+        Trainer, or a list of them; auto is all. With more runs at a time than groups of GPUs, runs share them.
+    accelerator: of the Trainer.
     threads_per_job: of each run's CPU kernels. auto: the cores divided by n_jobs.
     """
 
@@ -28,10 +30,17 @@ class Joblib:
     def __init__(
         self,
         n_jobs: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
-        gpus_per_job: Annotated[int, Ge(1)] = 1,
+        gpus_per_job: Any = 1,
+        accelerator: str = "auto",
         threads_per_job: Annotated[int, Ge(1)] | Literal["auto"] = "auto",
     ) -> None:
-        self.n_jobs, self.gpus_per_job, self.threads_per_job = n_jobs, gpus_per_job, threads_per_job
+        self.n_jobs, self.threads_per_job = n_jobs, threads_per_job
+        gpus = _gpus() if accelerator in ("auto", "gpu", "cuda") else []
+        each = len(gpus_per_job) if isinstance(gpus_per_job, list) else gpus_per_job
+        each = each if isinstance(each, int) and each > 0 else max(1, len(gpus))
+        if gpus and each > len(gpus):
+            raise UserError(f"launcher.gpus_per_job={each}, but there are {len(gpus)} GPUs here")
+        self.groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
 
     def run(self, top: Path, start: list[Path], watch: list[Path], entry: str) -> None:
         """
@@ -40,9 +49,7 @@ class Joblib:
         """
         from joblib import Parallel, delayed
 
-        gpus = _gpus()
-        groups = [gpus[i : i + self.gpus_per_job] for i in range(0, len(gpus), self.gpus_per_job)]
-        groups = [group for group in groups if len(group) == self.gpus_per_job]
+        groups = self.groups
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         at_a_time = (len(groups) or min(cores, max(2, cores // 4))) if self.n_jobs == "auto" else self.n_jobs
         at_a_time = min(at_a_time, len(start))
@@ -85,5 +92,7 @@ def _gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name here."""
     import torch
 
+    if torch.cuda.device_count() == 0:
+        return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]

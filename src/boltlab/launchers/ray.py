@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from boltlab import runs, signals
+from boltlab import runs, signals, world
 from boltlab.errors import UserError
 from boltlab.launchers import process
 
@@ -76,7 +76,7 @@ class Ray:
 def _train(entry: str, folder: str, cwd: str) -> int:
     """A task: the run is a process of its own, which Ray's handlers of signals and its worker's memory do not reach."""
     command = [sys.executable, "-m", "boltlab.launchers.process", entry, folder]
-    with subprocess.Popen(command, cwd=cwd) as run:
+    with subprocess.Popen(command, cwd=cwd, env=world.alone(os.environ)) as run:
         while run.poll() is None:
             try:
                 time.sleep(0.2)  # and not in `wait`, which what `ray.cancel` raises does not reach

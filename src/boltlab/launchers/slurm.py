@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs
+from boltlab import runs, signals
 from boltlab.errors import UserError
 from boltlab.launchers import process
 from boltlab.signals import Stopped
@@ -229,6 +229,7 @@ def _explain(folder: Path, state: str) -> None:
 
 def main(entry: str, folder: Path, requeue: bool) -> int:
     """A task of a job. Slurm's warning before the time limit comes as SIGUSR1: saved, then queued again."""
+    signals.only_caught()  # else what ends the job's other tasks would end this one before it is queued again
     code = process.main(entry, folder)
     warned = code == 128 + signal.SIGUSR1
     if warned and requeue and int(os.environ.get("SLURM_PROCID", 0)) == 0:
