@@ -37,7 +37,7 @@ lock: ## renew requirements.lock (needs uv); ARGS="--upgrade-package wandb" leav
 # Nothing younger than a week: packages with malware are mostly found and withdrawn within days.
 # deepspeed is left out: it is built from source, against the torch that is installed.
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-	  $(addprefix --extra ,timm photos tensorboard mlflow slurm ray dev) \
+	  $(addprefix --extra ,timm photos tensorboard mlflow sweep slurm ray dev) \
 	  --no-emit-index-url --no-emit-find-links --exclude-newer "7 days" --output-file requirements.lock \
 	  $(or $(ARGS),--upgrade) pyproject.toml
 
