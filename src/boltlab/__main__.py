@@ -10,6 +10,7 @@ VERBS = {
         "fit a model, then test its best checkpoint",
         "boltlab train model=resnet18 data=cifar10 optimizer.lr=0.1",
     ),
+    "sweep": ("trainings whose values a sampler chooses, with pruning", "boltlab sweep sweep=digits workers=2"),
     "eval": ("all metrics of a run on a split", "boltlab eval run=latest split=val"),
     "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
     "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),

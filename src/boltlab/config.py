@@ -77,6 +77,21 @@ class Bench(Train):
 
 
 @dataclass
+class Sweep:
+    """Root keys of `boltlab sweep`; any other key is one of its trainings'."""
+
+    sweep: dict
+    sampler: dict
+    pruner: dict | None
+    workers: Annotated[int, Ge(1)] | Literal["auto"]
+    seeds: Annotated[int, Ge(1)]
+    folds: Annotated[int, Ge(2)] | None
+    storage: str | None
+    name: str | None
+    log_dir: str
+
+
+@dataclass
 class Eval:
     """Root keys of `boltlab eval`; any other key changes the config of the run that is evaluated."""
 
@@ -151,6 +166,7 @@ class Doctor:
 
 ROOTS: dict[str, Any] = {
     "train": Train,
+    "sweep": Sweep,
     "eval": Eval,
     "predict": Predict,
     "show": Show,
@@ -295,6 +311,89 @@ def grid(overrides: list[str]) -> list[list[str]]:
     if mistakes:
         raise ConfigError(mistakes)
     return [list(combination) for combination in itertools.product(*values)]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a key may take: one of `texts` as the command line has them, or a number from `low` to `high`."""
+
+    texts: tuple[str, ...] = ()
+    low: float | int = 0
+    high: float | int = 0
+    step: float | int | None = None
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+
+def sweep_values(key: str, given: Any) -> Values:
+    """The values that a text of Hydra's syntax (`choice(a,b)`, `tag(log,interval(1e-4,1))`) or a list names.
+
+    Raises:
+        ValueError: it names none; the message says why.
+    """
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+    from hydra.errors import HydraException
+
+    if isinstance(given, list):
+        given = "choice(" + ",".join("null" if v is None else v if isinstance(v, str) else json.dumps(v) for v in given)
+        given += ")"
+    try:
+        override = _override_parser().parse_override(f"{key}={given}")
+    except HydraException as e:
+        raise ValueError(f"cannot be read: {str(e).splitlines()[0]}") from e
+    if not override.is_sweep_override():
+        raise ValueError("names one value: give choice(a,b), range(start,stop,step) or interval(low,high)")
+    values: Any = override.value()
+    if isinstance(values, IntervalSweep):
+        low, high, log = values.start or 0, values.end or 0, "log" in values.tags
+        if not low < high or (log and low <= 0):
+            raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
+        return Values(low=low, high=high, log=log)
+    if isinstance(values, RangeSweep):
+        numbers = list(values.range())
+        if len(numbers) < 2:
+            raise ValueError(f"is {numbers}: a range needs two values at least")
+        return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
+    if isinstance(values, ChoiceSweep):
+        texts = tuple(dict.fromkeys(override.sweep_string_iterator()))
+        return Values(texts=texts)
+    raise ValueError("is a pattern: name the choices, choice(a,b,c)")
+
+
+def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The overrides with one value, and those with several as a space: key -> what is written behind its `=`.
+
+    Raises:
+        ConfigError: something cannot be read.
+    """
+    from hydra.errors import HydraException
+
+    fixed, space = [], {}
+    for text in overrides:
+        try:
+            several = _override_parser().parse_override(text).is_sweep_override()
+        except HydraException:
+            several = False  # `compose` says what is wrong with it
+        if several:
+            key, _, values = text.partition("=")
+            space[key] = values
+        else:
+            fixed.append(text)
+    return fixed, space
+
+
+def parsed(overrides: list[str]) -> list[Any]:
+    """Hydra's overrides: `key_or_group`, `value()`, `is_delete()` of each. They have been composed before."""
+    return list(_override_parser().parse_overrides(overrides))
+
+
+def _override_parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()) -> DictConfig:

@@ -146,7 +146,13 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
 def expect(overrides: list[str]) -> None:
     """Where overrides seem to ask for several processes, starts beside the composing what they will be forked from."""
     several = any(map(_SEVERAL.match, overrides)) and not any(text.startswith("launcher=") for text in overrides)
-    if several and world.outside() is None and start_method() == "forkserver":
+    if several and world.outside() is None:
+        ready()
+
+
+def ready() -> None:
+    """Starts what processes are forked from, if it is not there yet."""
+    if start_method() == "forkserver":
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()

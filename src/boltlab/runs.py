@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
-COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow"}
+COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow", "pruned": "bright_black"}
 AT_WORK = ("queued", "preempted", "running")  # nobody else may begin it
 
 _ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
@@ -223,7 +223,7 @@ def recorded(folder: Path) -> Iterator[None]:
         raise KeyboardInterrupt from None
     except BaseException as e:
         with suppress(OSError):
-            end(folder, status="failed", reason=reason(e))
+            end(folder, status="failed", reason=reason(e), error=type(e).__name__)
         raise
 
 

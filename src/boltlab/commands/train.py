@@ -256,7 +256,8 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     before = runs.read_summary(folder)
     kept = trainer.checkpoint_callbacks
     best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
-    values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
+    values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "parameters": parameters}
     if best_score is not None:
         values["best"] = {config.monitor: float(best_score)}
     if final := trainer.lightning_module.known_metrics():
@@ -264,6 +265,9 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
     if throughput is not None and throughput.samples_per_second:
         values |= {name: getattr(throughput, name) for name in ("samples_per_second", "data_wait_share")}
+    latency = next((c for c in trainer.callbacks if hasattr(c, "latency_ms")), None)
+    if latency is not None and latency.latency_ms is not None:
+        values["latency_ms"] = latency.latency_ms
     guard = next((c for c in trainer.callbacks if hasattr(c, "skipped_steps")), None)
     if guard is not None:
         values["skipped_steps"] = guard.skipped_steps

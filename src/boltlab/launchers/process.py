@@ -7,11 +7,13 @@ torch takes to be imported, by forking a server that has imported everything.
 import multiprocessing
 import os
 import sys
+from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from boltlab import launch, signals, world
+from boltlab.errors import UserError
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 
@@ -34,6 +36,57 @@ def _redirect(path: Path) -> None:
     os.close(output)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one job at a time is at work: the GPUs that it sees (none named: what there is), threads of CPU kernels."""
+
+    gpus: tuple[str, ...]
+    threads: int
+
+    def variables(self) -> dict[str, str]:
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        return threads | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
+
+
+def gpu_groups(each: Any, accelerator: str) -> list[tuple[str, ...]]:
+    """The GPUs of this machine in groups of as many as a job takes, if it takes any. each: a Trainer's devices.
+
+    Raises:
+        UserError: it takes more than there are.
+    """
+    gpus = _gpus() if accelerator in ("auto", "gpu", "cuda") else []
+    each = len(each) if isinstance(each, list) else each
+    each = each if isinstance(each, int) and each > 0 else max(1, len(gpus))
+    if gpus and each > len(gpus):
+        raise UserError(f"launcher.gpus_per_job={each}, but there are {len(gpus)} GPUs here")
+    return [tuple(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+
+
+def places(
+    groups: list[tuple[str, ...]],
+    number: int | Literal["auto"],
+    threads: int | Literal["auto"] = "auto",
+    most: float = float("inf"),
+) -> list[Place]:
+    """So many places; auto is one for each group of GPUs, without GPUs one for four cores, but two. With more places
+    than groups, jobs share GPUs. threads: auto divides the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (len(groups) or min(cores, max(2, cores // 4))) if number == "auto" else number
+    count = max(1, int(min(count, most)))
+    each = max(1, cores // count) if threads == "auto" else threads
+    return [Place(groups[i % len(groups)] if groups else (), each) for i in range(count)]
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name here."""
+    import torch
+
+    if torch.cuda.device_count() == 0:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]
+
+
 class Job:
     """A process that goes on with a run folder, forked from a server that has imported all that a training needs.
 
@@ -53,6 +106,11 @@ class Job:
         """Sends it a signal; one that has ended gets none."""
         if self._process.is_alive() and sys.platform != "win32":
             os.kill(self._process.pid or 0, signum)
+
+    def running(self, seconds: float) -> bool:
+        """Whether it is still at work, after so long or as soon as it has ended."""
+        self._process.join(seconds)
+        return self._process.is_alive()
 
     def wait(self) -> int:
         """Its exit code, negative where a signal ended it."""

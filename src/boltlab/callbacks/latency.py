@@ -1,0 +1,40 @@
+"""How long one sample takes, forward, on the device of the training: an objective for a sweep."""
+
+import statistics
+import time
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class Latency(Callback):
+    """``latency_ms`` is known when the training has ended, and goes into the run's summary: the median over ``repeats``
+    forward passes of a batch of one, in milliseconds, after a tenth as many to warm up. What else is at work on the
+    same cores or GPU is measured too: for numbers that can be compared, one trial at a time (``workers=1``).
+    """
+
+    def __init__(self, repeats: int = 100) -> None:
+        self.repeats = repeats
+        self.latency_ms: float | None = None
+
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        x, _ = trainer.datamodule.samples("val", [0])  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.world_size > 1:
+            return
+        x, times, training = x.to(pl_module.device), [], pl_module.training
+        pl_module.eval()
+        with torch.inference_mode():
+            for _ in range(self.repeats + self.repeats // 10):
+                _wait(pl_module.device)
+                begin = time.perf_counter()
+                pl_module(x)
+                _wait(pl_module.device)
+                times.append(time.perf_counter() - begin)
+        pl_module.train(training)
+        self.latency_ms = 1000 * statistics.median(times[self.repeats // 10 :])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()

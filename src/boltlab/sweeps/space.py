@@ -1,0 +1,173 @@
+"""The search space of a sweep: the values that keys of a training may take, written as Hydra writes them for `-m`.
+
+choice(a,b)  a,b  [a, b]       one of them; whole groups too: optimizer: choice(sgd,adamw)
+range(start,stop,step)         equal steps, without stop
+interval(low,high)             a number, with both ends; int(interval(1,8)) is a whole one
+tag(log,interval(1e-4,0.1))    the same, drawn by its logarithm
+{values: one of these, when: optimizer=sgd}    only where that other key of the space has this value, or one of a,b
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from boltlab.check import ConfigError, Mistake, suggest
+from boltlab.config import Values, sweep_values
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key, and the values that it may take where `when` (another key, and values of it) holds."""
+
+    key: str
+    values: Values
+    when: tuple[str, tuple[str, ...]] | None = None
+
+    def active(self, chosen: Mapping[str, Any]) -> bool:
+        return self.when is None or str(chosen.get(self.when[0])) in self.when[1]
+
+    def edges(self) -> list[str]:
+        """Every choice, or both ends, as texts of the command line."""
+        return list(self.values.texts or map(number, (self.values.low, self.values.high)))
+
+    def distribution(self) -> "BaseDistribution":
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        v = self.values
+        if v.texts:
+            return CategoricalDistribution(v.texts)
+        if v.whole:
+            return IntDistribution(int(v.low), int(v.high), log=v.log, step=int(v.step or 1))
+        return FloatDistribution(v.low, v.high, log=v.log, step=v.step)
+
+    def suggest(self, trial: "Trial") -> Any:
+        v = self.values
+        if v.texts:
+            return trial.suggest_categorical(self.key, v.texts)
+        if v.whole:
+            return trial.suggest_int(self.key, int(v.low), int(v.high), log=v.log, step=int(v.step or 1))
+        return trial.suggest_float(self.key, v.low, v.high, log=v.log, step=v.step)
+
+    def size(self) -> float:
+        """How many values there are; inf for a continuous one."""
+        v = self.values
+        if v.texts:
+            return len(v.texts)
+        step = v.step or (1 if v.whole else 0)
+        return math.floor((v.high - v.low) / step + 1e-9) + 1 if step else math.inf
+
+
+def number(value: float | int) -> str:
+    """A number as a text of the command line that reads back as the same one."""
+    return repr(value)
+
+
+def parse(space: Mapping[str, Any]) -> list[Dimension]:
+    """The dimensions, each after the one that it depends on.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    found: dict[str, Dimension] = {}
+    mistakes: list[Mistake] = []
+    for key, given in space.items():
+        spec = given if isinstance(given, Mapping) else {"values": given}
+        where = f"sweep.space.{key}"
+        if unknown := [name for name in spec if name not in ("values", "when")] or [
+            name for name in ("values",) if name not in spec
+        ]:
+            mistakes.append(Mistake(where, f"takes values and when: {unknown[0]!r} is unknown or missing"))
+            continue
+        try:
+            values = sweep_values(str(key), spec["values"])
+        except ValueError as e:
+            mistakes.append(Mistake(f"{where}: {spec['values']}", str(e)))
+            continue
+        when = None
+        if (condition := spec.get("when")) is not None:
+            name, _, words = str(condition).partition("=")
+            when = (name.strip(), tuple(word.strip() for word in words.split(",")))
+        found[str(key)] = Dimension(str(key), values, when)
+    for d in found.values():
+        if d.when is None:
+            continue
+        where, (parent, wanted) = f"sweep.space.{d.key}.when", d.when
+        if parent not in found:
+            unknown_key = f"the space has no {parent!r}"
+            mistakes.append(Mistake(where, suggest(unknown_key, parent, list(found), "when: key=a,b")))
+        elif wrong := [w for w in wanted if w not in found[parent].values.texts]:
+            allowed = f"choices: {', '.join(found[parent].values.texts) or 'none: only a choice can be a condition'}"
+            mistakes.append(Mistake(where, suggest(f"{parent} is never {wrong[0]!r}", wrong[0], [], allowed)))
+    if mistakes:
+        raise ConfigError(mistakes)
+    ordered: dict[str, Dimension] = {}
+    while len(ordered) < len(found):
+        ready = {k: d for k, d in found.items() if k not in ordered and (d.when is None or d.when[0] in ordered)}
+        if not ready:
+            circle = ", ".join(k for k in found if k not in ordered)
+            raise ConfigError([Mistake("sweep.space", f"these depend on one another in a circle: {circle}")])
+        ordered |= ready
+    return list(ordered.values())
+
+
+def suggest_all(space: list[Dimension], trial: "Trial") -> dict[str, Any]:
+    """What the sampler proposes for a trial: a value for each dimension that is active."""
+    chosen: dict[str, Any] = {}
+    for d in space:
+        if d.active(chosen):
+            chosen[d.key] = d.suggest(trial)
+    return chosen
+
+
+def overrides(params: Mapping[str, Any]) -> list[str]:
+    """Params as overrides: groups first, so that a key of a group finds the choice that it belongs to."""
+    texts = {key: value if isinstance(value, str) else number(value) for key, value in params.items()}
+    return [f"{key}={text}" for key, text in sorted(texts.items(), key=lambda item: "." in item[0])]
+
+
+def samples(space: list[Dimension]) -> Iterator[dict[str, str]]:
+    """A few points in which every choice and every end stands at least once, for the check before a sweep starts."""
+
+    def point(fixed: dict[str, str]) -> dict[str, str]:
+        chosen: dict[str, str] = {}
+        for d in space:
+            if d.active(chosen):
+                chosen[d.key] = fixed.get(d.key, d.edges()[0])
+        return chosen
+
+    by_key, seen = {d.key: d for d in space}, set()
+    for d in space or [None]:  # type: ignore[list-item]
+        for edge in d.edges() if d else [""]:
+            fixed, child = {d.key: edge} if d else {}, d
+            while child is not None and child.when is not None:
+                fixed[child.when[0]] = child.when[1][0]
+                child = by_key[child.when[0]]
+            chosen = point(fixed)
+            if (key := tuple(chosen.items())) not in seen:
+                seen.add(key)
+                yield chosen
+
+
+def size(space: list[Dimension]) -> float:
+    """How many different points there are; inf where a dimension is continuous."""
+    if any(d.size() == math.inf for d in space):
+        return math.inf
+    conditions = {d.when[0] for d in space if d.when}
+    parents = [d for d in space if d.key in conditions]
+    total = 0.0
+    for texts in itertools.product(*(d.values.texts for d in parents)):
+        chosen: dict[str, Any] = {}
+        for d, text in zip(parents, texts, strict=True):
+            if d.active(chosen):
+                chosen[d.key] = text
+            elif text != d.values.texts[0]:  # an inactive parent is one case, not one for each of its choices
+                break
+        else:
+            total += math.prod(d.size() for d in space if d.key not in conditions and d.active(chosen))
+    return total

@@ -1,0 +1,304 @@
+"""The study of a sweep: what is asked for, which trials there are, and who is at work on which.
+
+<log_dir>/train/<date>_<time>_<name>-<id>/
+    sweep.json     what is asked for             study.db     Optuna's study (storage=null)
+    0/ 1/ …        the trials' run folders       claims/      a file for each trial, locked by who is at work on it
+    best.yaml      the best config, as an experiment          report.html, *.png
+
+Workers, threads of one command or commands on several machines, share the study and nothing else. A trial whose worker
+is gone is taken by another one, and goes on from its own checkpoint.
+"""
+
+import hashlib
+import json
+import platform
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+from boltlab import runs
+from boltlab.config import build
+from boltlab.errors import UserError
+from boltlab.sweeps import space as spaces
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial, Trial
+
+ASKED = "sweep.json"
+GRID = "optuna.samplers.BruteForceSampler"
+SAME = "same_as"  # user attributes of a trial: its values are those of another one
+RETRY, FINAL = "retry_of", "given_up"
+ALIVE_SECONDS = 30.0  # how often a worker says that it is there
+GONE_SECONDS = 300.0  # without that, one of another machine is gone
+_DUPLICATES = 100  # in a row, before a finite space counts as explored
+URL = "BOLTLAB_STORAGE"  # the variable in which workers of a cluster get it: it may hold a password
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """configs/sweep/*.yaml.
+
+    train: overrides that all trials share. space: see `boltlab.sweeps.space`.
+    objectives: metrics and whether each is to be max or min; null is the training's own monitor. Beside what is logged:
+        parameters, seconds, samples_per_second, latency_ms (of one sample, forward).
+    trials: points that are tried; those that are pruned, or fail twice, count. null: every point of a grid, else 20.
+    engine: wandb has the W&B server choose, with its own samplers.
+    """
+
+    train: list[str] = field(default_factory=list)
+    space: dict[str, Any] = field(default_factory=dict)
+    objectives: dict[str, Literal["max", "min"]] | None = None
+    trials: Annotated[int, Ge(1)] | None = None
+    timeout_minutes: Annotated[float, Gt(0)] | None = None
+    engine: Literal["optuna", "wandb"] = "optuna"
+
+
+@dataclass
+class Claimed:
+    """A trial that this process is at work on."""
+
+    trial: "Trial"
+    params: dict[str, Any]
+    lock: Any
+    reported: int = 0  # the last step that the pruner knows
+
+    @property
+    def number(self) -> int:
+        return self.trial.number
+
+
+def definition(asked: Mapping[str, Any]) -> str:
+    """What makes two sweeps the same one: all that is asked for but how long."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def newest(log_dir: Path, asked: Mapping[str, Any]) -> Path | None:
+    """The folder of the newest sweep that asks for the same."""
+    for path in sorted((log_dir / "train").glob(f"*/{ASKED}"), reverse=True):
+        if runs.read_json(path).get("of") == definition(asked):
+            return path.parent.resolve()
+    return None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna says what it does on stderr, and warns of what is still experimental."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def open_storage(url: str | None, top: Path) -> Any:
+    """
+    Raises:
+        UserError: it cannot be opened.
+    """
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        if url == "journal":
+            return JournalStorage(JournalFileBackend(str(top / "study.journal")))
+        if url is None:
+            return RDBStorage(f"sqlite:///{top / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
+        return RDBStorage(url)
+    except ImportError as e:
+        raise UserError(f"storage={masked(url)}: {e}") from None
+    except Exception as e:  # SQLAlchemy's own, and those of each database's driver
+        said = str(e).splitlines()[0].replace(str(url), masked(url))[:300]
+        raise UserError(f"storage={masked(url)} cannot be opened: {type(e).__name__}: {said}") from None
+
+
+def masked(url: str | None) -> str:
+    """A URL without its password."""
+    head, at, tail = (url or "null").rpartition("@")
+    scheme, _, user = head.partition("://")
+    return f"{scheme}://{user.split(':')[0]}:***@{tail}" if at and ":" in user else f"{head}{at}{tail}"
+
+
+class Study:
+    """An open study: what to try next, and what became of it. Its methods may be called from several threads.
+
+    asked: train, space, objectives, sampler, pruner, parts, as `commands.sweep` has checked them.
+    total: how many points to try. key: tells workers in different processes apart, which draw different samples.
+    """
+
+    def __init__(self, top: Path, asked: Mapping[str, Any], total: int | None, url: str | None, key: str = "") -> None:
+        import optuna
+
+        self.top, self.asked = top, asked
+        self.space = spaces.parse(asked["space"])
+        self.size = spaces.size(self.space)
+        self.total = int(min(total or self.size, self.size))
+        self.objectives: dict[str, str] = asked["objectives"]
+        self.mine: set[int] = set()
+        self.busy: dict[int, float] = {}
+        self._lock = threading.RLock()
+        (top / "claims").mkdir(exist_ok=True)
+        storage = open_storage(url, top)
+        name, directions = f"{top.name if url in (None, 'journal') else asked['name']}", list(self.objectives.values())
+        directions = [{"max": "maximize", "min": "minimize"}[mode] for mode in directions]
+        if url not in (None, "journal"):
+            name = f"{name}-{definition(asked)}"
+        with quiet(), self._asking():
+            known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
+            seed = int(definition({"seed": asked["seed"], "known": known.get(name, 0), "key": key}), 16) % 2**31
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=directions,
+                load_if_exists=True,
+                sampler=build(asked, "sampler", seed=seed),
+                pruner=build(asked, "pruner"),
+            )
+            if not known.get(name):
+                self.study.set_metric_names(list(self.objectives))
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        with self._lock, FileLock(self.top / "claims" / "ask"), quiet():
+            yield
+
+    def trials(self) -> list["FrozenTrial"]:
+        with self._lock:
+            return self.study.get_trials(deepcopy=False)
+
+    def take(self) -> Claimed | None:
+        """The next trial: one whose worker is gone, else a new one; None where there are enough."""
+        with self._asking():
+            known = self.trials()
+            return self._orphan(known) or (self._ask() if sum(map(counts, known)) < self.total else None)
+
+    def _orphan(self, known: list["FrozenTrial"]) -> Claimed | None:
+        from optuna.trial import Trial, TrialState
+
+        for t in known:
+            if t.state is not TrialState.RUNNING or t.number in self.mine:
+                continue
+            since = t.user_attrs.get("alive") or (t.datetime_start.timestamp() if t.datetime_start else 0.0)
+            elsewhere = t.user_attrs.get("host") not in (None, platform.node())
+            if elsewhere and time.time() - since < GONE_SECONDS:
+                continue
+            lock = self._claim(t.number)
+            if lock is None:
+                continue
+            if not t.params and self.space:  # its worker was killed before it had drawn anything
+                self.study.tell(t.number, state=TrialState.FAIL)
+                lock.release()
+                continue
+            reported = max(t.intermediate_values, default=0)
+            return self._begin(Claimed(Trial(self.study, t._trial_id), dict(t.params), lock, reported))
+        return None
+
+    def _claim(self, number: int) -> Any:
+        from filelock import FileLock, Timeout
+
+        try:
+            lock = FileLock(self.top / "claims" / str(number), thread_local=False)
+            lock.acquire(timeout=0)
+            return lock
+        except Timeout:
+            return None
+
+    def _ask(self) -> Claimed | None:
+        for _ in range(_DUPLICATES):
+            trial = self.study.ask()
+            trial.set_user_attr("host", platform.node())
+            params = spaces.suggest_all(self.space, trial)
+            if RETRY in trial.user_attrs or not self._known(trial, params):
+                return self._begin(Claimed(trial, params, self._claim(trial.number)))
+        return None
+
+    def _begin(self, claimed: Claimed) -> Claimed:
+        self.mine.add(claimed.number)
+        self.busy[claimed.number] = time.monotonic()
+        return claimed
+
+    def _known(self, trial: "Trial", params: dict[str, Any]) -> bool:
+        """Whether a point of a finite space was tried before: nothing would come of it but the same again."""
+        from optuna.trial import TrialState
+
+        if not self.space or self.size == float("inf"):
+            return False
+        for t in self.trials():
+            if t.number != trial.number and t.params == params and SAME not in t.user_attrs:
+                trial.set_user_attr(SAME, t.number)
+                self._tell(trial, *((t.values, None) if t.state is TrialState.COMPLETE else (None, TrialState.FAIL)))
+                return True
+        return False
+
+    def alive(self) -> None:
+        """Says that the trials at work here are; called now and then."""
+        for number, told in list(self.busy.items()):
+            if time.monotonic() - told > ALIVE_SECONDS:
+                self.busy[number] = time.monotonic()
+                with self._lock:
+                    trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
+                    self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
+
+    def report(self, claimed: Claimed, value: float, step: int) -> bool:
+        """Tells the pruner a value of the objective, and returns whether the trial is to end. Steps count from 1."""
+        if step <= claimed.reported:  # before its worker was gone
+            return False
+        with self._lock, quiet():
+            claimed.trial.report(value, step)
+            claimed.reported = step
+            return bool(claimed.trial.should_prune())
+
+    def complete(self, claimed: Claimed, values: list[float], **attributes: Any) -> None:
+        self._end(claimed, values, None, attributes)
+
+    def prune(self, claimed: Claimed, **attributes: Any) -> None:
+        from optuna.trial import TrialState
+
+        self._end(claimed, None, TrialState.PRUNED, attributes)
+
+    def fail(self, claimed: Claimed, reason: str) -> bool:
+        """Records why a trial died; returns whether its point is tried once more."""
+        from optuna.trial import TrialState
+
+        again = RETRY not in claimed.trial.user_attrs
+        self._end(claimed, None, TrialState.FAIL, {"reason": reason} | ({} if again else {FINAL: True}))
+        if again:
+            with self._lock:
+                self.study.enqueue_trial(claimed.params, user_attrs={RETRY: claimed.number})
+        return again
+
+    def leave(self, claimed: Claimed) -> None:
+        """Lets go of a trial that is not at its end, for a worker to come."""
+        self.mine.discard(claimed.number)
+        self.busy.pop(claimed.number, None)
+        claimed.lock.release()
+
+    def _end(self, claimed: Claimed, values: list[float] | None, state: Any, attributes: dict[str, Any]) -> None:
+        with self._lock, quiet():
+            for key, value in attributes.items():
+                claimed.trial.set_user_attr(key, value)
+            self._tell(claimed.trial, values, state)
+        self.leave(claimed)
+
+    def _tell(self, trial: "Trial", values: Any, state: Any) -> None:
+        try:
+            self.study.tell(trial, values, state=state)
+        except RuntimeError as e:
+            if "Study.stop" not in str(e):  # the sampler of grids has none left; `take` counts them itself
+                raise
+
+
+def counts(trial: "FrozenTrial") -> bool:
+    """Whether a trial is one of those that were asked for; a dead one is, if it is not tried again."""
+    from optuna.trial import TrialState
+
+    return SAME not in trial.user_attrs and (trial.state is not TrialState.FAIL or FINAL in trial.user_attrs)

@@ -1,0 +1,289 @@
+"""A worker of a sweep: takes a trial, trains it in a process of its own, tells the study what came of it, and again.
+
+A trial is one run or several, its parts: one for each seed and fold. They are trained one after another, and the pruner
+sees after each epoch the mean of the parts that have come so far. Where nothing is pruned, idle workers take parts too.
+"""
+
+import csv
+import math
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from boltlab import runs, signals
+from boltlab.launchers.process import Job, Place
+from boltlab.resume import UNFINISHED
+from boltlab.sweeps.space import overrides
+from boltlab.sweeps.study import Claimed, Study
+
+POLL_SECONDS = 0.05
+PRUNE_SIGNAL = signals.STOPPING[0]  # SIGTERM: the run saves, and could go on
+MAX_DEAD = 5  # trials that die before any other has come to an end: it is no accident then
+FROM_SUMMARY = ("parameters", "seconds", "samples_per_second", "latency_ms")
+
+
+class Dead(Exception):
+    """A run of a trial ended without a result; the message is the reason."""
+
+    diverged = False
+
+
+class Pruned(Exception):
+    """The pruner has ended a trial."""
+
+
+class Left(Exception):
+    """This command was told to stop while a trial was at work: it saved, and goes on later."""
+
+
+@dataclass
+class Part:
+    """One run of a trial: what it adds to the overrides, and to the folder's name."""
+
+    label: str
+    overrides: Sequence[str]
+
+
+@dataclass
+class State:
+    """What the table shows of a trial that is at work here."""
+
+    params: dict[str, Any]
+    begun: float = field(default_factory=time.monotonic)
+    epoch: int = 0
+    value: float | None = None
+    part: str = ""
+
+
+class Worker:
+    """The trials of one command, as many at a time as there are `places`.
+
+    queue: makes the run of (overrides, folder). entry: module:function that a run's process calls with its folder.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        parts: Sequence[Part],
+        places: Sequence[Place],
+        prepare: Callable[[list[str], Path], None],
+        entry: str,
+        deadline: float | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self.study, self.parts, self.prepare, self.entry, self.say = study, list(parts), prepare, entry, say
+        self.deadline = deadline
+        self.at_work: dict[int, State] = {}
+        self.trouble: BaseException | None = None
+        self.dead = 0
+        self._ended_well = False
+        self._size = len(places)
+        self._places: queue.Queue[Place] = queue.Queue()
+        for place in places:
+            self._places.put(place)
+        self._jobs: list[Job] = []
+        self._prunes = not self.study.asked["pruner"]["_target_"].endswith(".NopPruner")
+
+    def run(self, watch: Callable[[], None]) -> None:
+        """Works until there is nothing left to do; `watch` is called all the while.
+
+        Raises:
+            Stopped: this command was told to stop; the trials at work have saved.
+        """
+
+        def forward(signum: int) -> None:
+            for job in list(self._jobs):
+                job.send(signum)
+
+        with signals.caught(at_once=lambda _: forward(9), forward=forward):
+            threads = [threading.Thread(target=self._work, name=f"worker {i}") for i in range(self._size)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                self.study.alive()
+                watch()
+                threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
+            stopped = _told()
+        if self.trouble is not None:
+            raise self.trouble
+        if stopped:
+            raise signals.Stopped(stopped)
+
+    def _work(self) -> None:
+        try:
+            while not self._over() and (claimed := self.study.take()) is not None:
+                self._try(claimed)
+        except BaseException as e:  # of this program: all workers end, and the command fails with it
+            self.trouble = self.trouble or e
+
+    def _over(self) -> bool:
+        late = self.deadline is not None and time.time() > self.deadline
+        hopeless = self.dead >= MAX_DEAD and not self._ended_well
+        return bool(_told() or late or hopeless or self.trouble)
+
+    def _try(self, claimed: Claimed) -> None:
+        number = claimed.number
+        state = self.at_work[number] = State(claimed.params)
+        try:
+            values, by_part = self._train(claimed, state)
+        except Pruned:
+            self._ended_well = True
+            self.study.prune(claimed, reason=f"pruned at epoch {state.epoch}{state.part and f' of {state.part}'}")
+            self.say(f"trial {number} pruned at epoch {state.epoch}: {_shown(state.value)}")
+        except Left:
+            self.study.leave(claimed)
+            self.say(f"trial {number} has saved, and goes on when this command is given again")
+        except Dead as e:
+            if e.diverged:  # the same values would diverge again; the sampler is to keep away from them
+                self.study.prune(claimed, reason=str(e))
+                self.say(f"trial {number} diverged: {e}")
+            else:
+                self.dead += 1
+                again = self.study.fail(claimed, str(e))
+                self.say(f"trial {number} died{' and is tried again' if again else ', twice'}: {e}")
+        else:
+            self._ended_well = True
+            more: dict[str, Any] = {}
+            if len(self.parts) > 1:
+                first = [v[0] for v in by_part.values()]
+                more = {"parts": {k: v[0] for k, v in by_part.items()}, "deviation": statistics.stdev(first)}
+            self.study.complete(claimed, values, **more)
+            self.say(f"trial {number} finished: {', '.join(map(_shown, values))}")
+        finally:
+            del self.at_work[number]
+
+    def _train(self, claimed: Claimed, state: State) -> tuple[list[float], dict[str, list[float]]]:
+        """The values of the objectives, means over the parts; and those of each part."""
+        series: dict[str, list[float]] = {}  # of the first objective, epoch by epoch
+        if self._prunes or len(self.parts) == 1:
+            found = [self._run(claimed, part, state, series) for part in self.parts]
+        else:
+            with ThreadPoolExecutor(len(self.parts)) as pool:
+                waiting = [pool.submit(self._run, claimed, part, state, series) for part in self.parts]
+                found = [one.result() for one in waiting]
+        by_part = {part.label: values for part, values in zip(self.parts, found, strict=True)}
+        return [statistics.fmean(values) for values in zip(*found, strict=True)], by_part
+
+    def _run(self, claimed: Claimed, part: Part, state: State, series: dict[str, list[float]]) -> list[float]:
+        """Trains one part, or goes on with it, and returns the values of its objectives.
+
+        Raises:
+            Pruned, Left, Dead
+        """
+        folder = self.study.top / f"{claimed.number}{part.label and '-'}{part.label}"
+        if runs.status(runs.read_summary(folder), folder) != "finished":
+            if not (folder / "config.yaml").is_file():
+                texts = [*self.study.asked["train"], *overrides(claimed.params), *part.overrides]
+                self.prepare(texts, folder)
+            elif (status := runs.status(runs.read_summary(folder), folder)) not in (*UNFINISHED, "queued", "failed"):
+                raise Dead(f"{folder.name} is {status} by another process")
+            self._process(claimed, part, folder, state, series)
+        values = [self._value(folder, metric, mode) for metric, mode in self.study.objectives.items()]
+        self._look(claimed, part, folder, state, series)
+        state.value = values[0]
+        return values
+
+    def _process(
+        self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]
+    ) -> None:
+        """Has a process of its own train the run, and looks at what it logs."""
+        place = self._places.get()
+        try:
+            if _told():
+                raise Left
+            job = Job(self.entry, folder, place.variables(), place.threads)
+            self._jobs.append(job)
+            if _told():  # while the process was started
+                job.send(_told())
+            state.part = part.label
+            seen, pruned = 0, False
+            while job.running(POLL_SECONDS):
+                if (now := _stamp(folder / "metrics.csv")) != seen and not pruned:
+                    seen = now
+                    if self._look(claimed, part, folder, state, series) and not _told():
+                        pruned = True
+                        job.send(PRUNE_SIGNAL)
+            code = job.wait()
+            self._jobs.remove(job)
+        finally:
+            self._places.put(place)
+        summary = runs.read_summary(folder)
+        if runs.status(summary, folder) == "finished":  # it may have come to its end before the pruner had thought
+            return
+        if pruned:
+            runs.write_summary(folder, status="pruned", reason=f"pruned at epoch {state.epoch}")
+            raise Pruned
+        if _told():
+            raise Left
+        if code < 0:
+            name = signals.name(-code)
+            runs.end(folder, status="failed", reason=f"killed by {name}")
+            memory = " (by the system, if the memory was full)" if -code == 9 else ""
+            raise Dead(f"killed by {name}{memory}")
+        died = Dead(str(summary.get("reason") or f"ended with exit code {code}"))
+        died.diverged = str(summary.get("error")) == "NonFiniteLoss"
+        raise died
+
+    def _look(self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]) -> bool:
+        """Reads what a run has logged, tells the study what is new, and returns whether to prune."""
+        metric = next(iter(self.study.objectives))
+        values = [value for value in column(folder, metric) if math.isfinite(value)]
+        before = len(series.get(part.label, []))
+        series[part.label] = values
+        state.epoch = len(values)
+        if not self._prunes:
+            return False
+        done = sum(len(series[p.label]) for p in self.parts[: self.parts.index(part)] if p.label in series)
+        for epoch in range(before, len(values)):
+            mean = statistics.fmean(s[epoch] for s in series.values() if len(s) > epoch)
+            state.value = mean
+            if self.study.report(claimed, mean, done + epoch + 1):
+                return True
+        return False
+
+    def _value(self, folder: Path, metric: str, mode: str) -> float:
+        """The best value of a metric that is logged each epoch, or the one of the summary.
+
+        Raises:
+            Dead: there is none.
+        """
+        logged = [value for value in column(folder, metric) if math.isfinite(value)]
+        if logged:
+            return max(logged) if mode == "max" else min(logged)
+        summary = runs.read_summary(folder)
+        flat = {k: v for name in ("final", "test") for k, v in (summary.get(name) or {}).items()}
+        value = flat.get(metric, summary.get(metric) if metric in FROM_SUMMARY else None)
+        if not isinstance(value, int | float):
+            raise Dead(f"the run has no {metric}; it has {', '.join(sorted(flat)) or 'no metric'}")
+        return float(value)
+
+
+def _told() -> int:
+    """The signal that tells this command to stop; 0 where none has come."""
+    return signals.inbox.stop
+
+
+def column(folder: Path, metric: str) -> list[float]:
+    """The values of one column of a run's metrics.csv; none where it has no such column yet."""
+    try:
+        with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            return [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    except (OSError, ValueError):
+        return []
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) >= 1000 or value == int(value) else f"{value:.4f}"
