@@ -97,8 +97,8 @@ def test_folds_and_a_fixed_part_of_the_training_samples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fold": 0}, "data.fold=0: is a part of how many"),
-        ({"folds": 5, "fold": 5}, "data.fold=5: there is no such part of data.folds=5: 0 to 4"),
+        ({"fold": 0}, "data.fold=0 is a part of how many"),
+        ({"folds": 5, "fold": 5}, "data.fold=5 is none of the parts of data.folds=5, which are 0 to 4"),
         ({"folds": 11, "fold": 0}, "data.folds=11: samples of class 2 beside the test set: 10, and each fold needs"),
         (
             {"folds": 11, "fold": 0, "class_names": ["ant", "bee", "cow"]},
@@ -211,5 +211,5 @@ def test_check_arguments():
     assert [name for name, _ in found] == ["val_fraction", "test_fraction", "batch_size", "num_workers"]
     assert DataModule.check_arguments({"val_fraction": 0.1, "test_fraction": 5, "num_workers": "auto"}) == []
     found = dict(DataModule.check_arguments({"folds": 1, "fold": None, "max_samples": 0}))
-    assert found == {"folds": "1 is less than 2 parts", "max_samples": "0 is less than 1"}
+    assert found == {"folds": "is less than 2 parts", "max_samples": "0 is less than 1"}
     assert DataModule.check_arguments({"folds": 5, "fold": 4, "val_fraction": 0.3, "max_samples": 1}) == []

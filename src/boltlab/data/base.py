@@ -177,7 +177,7 @@ class DataModule(LightningDataModule):
         """
         self._divided = True
         for name, message in fold_problems(self.folds, self.fold):
-            raise DataError(f"data.{name}={getattr(self, name)}: {message}")
+            raise DataError(f"data.{name}={getattr(self, name)} {message}")
         if self.folds is None or self.fold is None:
             train, val = split_off(labels, self.val_fraction, self.split_seed)
         else:

@@ -85,11 +85,11 @@ def fold_problems(folds: Any, fold: Any) -> list[tuple[str, str]]:
     if folds is None:
         return [] if fold is None else [("fold", "is a part of how many? give data.folds=… as well")]
     if not isinstance(folds, int) or folds < 2:
-        return [("folds", f"{folds} is less than 2 parts")]
+        return [("folds", "is less than 2 parts")]
     if fold is None:
         return [("folds", f"needs the part that validates: data.fold=0 to data.fold={folds - 1}")]
     if not isinstance(fold, int) or not 0 <= fold < folds:
-        return [("fold", f"there is no such part of data.folds={folds}: 0 to {folds - 1}")]
+        return [("fold", f"is none of the parts of data.folds={folds}, which are 0 to {folds - 1}")]
     return []
 
 
