@@ -31,7 +31,8 @@ def split_off(labels: Tensor, size: float | int, seed: int) -> tuple[Tensor, Ten
         by_remainder = (quota - take).argsort(descending=True, stable=True)
         take[by_remainder[: count - int(take.sum())]] += 1
         take = take.minimum((counts - 1).clamp(min=0))
-        chosen = torch.cat([order[labels[order] == label][:number] for label, number in enumerate(take.tolist())])
+        order, place = _by_class(order, labels)
+        chosen = order[place < take[labels[order]]]
     return _rest_and(chosen, len(labels))
 
 
@@ -57,7 +58,7 @@ def take_fold(
             raise DataError(
                 f"data.folds={folds}: samples of class {name!r} beside the test set: {count}, and each fold needs one"
             )
-        order = order[labels[order].argsort(stable=True)]
+        order, _ = _by_class(order, labels)
     return _rest_and(order[fold::folds], len(labels))
 
 
@@ -71,11 +72,10 @@ def thin_out(labels: Tensor, count: int, seed: int) -> Tensor:
     """
     order = _shuffled(len(labels), seed)
     if not labels.is_floating_point():
-        order = order[labels[order].argsort(stable=True)]
         counts = torch.bincount(labels)
         if count < (classes := int((counts > 0).sum())):
             raise DataError(f"data.max_samples={count} is less than one sample of each of the {classes} classes")
-        place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]  # of a sample within its class
+        order, place = _by_class(order, labels)
         order = order[(place.double() / counts[labels[order]]).argsort(stable=True)]
     return order[:count].sort().values
 
@@ -95,6 +95,13 @@ def fold_problems(folds: Any, fold: Any) -> list[tuple[str, str]]:
 
 def _shuffled(count: int, *key: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(random_key(*key)))
+
+
+def _by_class(order: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The samples of `order` class after class, in each class in that order; and the place of each in its class."""
+    order = order[labels[order].argsort(stable=True)]
+    counts = torch.bincount(labels)
+    return order, torch.arange(len(order)) - (counts.cumsum(0) - counts)[labels[order]]
 
 
 def _rest_and(chosen: Tensor, count: int) -> tuple[Tensor, Tensor]:
