@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -113,6 +114,11 @@ MISTAKES = {
         "data.batch_size=64",
         "is the global batch, divided over 3 processes: take a multiple, for example 66",
     ),
+    "data.fold=0": ("data.fold=0", "is a part of how many? give data.folds=… as well"),
+    "data.folds=5": ("data.folds=5", "needs the part that validates: data.fold=0 to data.fold=4"),
+    "data.folds=1": ("data.folds=1", "is less than 2 parts"),
+    "data.folds=five": ("data.folds=five", "Digits takes int, null"),
+    "data.max_samples=0": ("data.max_samples=0", "0 is less than 1"),
     # paths
     "data_dir=/a=b": ("data_dir=/a=b", f"""cannot be read; {QUOTE} 'data_dir="/a=b"'"""),
     "data_dir=/数据": ("data_dir=/数据", f"""cannot be read; {QUOTE} 'data_dir="/数据"'"""),
@@ -150,6 +156,17 @@ def test_all_mistakes_are_listed_at_once_and_fit_a_screen(boltlab):
     for where in given:
         assert f"\n  {where}\n" in err
     assert len(err.splitlines()) < 24 and "Traceback" not in err
+
+
+def test_folds_that_cannot_be(boltlab, small_data):
+    code, _, err = boltlab("train", "data.folds=5", "data.fold=5")
+    assert code == 2 and "\n  data.fold=5\n      is none of the parts of data.folds=5, which are 0 to 4\n" in err
+    code, _, err = boltlab("train", "-m", "data.folds=3", "data.fold=0,1,3")
+    assert code == 2 and "1 mistake " in err and "\n  data.fold=3\n" in err
+    Path("images/train").rename("images/valid")
+    shutil.copytree("images/valid", "images/train")
+    code, _, err = boltlab("train", "data=image_folder", "data.root=images", "data.folds=2", "data.fold=0")
+    assert code == 2 and "\n  data.folds=2\n      images/valid is a validation set of its own, and folds" in err
 
 
 def test_cfg_names_a_mistake_too(boltlab):

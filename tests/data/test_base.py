@@ -1,3 +1,4 @@
+import zlib
 from dataclasses import dataclass
 
 import pytest
@@ -5,9 +6,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from boltlab.data.augment import Augment
-from boltlab.data.base import DataModule, split_off, three_splits
+from boltlab.data.base import DataModule
 from boltlab.data.digits import Digits
 from boltlab.data.loader import TensorData
+from boltlab.data.tabular import Diabetes
 from boltlab.errors import DataError
 
 pytestmark = [
@@ -59,38 +61,65 @@ def augmented_digits(**options):
     return Digits(augment=Augment(input_shape=(1, 28, 28), crop="padded", policy="trivialaugment"), **options)
 
 
-def test_split_off_is_stratified_exact_and_repeatable():
-    rest, chosen = split_off(LABELS, 0.15, seed=0)
-    assert torch.bincount(LABELS[chosen]).tolist() in ([9, 5, 1], [9, 4, 2])
-    assert sorted([*rest.tolist(), *chosen.tolist()]) == list(range(100))
-    assert torch.equal(chosen, split_off(LABELS, 15, seed=0)[1])
-    assert not torch.equal(chosen, split_off(LABELS, 15, seed=1)[1])
-
-
-def test_split_off_keeps_a_sample_of_every_class():
-    rest, chosen = split_off(torch.tensor([0] * 20 + [1, 2]), 0.9, seed=0)
-    assert rest.tolist()[-2:] == [20, 21]
-    assert len(chosen) == 18
-
-
-def test_split_off_of_a_regression_is_random():
-    _, chosen = split_off(torch.arange(100).float(), 0.3, seed=0)
-    assert len(chosen) == 30
-    assert chosen.tolist() != list(range(30))
-
-
-@pytest.mark.parametrize("size", [0, 100, 200, 0.001, 0.999])
-def test_split_off_refuses_an_empty_part(size):
-    with pytest.raises(DataError, match="both parts need at least one"):
-        split_off(LABELS, size, seed=0)
-
-
 def test_three_splits_are_disjoint_and_no_seed_moves_test():
-    one, other = three_splits(LABELS, 0.2, 0.25, split_seed=0), three_splits(LABELS, 0.2, 0.25, split_seed=1)
+    one = Numbers(val_fraction=0.25).three_splits(LABELS, 0.2)
     assert sorted(torch.cat(list(one.values())).tolist()) == list(range(100))
     assert {split: len(indices) for split, indices in one.items()} == {"train": 60, "val": 20, "test": 20}
-    assert torch.equal(one["test"], other["test"])
-    assert not torch.equal(one["val"], other["val"])
+    for options in ({"split_seed": 1}, {"folds": 4, "fold": 3}, {"folds": 5, "fold": 0, "seed": 9}):
+        other = Numbers(val_fraction=0.25, **options).three_splits(LABELS, 0.2)
+        assert torch.equal(one["test"], other["test"])
+        assert not torch.equal(one["val"], other["val"])
+
+
+def test_the_ordinary_split_is_the_one_it_always_was():
+    def checksums(tensors):
+        return [zlib.crc32(tensor.contiguous().numpy().tobytes()) for tensor in tensors]
+
+    data = Numbers(val_fraction=0.25, split_seed=3)
+    assert checksums(data.three_splits(LABELS, 0.2).values()) == [729646196, 1003015898, 3852856758]
+    assert checksums(data.three_splits(LABELS.float(), 0.2).values()) == [3588797401, 1000672619, 1847445522]
+    for data, expected in ((Digits(), [2384423283, 2265570724, 1510307679]),
+                           (Diabetes(), [504907710, 3279232836, 637313651])):  # fmt: skip
+        assert checksums(data.dataset(split).labels for split in ("train", "val", "test")) == expected
+
+
+def test_folds_and_a_fixed_part_of_the_training_samples():
+    data = [Numbers(folds=5, fold=fold, val_fraction=0.9, max_samples=40, seed=fold) for fold in range(5)]
+    parts = [each.train_and_val(LABELS) for each in data]
+    assert sorted(torch.cat([val for _, val in parts]).tolist()) == list(range(100))
+    for train, val in parts:
+        assert torch.bincount(LABELS[train]).tolist() == [24, 12, 4]
+        assert not set(train.tolist()) & set(val.tolist())
+    whole, _ = Numbers(folds=5, fold=1, max_samples=80).train_and_val(LABELS)
+    assert sorted([*whole.tolist(), *parts[1][1].tolist()]) == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fold": 0}, "data.fold=0 is a part of how many"),
+        ({"folds": 5, "fold": 5}, "data.fold=5 is none of the parts of data.folds=5, which are 0 to 4"),
+        ({"folds": 11, "fold": 0}, "data.folds=11: samples of class 2 beside the test set: 10, and each fold needs"),
+        (
+            {"folds": 11, "fold": 0, "class_names": ["ant", "bee", "cow"]},
+            "samples of class 'cow' beside the test set: 10,",
+        ),
+        ({"max_samples": 2}, "data.max_samples=2 is less than one sample of each of the 3 classes"),
+    ],
+)
+def test_a_division_that_cannot_be_is_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        Numbers(**options).train_and_val(LABELS)
+
+
+def test_data_that_do_not_divide_refuse_folds_and_max_samples():
+    with pytest.raises(DataError, match=r"data.folds=5: the val split of Numbers is not divided by train_and_val\(\)"):
+        Numbers(folds=5, fold=0).setup("validate")
+    with pytest.raises(DataError, match=r"data.max_samples=3: Numbers has no kept\(\) or train_and_val\(\)"):
+        Numbers(max_samples=3).setup("fit")
+    data = Numbers(folds=5, fold=0, max_samples=3)
+    data.setup("test")  # neither of them is of the test split
+    assert len(data.dataset("test")) == 20
 
 
 def test_lightning_sets_the_epoch_and_the_tail_is_kept():
@@ -181,3 +210,6 @@ def test_check_arguments():
     found = DataModule.check_arguments({"val_fraction": 1.5, "test_fraction": 0, "batch_size": 0, "num_workers": -1})
     assert [name for name, _ in found] == ["val_fraction", "test_fraction", "batch_size", "num_workers"]
     assert DataModule.check_arguments({"val_fraction": 0.1, "test_fraction": 5, "num_workers": "auto"}) == []
+    found = dict(DataModule.check_arguments({"folds": 1, "fold": None, "max_samples": 0}))
+    assert found == {"folds": "is less than 2 parts", "max_samples": "0 is less than 1"}
+    assert DataModule.check_arguments({"folds": 5, "fold": 4, "val_fraction": 0.3, "max_samples": 1}) == []

@@ -36,3 +36,23 @@ def test_images_and_statistics_of_the_config():
     pixels = data.normalize(data.dataset("train").x)
     assert abs(pixels.mean()) < 1e-3
     assert abs(pixels.std() - 1) < 1e-3
+
+
+def test_five_folds_hold_every_digit_and_leave_test_alone():
+    data = [Digits(folds=5, fold=fold, seed=fold) for fold in range(5)]
+    everything = Digits().class_counts("train") + Digits().class_counts("val")
+    assert torch.equal(sum(each.class_counts("val") for each in data), everything)
+    for each in data:
+        assert torch.equal(each.class_counts("val") + each.class_counts("train"), everything)
+        assert (each.class_counts("val") - everything / 5).abs().max() < 1
+        assert torch.equal(each.dataset("test").x, Digits().dataset("test").x)
+    assert torch.equal(data[0].dataset("val").x, Digits(folds=5, fold=0).dataset("val").x)
+    assert not torch.equal(data[0].dataset("val").x, Digits(folds=5, fold=0, split_seed=1).dataset("val").x)
+
+
+def test_a_fixed_part_of_the_training_images():
+    data, other = Digits(max_samples=200), Digits(max_samples=200, seed=3)
+    assert data.class_counts().tolist() == [20] * 10
+    assert torch.equal(data.dataset("train").x, other.dataset("train").x)
+    assert torch.equal(data.dataset("val").x, Digits().dataset("val").x)
+    assert torch.equal(Digits(max_samples=5000).dataset("train").x, Digits().dataset("train").x)

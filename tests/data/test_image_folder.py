@@ -1,5 +1,6 @@
 import errno
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -381,3 +382,39 @@ def test_a_folder_that_does_not_fit_in_memory(noisy, monkeypatch):
     monkeypatch.setattr("boltlab.data.image_folder.available_memory", lambda: 5000)
     with pytest.raises(DataError, match="18 images of 16x16 in each of 1 .* need 1.38e-05 GB .* data.cache=disk"):
         batches(module(noisy, cache="memory"), "train")
+
+
+@pytest.mark.parametrize("layout", ["train", "."])
+def test_folds_of_a_folder_without_val(tmp_path, layout):
+    fill(tmp_path / layout, number=10)
+    data = [module(tmp_path, folds=3, fold=fold, test_fraction=0.2, seed=fold) for fold in range(3)]
+    number = 10 if layout == "train" else 8
+    vals = [file for each in data for file in each.dataset("val").files]
+    assert len(vals) == len(set(vals)) == 3 * number
+    for each in data:
+        assert {*each.dataset("train").files, *each.dataset("val").files} == set(vals)
+        assert (each.class_counts("val") - number / 3).abs().max() < 1
+        assert all(COLOURS[name] == colour for colour, name in colours_and_labels(each, "val"))
+        if layout == ".":
+            assert each.dataset("test").files == data[0].dataset("test").files
+            assert not {*each.dataset("test").files} & set(vals)
+    with pytest.raises(DataError, match=f"data.folds=20: samples of class 'cat' beside the test set: {number}"):
+        module(tmp_path, folds=20, fold=0, test_fraction=0.2).dataset("train")
+
+
+def test_folds_of_a_folder_with_val_are_refused(root):
+    message = f"{root / 'val'} is a validation set of its own"
+    with pytest.raises(DataError, match=f"data.folds=5: {re.escape(message)}"):
+        module(root, folds=5, fold=0).dataset("train")
+    found = ImageFolder.check_arguments({"root": str(root), "folds": 5, "fold": 0})
+    assert [(name, message in text) for name, text in found] == [("folds", True)]
+    (root / "val").rename(root / "elsewhere")
+    assert ImageFolder.check_arguments({"root": str(root), "folds": 5, "fold": 0}) == []
+
+
+def test_a_fixed_part_of_the_training_files(root):
+    data = module(root, max_samples=9)
+    assert [data.class_counts(split).tolist() for split in ("train", "val", "test")] == [[3] * 3, [2] * 3, [3] * 3]
+    assert set(data.dataset("train").files) < set(module(root).dataset("train").files)
+    assert data.dataset("train").files == module(root, max_samples=9, seed=4).dataset("train").files
+    assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, "train"))

@@ -1,4 +1,5 @@
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,43 @@ def test_synthetic_classes_can_be_told_apart():
     centres = torch.stack([train.x[train.labels == label].mean(0) for label in range(10)])
     accuracy = (torch.cdist(test.x, centres).argmin(1) == test.labels).float().mean()
     assert accuracy > 0.6
+
+
+def made(kind, tmp_path, **options):
+    if kind == "csv":
+        return classes(tmp_path, **options)
+    if kind == "houses":
+        columns = ["rooms", "area", "year", "price"]
+        return CSV(path=str(EXAMPLES / "houses.csv"), columns=columns, target="price", task="regression", **options)
+    return {"diabetes": Diabetes, "synthetic": partial(SyntheticClasses, num_rows=300)}[kind](**options)
+
+
+@pytest.mark.parametrize("kind", ["csv", "houses", "diabetes", "synthetic"])
+def test_folds_of_a_table(kind, tmp_path):
+    plain = made(kind, tmp_path)
+    data = [made(kind, tmp_path, folds=4, fold=fold, seed=fold) for fold in range(4)]
+
+    def rows(table, split):
+        """Which rows of the table they are."""
+        part, (x, _) = table.dataset(split), table.table()
+        found = torch.cdist((x - table.mean) / table.std, part.x.double()).argmin(0)
+        assert len(set(found.tolist())) == len(part)
+        return set(found.tolist())
+
+    shared, vals = rows(plain, "train") | rows(plain, "val"), [rows(each, "val") for each in data]
+    assert set.union(*vals) == shared
+    assert sum(map(len, vals)) == len(shared)
+    assert max(map(len, vals)) - min(map(len, vals)) <= 1
+    for each, val in zip(data, vals, strict=True):
+        assert rows(each, "train") == shared - val
+        assert rows(each, "test") == rows(plain, "test")
+        if each.task == "classification":
+            counts = plain.class_counts("train") + plain.class_counts("val")
+            assert (each.class_counts("val") - counts / 4).abs().max() < 1
+
+
+def test_a_table_is_standardized_by_the_rows_that_are_kept():
+    data = Diabetes(folds=5, fold=2, max_samples=40)
+    assert (len(data.dataset("train")), len(data.dataset("val"))) == (40, 71)
+    mean = data.dataset("train").x.double().mean(0)
+    torch.testing.assert_close(mean, torch.zeros(10).double(), atol=1e-5, rtol=0)

@@ -220,3 +220,15 @@ def test_the_config_agrees_with_torchvision(name):
     if name == "fashion_mnist":
         assert config["class_names"] == cls.classes
     assert len(config["mean"]) == len(config["std"]) == config["input_shape"][0]
+
+
+def test_folds_and_a_fixed_part_of_the_official_training_set(tmp_path, mirror):
+    data = [mnist(tmp_path, folds=3, fold=fold, max_samples=20) for fold in range(3)]
+    data[0].prepare_data()
+    vals = torch.cat([each.dataset("val").x for each in data]).flatten(1).tolist()
+    assert sorted(vals) == sorted(torch.from_numpy(images_of(True)).flatten(1).tolist())
+    for each in data:
+        assert each.class_counts("val").tolist() == each.class_counts("train").tolist() == [2] * 10
+        assert torch.equal(each.dataset("test").x.squeeze(1), torch.from_numpy(images_of(False)))
+    with pytest.raises(DataError, match="data.folds=7: samples of class 0 beside the test set: 6"):
+        mnist(tmp_path, folds=7, fold=0).prepare_data()

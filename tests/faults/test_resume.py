@@ -284,6 +284,18 @@ def test_what_a_checkpoint_restores_is_not_changed_in_silence(run, change):
     assert change.partition("=")[0] in child.stderr and "init_from=" in child.stderr
 
 
+def test_a_fold_goes_on_with_its_own_samples(run):
+    fold = (*QUICK, EVERY_3, "data.folds=5", "data.fold=1", "data.max_samples=1000")
+    _, expected = run("whole", *fold)
+    run("a", *fold, before=at_step(15), code=-signal.SIGKILL)
+    for change in ("data.fold=2", "data.folds=4", "data.max_samples=900"):
+        child, _ = run("a", "train", "resume=latest", change, code=1)
+        key, _, now = change.partition("=")
+        assert re.search(rf"{key} was \d+, is now {now}: .* resume_changed=restart_epoch", child.stderr)
+    _, found = run("a", "train", "resume=latest")
+    assert_same(expected, found)
+
+
 def test_other_data_are_noticed(run, tmp_path):
     def table(rows):
         lines = ["a,b,y", *(f"{i % 7},{i % 5},{i % 3}" for i in range(rows))]

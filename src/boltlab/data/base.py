@@ -19,7 +19,8 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from boltlab.data.loader import Batches, Loader, TensorData, available_cores
-from boltlab.data.samplers import EvalSampler, TrainSampler, random_key
+from boltlab.data.samplers import EvalSampler, TrainSampler
+from boltlab.data.splits import fold_problems, split_off, take_fold, thin_out
 from boltlab.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -27,40 +28,6 @@ Split = Literal["train", "val", "test"]
 MAX_AUTO_WORKERS = 16
 # Below this many samples in memory, starting workers costs more than they save.
 MIN_SAMPLES_FOR_WORKERS = 20_000
-
-
-def split_off(labels: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:
-    """Choose `size` samples (a fraction, or a number if it is an int): (indices of the rest, chosen), both sorted.
-
-    Integer labels are stratified: every class gives its share, to within one sample, and keeps at least one. Float
-    labels (regression) are drawn at random.
-    """
-    count = round(len(labels) * size) if isinstance(size, float) else size
-    if not 0 < count < len(labels):
-        raise DataError(f"cannot split {size} off {len(labels)} samples: both parts need at least one")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(random_key(seed)))
-    if labels.is_floating_point():
-        chosen = order[:count]
-    else:
-        counts = torch.bincount(labels)
-        quota = counts.double() * count / len(labels)
-        take = quota.floor().long()
-        by_remainder = (quota - take).argsort(descending=True, stable=True)
-        take[by_remainder[: count - int(take.sum())]] += 1
-        take = take.minimum((counts - 1).clamp(min=0))
-        chosen = torch.cat([order[labels[order] == label][:number] for label, number in enumerate(take.tolist())])
-    mask = torch.zeros(len(labels), dtype=torch.bool)
-    mask[chosen] = True
-    return (~mask).nonzero().flatten(), mask.nonzero().flatten()
-
-
-def three_splits(
-    labels: Tensor, test_fraction: float | int, val_fraction: float | int, split_seed: int
-) -> dict[Split, Tensor]:
-    """Indices of train, val and test for data without splits of its own. No seed moves test."""
-    rest, test = split_off(labels, test_fraction, seed=0)
-    train, val = split_off(labels[rest], val_fraction, split_seed)
-    return {"train": rest[train], "val": rest[val], "test": test}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -75,6 +42,11 @@ class DataModule(LightningDataModule):
     seed: of the order of samples and of augmentation.
     split_seed: of the boundary between train and val only: another `seed` keeps it, and it never moves test.
     val_fraction: share of the training samples set aside for validation, or their number if it is an int.
+    folds, fold: cross-validation, with both: the samples that train and val share are divided into `folds` equal parts,
+        stratified by class; part number `fold` (from 0) is val, the others are train, and `val_fraction` is not looked
+        at. The division follows (split_seed, folds) alone. Data that bring their own validation set refuse it.
+    max_samples: training samples kept after the split, for quick trials: a fixed part, stratified by class, of
+        (split_seed, max_samples) alone. None, or more than there are, keeps all. Val and test stay whole.
     num_classes, class_names: "auto" where the data alone can tell; None in regression.
     sampler: "balanced" draws every class equally often, with replacement; an epoch keeps its length.
     """
@@ -84,6 +56,9 @@ class DataModule(LightningDataModule):
     seed: int = 0
     split_seed: int = 0
     val_fraction: float | int = 0.1
+    folds: int | None = None
+    fold: int | None = None
+    max_samples: int | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     device_memory_share: float = 0.3
     num_classes: int | Literal["auto"] | None = None
@@ -98,11 +73,15 @@ class DataModule(LightningDataModule):
         self._datasets: dict[Split, Any] = {}
         self._on_device: dict[Split, TensorData] = {}
         self._said = False
+        self._divided = self._thinned = False
 
     # What a subclass defines
 
     def load(self, split: Split) -> Any:
-        """The split's dataset, as the file's head says; called once for each split in use."""
+        """The split's dataset, as the file's head says; called once for each split in use.
+
+        What train and val share is divided by `train_and_val`; a training set of its own is thinned out by `kept`.
+        """
         raise NotImplementedError
 
     def batches(self, split: Split, augment: bool) -> Batches:
@@ -121,7 +100,8 @@ class DataModule(LightningDataModule):
         share = arguments.get("device_memory_share")
         if isinstance(share, (int, float)) and not 0 <= share <= 1:
             problems.append(("device_memory_share", f"{share} is outside 0..1"))
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0)):
+        problems += fold_problems(arguments.get("folds"), arguments.get("fold"))
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0), ("max_samples", 1)):
             number = arguments.get(name)
             if isinstance(number, int) and number < least:
                 problems.append((name, f"{number} is less than {least}"))
@@ -137,6 +117,8 @@ class DataModule(LightningDataModule):
             dataset = self.load(split)
             if len(dataset) == 0:
                 raise DataError(f"the {split} split is empty")
+            if split != "test":
+                self._refuse_what_load_left_out(split)
             self._datasets[split] = dataset
         return self._datasets[split]
 
@@ -185,6 +167,45 @@ class DataModule(LightningDataModule):
         """Samples of each class, int64 [num_classes]."""
         minlength: int = self.num_classes if isinstance(self.num_classes, int) else 0
         return torch.bincount(self.dataset(split).labels, minlength=minlength)
+
+    # What a `load` divides by
+
+    def train_and_val(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Indices of train and val among the samples that they share, both sorted: by `val_fraction` or by `folds`.
+
+        labels: of those samples, int64 [N] or float [N].
+        """
+        self._divided = True
+        for name, message in fold_problems(self.folds, self.fold):
+            raise DataError(f"data.{name}={getattr(self, name)} {message}")
+        if self.folds is None or self.fold is None:
+            train, val = split_off(labels, self.val_fraction, self.split_seed)
+        else:
+            names = self.class_names if isinstance(self.class_names, list) else None
+            train, val = take_fold(labels, self.folds, self.fold, self.split_seed, names)
+        return train[self.kept(labels[train])], val
+
+    def three_splits(self, labels: Tensor, test_fraction: float | int) -> dict[Split, Tensor]:
+        """Indices of train, val and test for data without splits of its own. No seed moves test."""
+        rest, test = split_off(labels, test_fraction, seed=0)
+        train, val = self.train_and_val(labels[rest])
+        return {"train": rest[train], "val": rest[val], "test": test}
+
+    def kept(self, labels: Tensor) -> Tensor:
+        """Indices of the training samples, which have these labels, that `max_samples` keeps."""
+        self._thinned = True
+        if self.max_samples is None or self.max_samples >= len(labels):
+            return torch.arange(len(labels))
+        return thin_out(labels, self.max_samples, self.split_seed)
+
+    def _refuse_what_load_left_out(self, split: Split) -> None:
+        name = type(self).__name__
+        if self.folds is not None and not self._divided:
+            raise DataError(f"data.folds={self.folds}: the {split} split of {name} is not divided by train_and_val()")
+        if self.max_samples is not None and split == "train" and not self._thinned:
+            raise DataError(
+                f"data.max_samples={self.max_samples}: {name} has no kept() or train_and_val() in its load()"
+            )
 
     # Parts
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from boltlab.data.base import Split, three_splits
+from boltlab.data.base import Split
 from boltlab.data.images import ImageDataModule
 from boltlab.data.loader import TensorData
 
@@ -38,7 +38,7 @@ class Digits(ImageDataModule):
         pixels = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)
         images = interpolate(pixels, size=(28, 28), mode="bicubic").round().clamp(0, 255).to(torch.uint8)
         data = TensorData(images, torch.from_numpy(bunch.target).long())
-        splits = three_splits(data.labels, self.test_fraction, self.val_fraction, self.split_seed)
+        splits = self.three_splits(data.labels, self.test_fraction)
         return {split: data.subset(indices) for split, indices in splits.items()}
 
     def load(self, split: Split) -> TensorData:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from boltlab.data.base import Split, split_off, three_splits
+from boltlab.data.base import Split
 from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memory, progress_bar
 from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
@@ -80,13 +80,13 @@ class ImageFolder(ImageDataModule):
     root: holds `train` (and `val`, `test`), each with one folder a class; or the class folders themselves.
     Without `val`, `val_fraction` of train is set aside, stratified. Without `test`, the test split is val (as it is
     custom for ImageNet) and a warning says so. Class folders straight in root are split by `val_fraction` and
-    `test_fraction`.
+    `test_fraction`. `folds` need a root without `val`.
     class_names: "auto" takes the folders' names when the config is resolved; a list must name exactly the folders.
     max_bad_files: so many unreadable files of a split are skipped and listed instead of ending the run.
     cache: "memory" decodes each split once, when it is first used, by all cores; batches are then made as those of
         MNIST and CIFAR, on the GPU where they fit. Each process keeps the whole. Unreadable files are left out at once,
         so those behind them take other places in the order. "disk" keeps decoded images below `cache_dir`, for later
-        runs and for all processes of the machine; other files or another `split_seed` make another cache. Both hold
+        runs and for all processes of the machine; other files or another split make another cache. Both hold
         what evaluation sees, pixel by pixel; only where the augmentation takes parts of the stored image
         (augment.crop=resized), training images are kept whole, shrunk to `cache_size`.
     cache_size: shorter side in pixels; None is what leaves evaluation its `resize`, or 8/7 of the input (256 for 224).
@@ -124,6 +124,9 @@ class ImageFolder(ImageDataModule):
         shape, size = arguments.get("input_shape"), arguments.get("cache_size")
         if isinstance(size, int) and isinstance(shape, (list, tuple)) and len(shape) == 3 and size < max(shape[1:]):
             problems.append(("cache_size", f"{size} is less than the {max(shape[1:])} pixels of the input"))
+        val = _present_splits(Path(str(arguments.get("root")))).get("val")
+        if arguments.get("folds") is not None and val is not None:
+            problems.append(("folds", no_folds(val)))
         return problems
 
     @property
@@ -139,12 +142,14 @@ class ImageFolder(ImageDataModule):
         splits = {split: self._read(folder) for split, folder in parts.items()}
         train = splits["train"]
         if parts["train"] == root:
-            chosen = three_splits(train.labels, self.test_fraction, self.val_fraction, self.split_seed)
+            chosen = self.three_splits(train.labels, self.test_fraction)
             return {split: train.subset(indices) for split, indices in chosen.items()}
         if "val" not in splits:
-            kept, chosen_for_val = split_off(train.labels, self.val_fraction, self.split_seed)
-            splits |= {"train": train.subset(kept), "val": train.subset(chosen_for_val)}
-        return splits
+            kept, chosen_for_val = self.train_and_val(train.labels)
+            return splits | {"train": train.subset(kept), "val": train.subset(chosen_for_val)}
+        if self.folds is not None:
+            raise DataError(f"data.folds={self.folds}: {no_folds(parts['val'])}")
+        return splits | {"train": train.subset(self.kept(train.labels))}
 
     def _read(self, folder: Path) -> FolderData:
         files: list[str] = []
@@ -224,6 +229,13 @@ def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown
 def fits_in_memory(size: int) -> bool:
     free = available_memory()
     return free is None or size <= MEMORY_SHARE * free
+
+
+def no_folds(val: Path) -> str:
+    return (
+        f"{val} is a validation set of its own, and folds divide the samples that train and val share: leave folds out,"
+        f" or take a root without {val.name}"
+    )
 
 
 def split_folders(root: Path) -> dict[Split, Path]:

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_diabetes, make_classification
 from torch import Tensor
 
-from boltlab.data.base import DataModule, Split, three_splits
+from boltlab.data.base import DataModule, Split
 from boltlab.data.loader import TensorData
 from boltlab.errors import DataError
 
@@ -44,7 +44,7 @@ class TableDataModule(DataModule):
     @cached_property
     def _splits(self) -> dict[Split, TensorData]:
         x, y = self.table()
-        rows = three_splits(y, self.test_fraction, self.val_fraction, self.split_seed)
+        rows = self.three_splits(y, self.test_fraction)
         train = x[rows["train"]]
         self.mean = train.mean(0)
         std = train.std(0, correction=0)

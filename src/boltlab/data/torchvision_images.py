@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from boltlab.data.base import Split, split_off
+from boltlab.data.base import Split
 from boltlab.data.images import ImageDataModule
 from boltlab.data.loader import TensorData
 from boltlab.errors import DataError
@@ -58,7 +58,7 @@ class TorchvisionImages(ImageDataModule):
     @cached_property
     def _splits(self) -> dict[Split, TensorData]:
         data = self.read(train=True)
-        train, val = split_off(data.labels, self.val_fraction, self.split_seed)
+        train, val = self.train_and_val(data.labels)
         return {"train": data.subset(train), "val": data.subset(val), "test": self.read(train=False)}
 
     def prepare_data(self) -> None:
