@@ -348,7 +348,8 @@ def sweep_values(key: str, given: Any) -> Values:
         raise ValueError("names one value: give choice(a,b), range(start,stop,step) or interval(low,high)")
     values: Any = override.value()
     if isinstance(values, IntervalSweep):
-        low, high, log = values.start or 0, values.end or 0, "log" in values.tags
+        assert values.start is not None and values.end is not None
+        low, high, log = values.start, values.end, "log" in values.tags
         if not low < high or (log and low <= 0):
             raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
         return Values(low=low, high=high, log=log)

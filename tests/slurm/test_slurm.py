@@ -135,3 +135,36 @@ def test_the_job_file_is_queued_again_at_its_time_limit_and_goes_on(cluster, tmp
     said = Path("out").read_text()
     assert "goes on from last.ckpt, step " in said and "stopped by SIGUSR1" in said, said
     assert len(runs.read_summary(folder)["resumed"]) == 1 and len(list(runs.folders("logs"))) == 1
+
+
+def test_workers_of_a_sweep_are_jobs_and_those_that_are_stopped_go_on_with_their_trials(cluster, boltlab, tmp_path):
+    from boltlab.sweeps.study import open_storage
+
+    space = ("optimizer.lr=tag(log,interval(1e-3,1e-1))", "pruner=none", "sweep.trials=3", "workers=2")
+    command = ("sweep", *QUICK, *space, *SLURM, "launcher.partition=low", *pause(tmp_path, 14))
+    code, out, err = boltlab(*command, "launcher.wait=false")
+    assert code == 0 and "2 in all" in out, (out, err)
+    (top,) = (path.parent for path in Path("logs/train").glob("*/sweep.json"))
+    cluster.wait_for("both workers in a trial", lambda: all((top / n / "paused").exists() for n in "01"), 120)
+    ids = [job(top / "workers" / name) for name in "01"]
+
+    def waiting():
+        return [cluster.run("squeue", "-h", "-r", "-o", "%T", "-j", number) == "PENDING" for number in ids]
+
+    cluster.run("scontrol", "requeue", ids[0])
+    cluster.run("scancel", "--signal=USR1", ids[1])  # what Slurm sends before the time limit
+    cluster.wait_for("two that wait", lambda: all(waiting()))
+    assert [runs.read_summary(top / n)["status"] for n in "01"] == ["interrupted"] * 2
+    (top / "2").mkdir()
+    (top / "2" / "paused").touch()  # the third is not to wait
+    for number in ids:
+        cluster.run("scontrol", "update", f"jobid={number}", "StartTime=now+2")
+    code, out, err = boltlab(*command)  # watches them, and submits none
+    said = "".join((top / "workers" / name / "output.txt").read_text() for name in "01")
+    assert code == 0 and "3 of 3" in said, (out, err, said)
+    storage = open_storage(None, top)
+    trials = storage.get_all_trials(storage.get_all_studies()[0]._study_id)
+    assert [t.state.name for t in trials] == ["COMPLETE"] * 3
+    assert len({t.params["optimizer.lr"] for t in trials}) == 3
+    assert [len(runs.read_summary(top / n)["resumed"]) for n in "01"] == [1, 1]
+    assert (top / "best.yaml").exists() and (top / "report.html").exists()

@@ -79,12 +79,14 @@ def _main(overrides: list[str]) -> int:
     before = runs.read_json(top / ASKED)
     trials = sweep.trials or (None if asked["sampler"]["_target_"] == studies.GRID else TRIALS)
     how_long = {"trials": trials, "timeout_minutes": sweep.timeout_minutes}
-    begun = {"started": before.get("started", time.time()), "command": overrides}
+    begun = {"started": before.get("started", time.time()), "command": [studies.masked(text) for text in overrides]}
     runs.write_json(top / ASKED, {"of": studies.definition(asked), **how_long, **begun, "asked": asked})
     print(f"{runs.shown(top)}{' goes on' if before else ''}", flush=True)
     study = Study(top, asked, trials, options.storage, key=_key(top))
     if launcher is not None:
         _launch(launcher, study, options)
+        if not getattr(launcher, "wait", True):
+            return 0
     else:
         _work(study, parts, _places(base, options.workers, study), sweep.timeout_minutes, live=True)
     return _end(study)

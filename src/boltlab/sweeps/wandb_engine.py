@@ -29,6 +29,11 @@ def refuse(asked: Mapping[str, Any], space: Sequence[Dimension], storage: str | 
         for d in space
         if d.when is not None
     ]
+    mistakes += [
+        Mistake(f"sweep.space.{d.key}", "is a whole number by its logarithm, which W&B draws as 96.0: give a choice")
+        for d in space
+        if d.values.log and d.values.whole
+    ]
     for key, known in (("sampler", METHODS), ("pruner", PRUNERS)):
         name = asked[key]["_target_"].rpartition(".")[2]
         if name not in known:
@@ -71,11 +76,9 @@ def _parameter(d: Dimension) -> dict[str, Any]:
     v = d.values
     if v.texts:
         return {"values": list(v.texts)}
-    if v.step is not None and not v.log:
-        return {"distribution": "q_uniform", "q": v.step, "min": v.low, "max": v.high}
+    if v.step is not None:  # W&B's own steps are floats: 96.0 for 96
+        return {"values": [v.low + i * v.step for i in range(int(d.size()))]}
     kind = "log_uniform_values" if v.log else "int_uniform" if v.whole else "uniform"
-    if v.log and v.whole:
-        return {"distribution": "q_log_uniform_values", "q": 1, "min": v.low, "max": v.high}
     return {"distribution": kind, "min": v.low, "max": v.high}
 
 

@@ -1,0 +1,72 @@
+"""What is given to the W&B server, and what its agents would start; the server itself is not to be had in a test."""
+
+import pytest
+
+from boltlab.check import ConfigError
+from boltlab.config import compose
+from boltlab.sweeps import space as spaces
+from boltlab.sweeps import wandb_engine
+
+ASKED = {
+    "name": "s",
+    "train": ["data=digits", "model=mlp", "test=false"],
+    "objectives": {"val_acc": "max"},
+    "sampler": {"_target_": "optuna.samplers.TPESampler"},
+    "pruner": {"_target_": "optuna.pruners.HyperbandPruner", "min_resource": 2, "max_resource": "auto"},
+    "parts": [["", []]],
+}
+SPACE = {
+    "optimizer": "choice(sgd,adamw)",
+    "optimizer.lr": "tag(log,interval(1e-4,1e-1))",
+    "optimizer.weight_decay": "interval(0.0,0.1)",
+    "model.net.hidden_sizes.0": "range(32,128,32)",
+    "trainer.accumulate_grad_batches": "int(interval(1,4))",
+}
+
+
+def test_the_space_is_that_of_a_w_and_b_sweep():
+    config = wandb_engine.sweep_config(ASKED, spaces.parse(SPACE), trials=12)
+    assert (config["method"], config["run_cap"]) == ("bayes", 12)
+    assert config["metric"] == {"name": "val_acc", "goal": "maximize"}
+    assert config["early_terminate"] == {"type": "hyperband", "min_iter": 2}
+    assert config["parameters"] == {
+        "optimizer": {"values": ["sgd", "adamw"]},
+        "optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 0.1},
+        "optimizer.weight_decay": {"distribution": "uniform", "min": 0.0, "max": 0.1},
+        "model.net.hidden_sizes.0": {"values": [32, 64, 96]},
+        "trainer.accumulate_grad_batches": {"distribution": "int_uniform", "min": 1, "max": 4},
+    }
+
+
+def test_what_an_agent_would_start_is_a_training_with_these_values():
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    config = wandb_engine.sweep_config(ASKED, spaces.parse(SPACE), trials=None)
+    drawn = {"optimizer": "sgd", "optimizer.lr": 0.25, "model.net.hidden_sizes.0": 96}
+    given = create_sweep_command_args({"args": {key: {"value": value} for key, value in drawn.items()}})
+    words = []
+    for word in create_sweep_command(config["command"]):
+        words += given["args_no_hyphens"] if word == "${args_no_hyphens}" else [word]
+    assert words[1:4] == ["-m", "boltlab", "train"]
+    composed = compose("train", words[4:]).config
+    assert composed.optimizer._target_.endswith("SGD") and composed.optimizer.lr == 0.25
+    assert composed.model.net.hidden_sizes[0] == 96
+
+
+def test_what_the_server_does_not_know_is_refused_all_at_once(boltlab):
+    more = ("sampler=cmaes", "pruner=median", "seeds=2", "storage=journal")
+    code, _, err = boltlab("sweep", "sweep=digits", "sweep.engine=wandb", *more)
+    assert code == 2
+    for named in ("optimizer.momentum", "nothing like CmaEsSampler", "nothing like MedianPruner", "seeds", "storage"):
+        assert named in err, named
+    conditional = spaces.parse({"a": "x,y", "b": {"values": "1,2", "when": "a=x"}})
+    with pytest.raises(ConfigError, match="has a condition"):
+        wandb_engine.refuse(ASKED, conditional, None, None)
+
+
+def test_without_a_key_a_line_says_what_is_missing(boltlab, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc
+    monkeypatch.setenv("WANDB_MODE", "online")
+    space = ("optimizer.lr=interval(0.1,0.2)", "pruner=none", "sweep.engine=wandb")
+    code, _, err = boltlab("sweep", *space)
+    assert code == 1 and "wandb login" in err, err
