@@ -11,6 +11,7 @@ as `torchvision.transforms.v2` does.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,6 +93,8 @@ class DataModule(LightningDataModule):
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
+    on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
+    replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -104,6 +107,10 @@ class DataModule(LightningDataModule):
     def load(self, split: Split) -> Any:
         """The split's dataset, as the file's head says; called once for each split in use."""
         raise NotImplementedError
+
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        """(name, path) of each file that the split is read from; names tell them apart wherever the data lie."""
+        return []
 
     def batches(self, split: Split, augment: bool) -> Batches:
         """What makes the split's batches."""
@@ -138,6 +145,8 @@ class DataModule(LightningDataModule):
             if len(dataset) == 0:
                 raise DataError(f"the {split} split is empty")
             self._datasets[split] = dataset
+            if self.on_load is not None:
+                self.on_load(split)
         return self._datasets[split]
 
     def train_dataloader(self) -> Loader:

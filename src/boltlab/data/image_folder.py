@@ -146,6 +146,10 @@ class ImageFolder(ImageDataModule):
             splits |= {"train": train.subset(kept), "val": train.subset(chosen_for_val)}
         return splits
 
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        root = os.path.join(Path(self.root), "")
+        return [(path.removeprefix(root).replace(os.sep, "/"), path) for path in self.dataset(split).files]
+
     def _read(self, folder: Path) -> FolderData:
         files: list[str] = []
         labels: list[int] = []
