@@ -150,7 +150,8 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
         if config.resume_changed != "restart_epoch":
             raise
         restart_epoch(content)
-    if changes(content["config"], plain(config)) or data.trainer.strategy.broadcast(data.replaced):
+    replaced = data.trainer.strategy.broadcast(getattr(data, "replaced", False))  # one process has looked at the files
+    if replaced or changes(content["config"], plain(config)):
         restart_epoch(content)
 
 
@@ -163,7 +164,8 @@ def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on
     from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 
     path, kind = folder / "data.json", config.get("data_fingerprint", "names")
-    known = runs.read_json(path).get("splits", {})
+    splits = runs.read_json(path).get("splits")
+    known = {k: v for k, v in (splits if isinstance(splits, dict) else {}).items() if isinstance(v, dict)}
     now = fingerprint(data, split, kind == "contents")  # type: ignore[arg-type]
     others = [found for found in differences(known.get(split, {}), now) if found != ROUNDED] if goes_on else []
     if others and config.resume_changed != "restart_epoch":

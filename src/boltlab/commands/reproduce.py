@@ -67,8 +67,9 @@ def _main(overrides: list[str]) -> int:
     folder = runs.new_folder(options.log_dir, "train", train.name_of(composed))
     print(flush=True)
     train.run(composed, folder, git)
-    runs.write_summary(folder, reproduces=str(source))
-    return show_results(source, folder, options.digits)
+    code = show_results(source, folder, options.digits)
+    runs.write_summary(folder, reproduces=str(source), reproduced=code == 0)
+    return code
 
 
 def refuse_changes(overrides: list[str]) -> None:
@@ -93,8 +94,11 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
         cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
         return f"it is {status}, and has no end to be compared with{cure}"
     for again in summary.get("resumed", []):
-        keys = [str(text).lstrip("+~").partition("=")[0] for text in again.get("overrides") or []]
-        keys += [str(change[0]) for change in again.get("changed") or [] if isinstance(change, list) and change]
+        given, changed = (
+            found if isinstance(found := again.get(key), list) else [] for key in ("overrides", "changed")
+        )
+        keys = [str(text).lstrip("+~").partition("=")[0] for text in given]
+        keys += [str(change[0]) for change in changed if isinstance(change, list) and change]
         for key in keys:
             if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS):
                 return f"it was resumed with another {differ.text(key)}, so no one config has made it"
@@ -256,7 +260,6 @@ def show_results(source: Path, folder: Path, digits: int | None) -> int:
     wanted = float("inf") if digits is None else digits
     worse = [row for row in judged if row.digits is None or row.digits < wanted]
     wish = differ.verdict(wanted)
-    runs.write_summary(folder, reproduced=not worse)
     print(f"{len(worse)} of {len(judged)} are not {wish}" if worse else f"reproduced: all {len(judged)} are {wish}")
     return int(bool(worse))
 
