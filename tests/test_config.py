@@ -21,7 +21,7 @@ from boltlab.config import CONFIG_DIR, compose, edit
 ROOT_KEYS = (
     "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, steps_per_execution, "
     "timeout_seconds, max_restarts, init_from, init_strict, name, tags, log_dir, data_dir, run_dir, resume, "
-    "resume_changed, augment, data, optimizer, scheduler, model, "
+    "resume_changed, data_fingerprint, augment, data, optimizer, scheduler, model, "
     "trainer, callbacks, logger, launcher"
 )
 ADAMW = "params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused"
@@ -278,6 +278,9 @@ def test_every_shipped_choice_passes_the_check(group, choice, small_data):
     if choice in ("mlflow", "deepspeed"):
         pytest.importorskip(choice, reason=f"the extra {choice} is not installed")
     needs = ["test=false"] if group == "callbacks" else NEEDS.get((group, choice), [])
+    if group in ("sweep", "sampler", "pruner"):
+        OmegaConf.to_container(compose("sweep", [f"{group}={choice}"]).config, resolve=True)
+        return
     config = compose("train", [f"{group}={choice}", *needs]).config
     assert "auto" not in (config.data.get("num_classes"), config.precision)
     OmegaConf.to_container(config, resolve=True)

@@ -32,7 +32,7 @@ def test_version(boltlab):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("trian",), "boltlab: there is no verb 'trian': did you mean 'train'? verbs: train, eval, "),
+        (("trian",), "boltlab: there is no verb 'trian': did you mean 'train'? verbs: train, sweep, eval, "),
         (("train", "--fast"), "boltlab train: there is no option '--fast'; overrides are key=value"),
         (("eval", "-m", "run=latest"), "only boltlab train takes it"),
     ],

@@ -30,7 +30,7 @@ _COMMENT_BYTES = len(_MARK) + 64
 _COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
 _CHUNK = 1 << 20
 # What a writer that was killed leaves: see `whole`, `runs.write_summary` and `loggers.csv`.
-_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.(summary|config|jobs)-[0-9a-f]{6}|metrics\.csv\.new")
+_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.(summary|config|jobs|data)-[0-9a-f]{6}|metrics\.csv\.new")
 
 
 class CheckpointError(UserError):

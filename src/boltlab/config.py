@@ -57,6 +57,7 @@ class Train:
     run_dir: str | None
     resume: str | None
     resume_changed: Literal["restart_epoch"] | None
+    data_fingerprint: Literal["names", "contents", "none"]
     augment: dict | None
     data: dict
     optimizer: dict
@@ -102,6 +103,18 @@ class Eval:
     run_dir: str | None
     callbacks: dict | None
     logger: dict | None
+
+
+@dataclass
+class Reproduce:
+    """Root keys of `boltlab reproduce`; any other key changes the config of the run that is trained again."""
+
+    run: str
+    compare: str | None
+    dry_run: bool
+    anyway: bool
+    digits: Annotated[int, Ge(1)] | None
+    log_dir: str
 
 
 @dataclass
@@ -168,6 +181,7 @@ ROOTS: dict[str, Any] = {
     "train": Train,
     "sweep": Sweep,
     "eval": Eval,
+    "reproduce": Reproduce,
     "predict": Predict,
     "show": Show,
     "runs": Runs,
@@ -411,7 +425,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     # A run made before these keys existed did this.
     before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
     before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
-    before |= {"timeout_seconds": 300.0, "max_restarts": 0}
+    before |= {"timeout_seconds": 300.0, "max_restarts": 0, "data_fingerprint": "names"}
     edited.update({key: value for key, value in before.items() if key not in edited})
     edited.init_from = None  # what the run began with may be gone
     fresh = None

@@ -21,6 +21,7 @@ FREE = (
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best", "callbacks.latency"),
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
     *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
+    "data_fingerprint",
     "augment",  # it stands in data as well
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
@@ -28,13 +29,13 @@ UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
 RESTORED = ("model", "optimizer", "scheduler")
 
 
-def changes(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def changes(before: Any, after: Any, path: str = "", free: tuple[str, ...] = FREE) -> list[tuple[str, Any, Any]]:
     """(key path, value before, value after) of all that differs between two plain configs, the free keys left out."""
-    if path in FREE:
+    if path in free:
         return []
     if isinstance(before, dict) and isinstance(after, dict):
         keys = sorted({*before, *after}, key=str)
-        parts = [changes(before.get(k), after.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
+        parts = [changes(before.get(k), after.get(k), f"{path}.{k}" if path else str(k), free) for k in keys]
         return [change for part in parts for change in part]
     return [] if before == after else [(path, before, after)]
 
@@ -149,8 +150,31 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
         if config.resume_changed != "restart_epoch":
             raise
         restart_epoch(content)
-    if changes(content["config"], plain(config)):
+    replaced = data.trainer.strategy.broadcast(getattr(data, "replaced", False))  # one process has looked at the files
+    if replaced or changes(content["config"], plain(config)):
         restart_epoch(content)
+
+
+def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on: bool) -> None:
+    """Writes into `data.json` what the run has loaded; of a run that goes on, the data are those that stand there.
+
+    Raises:
+        DataError: they are others, and `resume_changed` does not allow that.
+    """
+    from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
+
+    path, kind = folder / "data.json", config.get("data_fingerprint", "names")
+    splits = runs.read_json(path).get("splits")
+    known = {k: v for k, v in (splits if isinstance(splits, dict) else {}).items() if isinstance(v, dict)}
+    now = fingerprint(data, split, kind == "contents")  # type: ignore[arg-type]
+    others = [found for found in differences(known.get(split, {}), now) if found != ROUNDED] if goes_on else []
+    if others and config.resume_changed != "restart_epoch":
+        raise DataError(
+            f"the {split} split is not what {runs.shown(folder)} was trained on ({'; '.join(others)}):"
+            " resume_changed=restart_epoch goes on with it"
+        )
+    data.replaced |= bool(others)
+    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}})
 
 
 def restart_epoch(content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ logs/<verb>/<date>_<time>_<name>-<id>/
     overrides.yaml     what the command line said git.patch          uncommitted changes
     metrics.csv        every logged value         summary.json       status, final and best metrics, times
     classes.json       the class names            checkpoints/       best.ckpt, last.ckpt
+    data.json          what data each split had
 """
 
 import json
@@ -285,7 +286,7 @@ def _sound(key: str, value: Any) -> bool:
         return _number(value)
     if key in ("best", "final", "test"):
         return isinstance(value, dict) and all(map(_number, value.values()))
-    if key in ("pid", "epochs", "steps", "skipped_steps"):
+    if key in ("pid", "epochs", "steps", "skipped_steps", "processes"):
         return isinstance(value, int) and abs(value) < 1e15
     if key == "resumed":
         kept = ("time", "seconds")
@@ -432,10 +433,30 @@ def environment(git: Git) -> dict[str, Any]:
         "host": platform.node(),
         "cpu": _cpu_name(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
         "packages": _packages(),
     }
+
+
+def commit_changes(then: str, now: str) -> str | None:
+    """How many files and lines differ between two commits; None where this clone does not know both."""
+    if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in (then, now)):
+        return None
+    answer = _git("diff", "--shortstat", then, now, "--")
+    return None if answer is None else answer.decode(errors="replace").strip() or "the same files"
+
+
+def has_file(commit: str, path: str) -> bool:
+    """Whether a commit that this clone knows has the file."""
+    return bool(re.fullmatch("[0-9a-f]{7,64}", commit)) and _git("cat-file", "-e", f"{commit}:{path}") is not None
+
+
+def clone() -> Path | None:
+    """The folder of the clone that this code runs from."""
+    answer = _git("rev-parse", "--show-toplevel")
+    return Path(answer.decode(errors="surrogateescape").strip()) if answer else None
 
 
 def _packages() -> dict[str, str]:

@@ -312,6 +312,10 @@ def test_other_data_are_noticed(run, tmp_path):
     )
     run("a", *QUICK, *data, before=at_step(20), code=-signal.SIGKILL)
     table(400)
+    child, folder = run("a", "train", "resume=latest", code=1)
+    assert re.search(r"the train split is not what \S+ was trained on \(\d+ samples, now \d+", child.stderr)
+    assert "resume_changed=restart_epoch" in child.stderr
+    (folder / "data.json").unlink()  # of a run from before there were any, the checkpoint tells
     child, _ = run("a", "train", "resume=latest", code=1)
     assert re.search(r"trained on \d+ training samples, now there are \d+: resume_changed=restart_epoch", child.stderr)
     run("a", "train", "resume=latest", "resume_changed=restart_epoch")

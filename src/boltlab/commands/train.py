@@ -221,6 +221,8 @@ def _fit(folder: Path, config: DictConfig) -> None:
         transfer.initialize(model, config, folder)
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     trainer = make_trainer(config, adapt, **several_steps(config, data, model))
+    if trainer.is_global_zero and config.get("data_fingerprint") != "none":
+        data.on_load = partial(resume.record_data, folder, config, data, goes_on=newest is not None)
     if newest is not None:  # before the weights are loaded: float64 ones would be rounded
         model = trainer.precision_plugin.convert_module(model)
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
@@ -257,7 +259,8 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     kept = trainer.checkpoint_callbacks
     best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
     parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
-    values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step, "parameters": parameters}
+    values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    values |= {"parameters": parameters, "processes": trainer.world_size}
     if best_score is not None:
         values["best"] = {config.monitor: float(best_score)}
     if final := trainer.lightning_module.known_metrics():

@@ -11,6 +11,7 @@ as `torchvision.transforms.v2` does.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -67,6 +68,8 @@ class DataModule(LightningDataModule):
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
+    on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
+    replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -83,6 +86,10 @@ class DataModule(LightningDataModule):
         What train and val share is divided by `train_and_val`; a training set of its own is thinned out by `kept`.
         """
         raise NotImplementedError
+
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        """(name, path) of each file that the split is read from; names tell them apart wherever the data lie."""
+        return []
 
     def batches(self, split: Split, augment: bool) -> Batches:
         """What makes the split's batches."""
@@ -120,6 +127,8 @@ class DataModule(LightningDataModule):
             if split != "test":
                 self._refuse_what_load_left_out(split)
             self._datasets[split] = dataset
+            if self.on_load is not None:
+                self.on_load(split)
         return self._datasets[split]
 
     def train_dataloader(self) -> Loader:

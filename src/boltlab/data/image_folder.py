@@ -151,6 +151,10 @@ class ImageFolder(ImageDataModule):
             raise DataError(f"data.folds={self.folds}: {no_folds(parts['val'])}")
         return splits | {"train": train.subset(self.kept(train.labels))}
 
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        root = os.path.join(Path(self.root), "")
+        return [(path.removeprefix(root).replace(os.sep, "/"), path) for path in self.dataset(split).files]
+
     def _read(self, folder: Path) -> FolderData:
         files: list[str] = []
         labels: list[int] = []

@@ -156,6 +156,9 @@ class CSV(TableDataModule):
             self.class_names = sorted(set(texts), key=_numbers_by_value)
             self.num_classes = len(self.class_names)
 
+    def files(self, split: Split) -> list[tuple[str, str]]:
+        return [(Path(self.path).name, self.path)]
+
     @cached_property
     def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
         """(column names, [(line number, cells)])"""

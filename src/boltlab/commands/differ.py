@@ -1,0 +1,256 @@
+"""What differs between two runs, or a run and what is here now: code, machine, packages, data; and their results.
+
+Everything is read from run folders, which may come from anybody: nothing is run from them, and what is printed of them
+is plain text.
+"""
+
+import csv
+import difflib
+import itertools
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boltlab import runs
+
+# Packages that compute; what begins like these comes before all others.
+NUMERICAL = (
+    *("torch", "numpy", "scipy", "scikit-learn", "lightning", "pytorch-lightning", "timm", "triton", "nvidia"),
+    *("pillow", "simplejpeg", "opencv", "deepspeed", "mkl", "openblas", "boltlab"),
+)
+TIMES = ("samples_per_second", "data_wait_share")  # columns of metrics.csv that are equal in no two runs
+SHOWN_PACKAGES = 20
+SHOWN_FILES = 20
+SHOWN_LINES = 8  # of a file's two patches
+
+Row = tuple[str, str, str]  # what, then, now
+
+
+def text(value: Any, most: int = 200) -> str:
+    """As one plain line: a foreign folder may hold what moves the cursor."""
+    line = "".join(c if c.isprintable() else "?" for c in str(value))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+# ---------------------------------------------------------------- what there was before the training
+
+
+def environments(then: dict[str, Any], now: dict[str, Any]) -> list[Row]:
+    """What differs of two `environment.json`: Python, machine, then packages, those that compute first."""
+    keys = {"python": "python", "platform": "platform", "cpu": "cpu", "cpu_count": "cpu cores", "threads": "threads"}
+    keys |= {"accelerators": "accelerators", "cuda": "cuda", "processes": "processes"}
+    known = [(name, then[key], now[key]) for key, name in keys.items() if key in then and key in now]
+    rows = [(name, _listed(a), _listed(b)) for name, a, b in known if a != b]
+    ours, theirs = (_by_name(side.get("packages")) for side in (then, now))
+    if not ours or not theirs:
+        return rows
+    changed = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
+    changed.sort(key=lambda name: (not name.startswith(NUMERICAL), name))
+    absent = "not installed"
+    rows += [(text(n), text(ours.get(n, absent)), text(theirs.get(n, absent))) for n in changed[:SHOWN_PACKAGES]]
+    if len(changed) > SHOWN_PACKAGES:
+        rows.append((f"and {len(changed) - SHOWN_PACKAGES} packages more", "", ""))
+    return rows
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, list):
+        counted = [(len(list(same)), name) for name, same in itertools.groupby(map(str, value))]
+        return text(", ".join(f"{count} x {name}" for count, name in counted)) or "none"
+    return "none" if value is None else text(value)
+
+
+def _by_name(packages: Any) -> dict[str, str]:
+    found = packages.items() if isinstance(packages, dict) else ()
+    return {re.sub("[-_.]+", "-", str(name)).lower(): str(version) for name, version in found}
+
+
+def patches(then: bytes, now: bytes) -> list[str]:
+    """File by file, what two patches of uncommitted changes differ in; nothing where they are the same."""
+    ours, theirs = _by_file(then), _by_file(now)
+    changed = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+    lines = []
+    for name in changed[:SHOWN_FILES]:
+        a, b = ours.get(name), theirs.get(name)
+        lines.append(f"{text(name)}: then {_counted(a)}, now {_counted(b)}")
+        if a is not None and b is not None:
+            both = list(difflib.unified_diff(a, b, lineterm="", n=0))[2:]
+            both = [line for line in both if line[0] in "+-" and line[1:2] in ("+", "-")]
+            lines += [
+                f"    {'then' if line[0] == '-' else 'now '} {text(line[1:], 100)}" for line in both[:SHOWN_LINES]
+            ]
+            lines += [f"    … and {len(both) - SHOWN_LINES} lines more"] * (len(both) > SHOWN_LINES)
+    return lines + [f"and {len(changed) - SHOWN_FILES} files more"] * (len(changed) > SHOWN_FILES)
+
+
+def _by_file(patch: bytes) -> dict[str, list[str]]:
+    parts = re.split(r"^diff --git ", patch.decode(errors="replace"), flags=re.MULTILINE)[1:]
+    files = {}
+    for part in parts:
+        first, _, rest = part.partition("\n")
+        files[first.rpartition(" b/")[2].rstrip('"')] = rest.splitlines()
+    return files
+
+
+def _counted(lines: list[str] | None) -> str:
+    if lines is None:
+        return "as committed"
+    if any(line.startswith("GIT binary patch") for line in lines):
+        return "binary"
+    body = itertools.dropwhile(lambda line: not line.startswith("@@"), lines)
+    first = [line[:1] for line in body]
+    return f"+{first.count('+')} -{first.count('-')}"
+
+
+def data(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """Of two `data.json`: a row for each split that both know, and what makes the data others ones."""
+    from boltlab.data.fingerprint import ROUNDED, differences
+
+    rows, others = [], []
+    for split in ("train", "val", "test"):
+        a, b = _split(then, split), _split(now, split)
+        if not a or not b:
+            continue
+        found = [text(line) for line in differences(a, b)]
+        compared = "contents" if {"contents", "values"} & a.keys() & b.keys() else "names and sizes of files"
+        if not {"contents", "values", "names_and_sizes"} & a.keys() & b.keys():
+            compared = "labels"
+        rows.append((f"data, {split}", f"{text(a.get('samples'))} samples", "; ".join(found) or f"equal ({compared})"))
+        others += [f"{split}: {line}" for line in found if line != ROUNDED]
+    return rows, others
+
+
+def _split(content: dict[str, Any], split: str) -> dict[str, Any]:
+    splits = content.get("splits")
+    found = splits.get(split) if isinstance(splits, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+# ---------------------------------------------------------------- what came out
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the comparison.
+
+    digits: that are equal; infinitely many where all bits are, None where there is nothing to compare.
+    detail: what there is to say of a difference.
+    """
+
+    what: str
+    then: str
+    now: str
+    digits: float | None
+    detail: str = ""
+    metric: bool = False
+
+    @property
+    def verdict(self) -> str:
+        return "not to be compared" if self.digits is None else verdict(self.digits)
+
+
+def verdict(digits: float) -> str:
+    """In words."""
+    if digits == math.inf:
+        return "equal to the bit"
+    return f"equal to {digits:.0f} digit{'s' * (digits > 1)}" if digits else "differs"
+
+
+def results(then: Path, now: Path) -> list[Result]:
+    """Every metric of the summaries, then the weights of each checkpoint, then the rows of metrics.csv."""
+    ours, theirs = runs.read_summary(then), runs.read_summary(now)
+    found = []
+    if ours.get("steps") != theirs.get("steps"):
+        found.append(Result("steps", text(ours.get("steps")), text(theirs.get("steps")), 0, metric=True))
+    for kind in ("best", "final", "test"):
+        a, b = ours.get(kind) or {}, theirs.get(kind) or {}
+        found += [_metric(f"{kind} {text(key)}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
+    names = {path.name for side in (then, now) for path in (side / "checkpoints").glob("*.ckpt")}
+    names = {name for name in names if not re.fullmatch(r"last-\d+\.ckpt", name)}  # older ones, kept by the clock too
+    found += [weights(name, then, now) for name in sorted(names)]
+    return found + rows(then, now)
+
+
+def agreement(a: float, b: float) -> float:
+    """How many significant digits of two numbers are equal: infinitely many where all bits are, 0 where none is."""
+    if float(a).hex() == float(b).hex():
+        return math.inf
+    apart, larger = abs(a - b), max(abs(a), abs(b))
+    if not apart:
+        return 17  # 0.0 and -0.0
+    return max(0, math.floor(-math.log10(2 * apart / larger))) if math.isfinite(apart) else 0
+
+
+def _metric(what: str, a: float | None, b: float | None) -> Result:
+    a_shown, b_shown = ("nothing" if value is None else f"{value:.9g}" for value in (a, b))
+    return Result(what, a_shown, b_shown, 0 if a is None or b is None else agreement(a, b), metric=True)
+
+
+def weights(name: str, then: Path, now: Path) -> Result:
+    """The weights of one checkpoint file of two runs; what metrics have counted is left out."""
+    from boltlab import checkpoint
+
+    files = [side / "checkpoints" / name for side in (then, now)]
+    what = f"weights of {text(name)}"
+    if not all(file.is_file() for file in files):
+        a_shown, b_shown = ("there" if file.is_file() else "no file" for file in files)
+        return Result(what, a_shown, b_shown, None)
+    try:
+        contents = [checkpoint.read(file) for file in files]
+    except checkpoint.CheckpointError as e:
+        return Result(what, "", "", None, text(e))
+    a_shown, b_shown = (f"step {text(content.get('global_step'))}" for content in contents)
+    ours, theirs = (
+        {key: value for key, value in content["state_dict"].items() if "_metrics." not in key} for content in contents
+    )
+    if ours.keys() != theirs.keys():
+        return Result(what, a_shown, b_shown, 0, f"{text(min({*ours} ^ {*theirs}))} is only in one of the two")
+    apart = {key: difference for key in ours if (difference := _apart(ours[key], theirs[key])) is not None}
+    if not apart:
+        return Result(what, a_shown, b_shown, math.inf)
+    most = max(apart, key=lambda key: apart[key])
+    detail = f"{len(apart)} of {len(ours)} tensors, most {text(most)} by {apart[most]:.2g}"
+    return Result(what, a_shown, b_shown, 0, detail)
+
+
+def _apart(a: Any, b: Any) -> float | None:
+    """The largest difference between two tensors, infinity where they are of other kinds; None: no bit differs."""
+    import torch
+
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return None if a == b else math.inf
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))):
+        return None
+    apart = float((a.double() - b.double()).abs().max())
+    return apart if math.isfinite(apart) else math.inf
+
+
+def rows(then: Path, now: Path) -> list[Result]:
+    """The rows of metrics.csv, without times: whether all are equal, or the first one that is not."""
+    what = "metrics.csv"
+    ours, theirs = (_read_rows(side / what) for side in (then, now))
+    a_shown, b_shown = ("no file" if side is None else f"{len(side)} rows" for side in (ours, theirs))
+    if ours is None or theirs is None:
+        return [] if ours is theirs else [Result(what, a_shown, b_shown, None)]
+    empty: dict[str, str] = {}
+    for a, b in itertools.zip_longest(ours, theirs, fillvalue=empty):
+        keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+        if keys:
+            step, key = text(a.get("step") or b.get("step")), keys[0]
+            values = " / ".join(text(side.get(key, "nothing"), 20) for side in (a, b))
+            return [Result(what, a_shown, b_shown, 0, f"first at step {step}: {text(key)} {values}")]
+    return [Result(what, a_shown, b_shown, math.inf)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]] | None:
+    """Each row as what it holds; what is empty is left out, for a column may come later in one of two files."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            read = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error):
+        return None
+    return [{k: v for k, v in row.items() if isinstance(v, str) and v and k not in TIMES} for row in read]

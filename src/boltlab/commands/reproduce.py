@@ -1,0 +1,277 @@
+"""`boltlab reproduce`: trains a run again, and says what differs: code, packages, machine, data, and what came out."""
+
+import hashlib
+import shlex
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from boltlab import resume, runs, signals
+from boltlab.check import ConfigError, Mistake, process_count
+from boltlab.commands import differ, train
+from boltlab.config import Composed, build, compose, edit, split_overrides
+from boltlab.errors import UserError
+
+# What of a run's config may be another one, because it cannot change what is trained: where things lie, what is shown,
+# who is told. (Of `resume.FREE` the length of a run and much else would change it.)
+HARMLESS = (
+    *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "path", "cache_dir", "device_memory_share")),
+    *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
+    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
+    *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
+)
+
+
+def main(overrides: list[str]) -> int:
+    """Returns 0 if all is equal to the bit, or every metric to `digits`; 1 if not. Without a training: 0."""
+    with signals.caught():
+        return _main(overrides)
+
+
+def _main(overrides: list[str]) -> int:
+    git = runs.ask_git()
+    own, for_run = split_overrides("reproduce", overrides)
+    options = compose("reproduce", own).config
+    refuse_changes(for_run)
+    source = runs.find(options.run, options.log_dir)
+    config, summary = runs.load_config(source), runs.read_summary(source)
+    if "evaluated" in summary:
+        raise UserError(f"{runs.shown(source)} is an evaluation, no training: give the run that it has evaluated")
+    if options.compare is not None:
+        return compare(source, runs.find(options.compare, options.log_dir, option="compare"), options.digits)
+    reason = why_not(source, config, summary)
+    if reason is not None and not options.dry_run:
+        raise UserError(f"{runs.shown(source)} cannot be trained again to the same end: {reason}")
+    config = for_now(config, for_run, options.log_dir)
+    patch, now = git.result().patch, runs.environment(git.result())
+    now["processes"] = process_count(config)
+    print(f"then  {runs.shown(source)}\nnow   this machine, this clone", flush=True)
+    show_code(source, options.log_dir, now, patch)
+    data, problem = here(config, source, options.dry_run)
+    others = show_rows(source, now, data)
+    if problem:
+        print(problem)
+    for note in notes(source, config, summary):
+        print(note)
+    if options.dry_run:
+        print(f"it would be refused: {reason}" if reason else "nothing was trained")
+        return 0
+    if others and not options.anyway:
+        raise UserError(
+            f"the data are not those of then ({'; '.join(others)}), nothing was trained: point data.root=…,"
+            " data.data_dir=… or data.path=… at those, or train all the same with anyway=true"
+        )
+    known = {"experiment": summary.get("name"), **{key: summary.get(key) for key in ("data", "model")}}
+    composed = Composed("train", config, overrides, known)
+    folder = runs.new_folder(options.log_dir, "train", train.name_of(composed))
+    print(flush=True)
+    train.run(composed, folder, git)
+    code = show_results(source, folder, options.digits)
+    runs.write_summary(folder, reproduces=str(source), reproduced=code == 0)
+    return code
+
+
+def refuse_changes(overrides: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: with every override that could change what is trained.
+    """
+    mistakes = []
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS) or key == "launcher":
+            allowed = "logger, name, tags, data_dir, data.root, data.num_workers, trainer.enable_progress_bar, …"
+            mistakes.append(Mistake(text, f"could change the result, so it is not the same run; free are {allowed}"))
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | None:
+    """Why what a run has reached does not follow from its config alone; None where it does."""
+    status = runs.status(summary, folder)
+    if status != "finished":
+        cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
+        return f"it is {status}, and has no end to be compared with{cure}"
+    for again in summary.get("resumed", []):
+        given, changed = (
+            found if isinstance(found := again.get(key), list) else [] for key in ("overrides", "changed")
+        )
+        keys = [str(text).lstrip("+~").partition("=")[0] for text in given]
+        keys += [str(change[0]) for change in changed if isinstance(change, list) and change]
+        for key in keys:
+            if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS):
+                return f"it was resumed with another {differ.text(key)}, so no one config has made it"
+    if config.trainer.get("fast_dev_run"):
+        return "trainer.fast_dev_run keeps nothing that could be compared"
+    done = [config.trainer.get(f"max_{what}") == summary.get(what) for what in ("epochs", "steps")]
+    if config.trainer.get("max_time") is not None and not any(done):
+        return f"trainer.max_time={config.trainer.max_time} may have ended it, and that is the clock's"
+    if config.get("init_from"):
+        path, known = Path(config.init_from), summary.get("init_from")
+        if not path.is_file():
+            return f"it began with the weights of {differ.text(path)}, which is not there any more"
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if isinstance(known, dict) and known.get("sha256") not in (None, sha256):
+            return f"it began with the weights of {differ.text(path)}, which is another file now"
+    return None
+
+
+def for_now(config: DictConfig, overrides: list[str], log_dir: str) -> DictConfig:
+    """The run's config for a training of now: as it was, with what cannot change the result on top."""
+    moved = [text for text in overrides if text.startswith("data_dir=")]
+    if moved:  # in a config that was resolved, what lay below it says so no longer
+        before, after = str(config.get("data_dir", "data")), moved[-1].partition("=")[2].strip("'\"")
+        for key in ("data_dir", "root", "path", "cache_dir"):
+            value = config.data.get(key)
+            if isinstance(value, str) and Path(value).is_relative_to(before):
+                config.data[key] = str(Path(after) / Path(value).relative_to(before))
+    began_with = config.get("init_from")
+    config.update({"resume": None, "resume_changed": None, "log_dir": log_dir})
+    config = edit(config, overrides, ("resume", "init_from"))
+    config.init_from = began_with
+    return config
+
+
+def here(config: DictConfig, source: Path, dry_run: bool) -> tuple[dict[str, Any], str]:
+    """The fingerprints, as of now, of the splits that the run recorded; and a line where that cannot be had."""
+    from boltlab.data.fingerprint import fingerprint
+
+    recorded = runs.read_json(source / "data.json")
+    splits = [split for split in ("train", "val", "test") if split in (recorded.get("splits") or {})]
+    if not splits:
+        return {}, "data          the run has recorded nothing of them: whether they are the same is not known"
+    try:
+        data = build(config, "data")
+        if not dry_run:
+            data.prepare_data()  # which may download
+        contents = recorded.get("fingerprint") == "contents"
+        return {"splits": {split: fingerprint(data, split, contents) for split in splits}}, ""  # type: ignore[arg-type]
+    except UserError as e:
+        if not dry_run:
+            raise
+        return {}, f"data          cannot be read here: {e}"
+
+
+def notes(folder: Path, config: DictConfig, summary: dict[str, Any]) -> list[str]:
+    """What else there is to know of how the run came about."""
+    lines = []
+    found = summary.get("found")
+    if isinstance(found, dict) and found:
+        values = ", ".join(f"{differ.text(key)}={differ.text(value)}" for key, value in found.items())
+        lines.append(f"{values} was searched before the run, and is taken as it was found")
+    if again := summary.get("resumed"):
+        commits = {differ.text(start.get("git_commit"), 40) for start in again}
+        commits -= {differ.text(runs.read_json(folder / "environment.json").get("git_commit"), 40)}
+        lines.append(
+            f"then it was resumed {len(again)} times, now it is trained at one go"
+            + (f"; a part of it was trained by other code: {', '.join(sorted(commits))}" if commits else "")
+        )
+    if runs.read_json(folder / "environment.json").get("accelerators") and not config.trainer.get("deterministic"):
+        lines.append("GPU kernels may add in any order: only trainer.deterministic=true gives equal bits there")
+    return lines
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> None:
+    """Commits and uncommitted changes, and where they differ the commands that bring those of then back."""
+    then = runs.read_json(source / "environment.json")
+    kept = source / "git.patch"
+    before = kept.read_bytes() if kept.is_file() else b""
+    commits = [differ.text(side.get("git_commit"), 64) for side in (then, now)]
+    changed = differ.patches(before, patch)
+    if commits[0] == "None":
+        print("code          the run has recorded no commit")
+        return
+    if commits[0] == commits[1] and not changed:
+        print(f"code          equal: commit {commits[0][:12]}{', with the same uncommitted changes' * bool(before)}")
+        return
+    print(f"code          then commit {commits[0][:12]}{' with uncommitted changes' * bool(before)}", end="")
+    print(f", now {commits[1][:12]}{' with uncommitted changes' * bool(patch)}")
+    if commits[0] != commits[1]:
+        print(f"              {runs.commit_changes(*commits) or 'this clone does not know that commit: git fetch'}")
+    for line in changed:
+        print(f"              {line}")
+    top = runs.clone() or Path()
+    in_top = "" if top.resolve() == Path.cwd().resolve() else f"-C {shlex.quote(str(top))} "
+    there = Path("../repro") if not in_top else top.parent / "repro"
+    print("to train with the code of then:")
+    print(f"  git {in_top}worktree add ../repro {commits[0]}")
+    if before:
+        print(f"  git -C {shlex.quote(str(there))} apply {shlex.quote(str(kept))}")
+    run, log_dir = shlex.quote(f"run={runs.shown(source)}"), shlex.quote(f"log_dir={log_dir}")
+    if (
+        runs.has_file(commits[0], "src/boltlab/commands/reproduce.py")
+        or b"b/src/boltlab/commands/reproduce.py" in before
+    ):
+        print(f"  PYTHONPATH={shlex.quote(str(there / 'src'))} python -m boltlab reproduce {run} {log_dir}")
+    else:
+        print("  that commit has no `boltlab reproduce`: train there as overrides.yaml of the run says, then here:")
+        print(f"  boltlab reproduce {run} {log_dir} compare=…")
+
+
+def show_rows(source: Path, now: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """Machine, packages and data of then and now as a table; returns what makes the data others ones."""
+    then = runs.read_json(source / "environment.json")
+    then["processes"] = runs.read_summary(source).get("processes", now.get("processes"))
+    rows = differ.environments(then, now)
+    of_data, others = differ.data(runs.read_json(source / "data.json"), data)
+    if not then.get("packages"):
+        print("environment   the run has recorded none")
+    elif not rows:
+        print("environment   equal: python, packages, machine")
+    _table(("", "then", "now"), [*rows, *of_data])
+    return others
+
+
+def compare(source: Path, other: Path, digits: int | None) -> int:
+    """What differs between two runs that there are, in their settings, surroundings and results."""
+    if source == other:
+        raise UserError(f"{runs.shown(source)} cannot be compared with itself")
+    print(f"then  {runs.shown(source)}\nnow   {runs.shown(other)}")
+    now = runs.read_json(other / "environment.json")
+    now["processes"] = runs.read_summary(other).get("processes")
+    kept = other / "git.patch"
+    show_code(source, "logs", now, kept.read_bytes() if kept.is_file() else b"")
+    configs = [runs.load_config(folder) for folder in (source, other)]
+    for config in configs:
+        config.run_dir = "its own folder"
+    before, after = map(resume.plain, configs)
+    for key, a, b in resume.changes(before, after, free=HARMLESS):
+        print(f"config        {differ.text(key)} was {differ.text(a)}, is {differ.text(b)}")
+    show_rows(source, now, runs.read_json(other / "data.json"))
+    return show_results(source, other, digits)
+
+
+def show_results(source: Path, folder: Path, digits: int | None) -> int:
+    """The table of what came out, and the exit code."""
+    found = differ.results(source, folder)
+    print()
+    _table(("", "then", "now", ""), [(row.what, row.then, row.now, row.verdict) for row in found])
+    for row in found:
+        if row.detail:
+            print(f"{row.what}: {row.detail}")
+    judged = [row for row in found if row.metric or digits is None]
+    if not judged:
+        raise UserError(f"{runs.shown(source)} has kept no metric and no weights: nothing can be compared")
+    wanted = float("inf") if digits is None else digits
+    worse = [row for row in judged if row.digits is None or row.digits < wanted]
+    wish = differ.verdict(wanted)
+    print(f"{len(worse)} of {len(judged)} are not {wish}" if worse else f"reproduced: all {len(judged)} are {wish}")
+    return int(bool(worse))
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    if not rows:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
