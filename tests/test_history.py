@@ -74,7 +74,8 @@ def test_the_newest_is_first_and_the_jobs_of_a_sweep_are_among_them():
 
 
 def test_numbers_are_read_as_training_reads_them():
-    texts = "1e-3 1.0e-05 .5 1_000 0x10 08 12:30 2001-01-01 true null nan .nan .inf 'x' '1.5' 3 -2.5 1. yes".split()
+    texts = "1e-3 1.0e-05 .5 1_000 0x10 08 12:30 2001-01-01 true null nan .nan .inf 'x' '1.5' 3 -2.5 1. yes"
+    texts = texts.split()
     folder = make_run("one")
     (folder / "config.yaml").write_text("".join(f"k{number}: {text}\n" for number, text in enumerate(texts)))
     wanted = runs.load_config(folder, own=True)
@@ -393,6 +394,7 @@ def test_where_there_is_no_run_no_filter_is_wrong():
 
 def test_no_torch_and_no_hydra_for_the_rows():
     heavy = ("torch", "hydra", "lightning", "wandb", "pandas")
-    code = f"from boltlab import history; import sys; history.rows('logs'); print([m for m in {heavy} if m in sys.modules])"
+    code = "import sys; from boltlab import history; history.rows('logs')"
+    code += f"; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

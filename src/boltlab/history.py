@@ -107,8 +107,9 @@ def rows(log_dir: str | Path, verb: str = "train") -> list[Row]:
     for name, stamps in _found(str(top)):
         entry = before.get(name)
         if entry is None or entry[0] != stamps or entry[1] in _MAY_CHANGE:
-            entry = index.entry(f"{top}{os.sep}{name}", stamps, entry)
-            changed |= entry[1] not in _MAY_CHANGE  # else it is read again next time anyway
+            entry = index.entry(f"{top}{os.sep}{name}", stamps, known := entry)
+            # The summary of a run at work is read again next time anyway.
+            changed |= known is None or known[3:6] != entry[3:6] or entry[1] not in _MAY_CHANGE
         if entry[1] in _MAY_CHANGE:
             unsettled.append(name)
         index.runs[name] = entry
@@ -117,6 +118,16 @@ def rows(log_dir: str | Path, verb: str = "train") -> list[Row]:
     found = {name: index.row(top, name) for name in index.runs}
     _settle([found[name] for name in unsettled])
     return sorted(found.values(), key=lambda row: (row.started, row.run), reverse=True)
+
+
+def read(folder: Path) -> Row:
+    """One run as a row, wherever it stands; `run` is the folder's name."""
+    index = _Index()
+    index.runs[folder.name] = index.entry(str(folder), _stamps(f"{folder}{os.sep}"), None)
+    row = index.row(folder.parent, folder.name)
+    if row.status in _MAY_CHANGE:
+        _settle([row])
+    return row
 
 
 def _found(top: str) -> Iterator[tuple[str, str]]:
