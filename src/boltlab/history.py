@@ -76,7 +76,8 @@ class Row:
         """run, status, name, data, model, started, ended, seconds, epochs, steps, samples_per_second and what else the
         summary says in one piece; metrics as best_<metric>, final_<metric>, test_<metric> (an evaluation's begin with
         its split); tags and note."""
-        return {**_parsed(self._text), "run": self.run, "status": self.status}
+        own = {"run": self.run, "status": self.status}
+        return {**own, **_parsed(self._text), **own}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def rows(log_dir: str | Path, verb: str = "train") -> list[Row]:
         if entry is None or entry[0] != stamps or entry[1] in _MAY_CHANGE:
             entry = index.entry(f"{top}{os.sep}{name}", stamps, known := entry)
             # The summary of a run at work is read again next time anyway.
-            changed |= known is None or known[3:6] != entry[3:6] or entry[1] not in _MAY_CHANGE
+            changed |= known is None or list(known[3:6]) != list(entry[3:6]) or entry[1] not in _MAY_CHANGE
         if entry[1] in _MAY_CHANGE:
             unsettled.append(name)
         index.runs[name] = entry

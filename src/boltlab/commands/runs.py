@@ -96,11 +96,15 @@ def show(everything: list[history.Row], chosen: list[history.Row], options: Any)
         keys, rows = runs_table.records(shown, options.columns, options.seeds)
         _print(_as_csv(keys, rows) if options.format == "csv" else _as_json(rows))
         return 0
-    columns, table = runs_table.cells(shown, options.columns, options.seeds)
+    from rich.console import Console
+
+    # On a pipe every column stays whole, so that the table can be searched.
+    width = Console().width if Console().is_terminal and options.format == "table" else None
+    columns, table = runs_table.cells(shown, options.columns, options.seeds, width)
     if options.format == "md":
         _print(_as_markdown(columns, table))
     else:
-        _draw(columns, table, shown)
+        _draw(columns, table, shown, width)
         if len(shown) < len(groups):
             print(f"{len(shown)} of {len(groups)}: limit=0 shows all")
     return 0
@@ -134,13 +138,13 @@ def _as_json(rows: list[dict[str, Any]]) -> str:
 
 
 def _as_markdown(columns: list[str], table: list[list[str]]) -> str:
-    # GitHub renders what a cell says: links, images and tags of a run from anybody stay text.
-    lines = [[re.sub(r"([\\`*_{}\[\]<>|!#~@&])", r"\\\1", cell) for cell in row] for row in (columns, *table)]
+    # GitHub renders what a cell says: links, images and tags from anybody stay text.
+    lines = [[re.sub(r"([\\`*\[\]<>|&])", r"\\\1", cell) for cell in row] for row in (columns, *table)]
     lines.insert(1, ["---"] * len(columns))
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
 
 
-def _draw(columns: list[str], table: list[list[str]], shown: list[list[history.Row]]) -> None:
+def _draw(columns: list[str], table: list[list[str]], shown: list[list[history.Row]], width: int | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -152,5 +156,4 @@ def _draw(columns: list[str], table: list[list[str]], shown: list[list[history.R
     for row, group in zip(table, shown, strict=True):
         colour = COLOURS.get(group[0].status, "white") if len(group) == 1 else "white"
         drawn.add_row(*(Text(cell, colour if columns[at] == "status" else "") for at, cell in enumerate(row)))
-    # On a pipe every column stays whole, so that the table can be searched.
-    Console(width=None if Console().is_terminal else 400).print(drawn)
+    Console(width=width or 400).print(drawn)

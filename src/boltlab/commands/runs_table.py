@@ -53,9 +53,10 @@ def in_order(groups: list[list[Row]], sort: str) -> list[list[Row]]:
     a time the newest, for anything else the smallest or first in the alphabet. What lacks the key stands at the end.
     """
     key = sort.lstrip("+-")
-    present = [group for group in groups if isinstance(_number(group, key), int | float)]
-    texts = [group for group in groups if group not in present and _value(group, key) not in (None, "")]
-    rest = [group for group in groups if group not in present and group not in texts]
+    present, texts, rest = list[list[Row]](), list[list[Row]](), list[list[Row]]()
+    for group in groups:
+        is_number, is_none = _number(group, key) is not None, _value(group, key) in (None, "")
+        (present if is_number else rest if is_none else texts).append(group)
     if sort[0] in "+-":
         down = sort[0] == "-"
     elif key.startswith("best_") and all(group[0].get("mode") in ("min", "max") for group in present):
@@ -124,42 +125,48 @@ def records(
     """
     found: list[dict[str, Any]] = []
     for group in groups:
-        keys = list(dict.fromkeys(key for row in group for key in (*row.values, *row.config)))
-        record: dict[str, Any] = {"run": group[0].run}
-        if several:
-            record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
-        for key in _chosen(keys, columns):
+        if columns is None and not several:
+            found.append({**group[0].values, **group[0].config, **group[0].values})  # the summary's word goes first
+            continue
+        record: dict[str, Any] = {}
+        for key in _chosen(list(dict.fromkeys(key for row in group for key in (*row.values, *row.config))), columns):
             record[key] = _value(group, key)
             if several and _MEASURED.match(key):
                 values = _measured(group, key)
                 record[f"{key}_std"] = _deviation(values) if len(values) > 1 else None
-        if columns is not None:
-            named = [key for column in columns for key in _chosen(keys, [column])]
-            extra = ["runs", "n"] if several else []
-            order = [key for name in named for key in (name, f"{name}_std")]
-            record = {key: record[key] for key in (*order, *extra) if key in record}
+        if several:
+            record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
         found.append(record)
     keys = list(dict.fromkeys(key for record in found for key in record))
     return keys or [str(column) for column in columns or ["run"]], found
 
 
 def _chosen(keys: list[str], columns: Sequence[str] | None) -> list[str]:
+    """The keys that the columns stand for; one that this run lacks is among them."""
     if columns is None:
         return keys
-    kept = [re.compile(_MADE.get(str(column)) or re.escape(str(column))) for column in columns]
-    given = [str(column) for column in columns if column not in _MADE]
-    return list(dict.fromkeys([*(key for pattern in kept for key in keys if pattern.fullmatch(key)), *given]))
+    chosen = []
+    for column in map(str, columns):
+        chosen += [key for key in keys if re.fullmatch(_MADE[column], key)] if column in _MADE else [column]
+    return list(dict.fromkeys(chosen))
 
 
 def cells(
-    groups: list[list[Row]], columns: Sequence[str] | None, several: bool = False
+    groups: list[list[Row]], columns: Sequence[str] | None, several: bool = False, width: int | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """The table as texts: the columns asked for, or ours and the config keys in which the runs differ."""
+    """The table as texts: the columns asked for, or ours and the config keys in which the runs differ, as many of them
+    as a `width` has room for."""
     names = [str(column) for column in columns or ()]
+    keys: list[str] = []
     if columns is None:
-        names = [*_DEFAULT[:3], *differing([group[0] for group in groups], of_seeds=several)]
-        names += _DEFAULT[3:] + [key for key in ("tags", "note") if any(_value(group, key) for group in groups)]
-    return names, [[_clean(_cell(group, name)) for name in names] for group in groups]
+        keys = differing([group[0] for group in groups], of_seeds=several)
+        marks = [key for key in ("tags", "note") if any(_value(group, key) for group in groups)]
+        names = [*_DEFAULT[:3], *keys, *_DEFAULT[3:], *marks]
+    table = [[_clean(_cell(group, name)) for name in names] for group in groups]
+    while keys and width and sum(max(map(len, column)) + 2 for column in zip(names, *table, strict=True)) > width:
+        at = names.index(keys.pop())
+        names, table = [*names[:at], *names[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in table]
+    return names, table
 
 
 def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
