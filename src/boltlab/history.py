@@ -33,7 +33,7 @@ _LARGEST = {_CONFIG: 1_000_000, _SUMMARY: 1_000_000, MARKS: 100_000}  # what has
 _PLAIN = {str, int, float, bool, list, type(None)}
 _BLOCK = re.compile(r"\n(?=[A-Za-z_])")
 _MOST_KEYS, _LONGEST_KEY, _LONGEST_TEXT, _DEEPEST = 3000, 200, 20_000, 30
-_MAY_CHANGE = ("running", "queued", "preempted", "interrupted")  # by what a lock, a process or the cluster says
+_UNSETTLED = (*runs.AT_WORK, "interrupted")  # a lock, a process or the cluster may say something else
 # Two runs are one recipe where nothing else in their configs differs.
 _NOT_OF_RECIPE = re.compile(r"(seed|data\.seed|name|tags|run_dir|log_dir|resume|resume_changed|launcher|logger)(\.|$)")
 
@@ -107,11 +107,11 @@ def rows(log_dir: str | Path, verb: str = "train") -> list[Row]:
     changed, unsettled = False, []
     for name, stamps in _found(str(top)):
         entry = before.get(name)
-        if entry is None or entry[0] != stamps or entry[1] in _MAY_CHANGE:
+        if entry is None or entry[0] != stamps or entry[1] in runs.AT_WORK:
             entry = index.entry(f"{top}{os.sep}{name}", stamps, known := entry)
             # The summary of a run at work is read again next time anyway.
-            changed |= known is None or list(known[3:6]) != list(entry[3:6]) or entry[1] not in _MAY_CHANGE
-        if entry[1] in _MAY_CHANGE:
+            changed |= known is None or list(known[3:6]) != list(entry[3:6]) or entry[1] not in runs.AT_WORK
+        if entry[1] in _UNSETTLED:
             unsettled.append(name)
         index.runs[name] = entry
     if changed or before.keys() - index.runs.keys():
@@ -126,7 +126,7 @@ def read(folder: Path) -> Row:
     index = _Index()
     index.runs[folder.name] = index.entry(str(folder), _stamps(f"{folder}{os.sep}"), None)
     row = index.row(folder.parent, folder.name)
-    if row.status in _MAY_CHANGE:
+    if row.status in _UNSETTLED:
         _settle([row])
     return row
 
@@ -466,7 +466,8 @@ def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}")]
-    nearest = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    nearest = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]  # lr: optimizer.lr
+    nearest += [name for name in names if name.startswith(key)]  # best: best_val_acc
     otherwise = f"keys: {', '.join(names)}, and those of the configs, like optimizer.lr"
     if nearest:
         return [Mistake(where, f"no run has {key!r}: did you mean {nearest[0]!r}? {otherwise}")]

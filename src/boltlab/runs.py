@@ -156,7 +156,7 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         if refers_to_itself(text):
             raise ValueError("it refers to its own parts (*name), which no config of ours does")
         config = OmegaConf.create(text)  # its loader makes plain values only
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
+    except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")
@@ -340,8 +340,9 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
     if run != "latest":
         path = Path(run)
         try:
-            if (path / "config.yaml").is_file():
-                return path.resolve()
+            for folder in (path, Path(log_dir) / verb / run):
+                if (folder / "config.yaml").is_file():
+                    return folder.resolve()
             is_folder = path.is_dir()
         except OSError as e:  # no name that this system can look for
             raise UserError(f"{option}={run[:60]}… cannot be looked for: {e.strerror}") from e
@@ -354,7 +355,9 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
         )
     if run == "latest":
         return known[0].resolve()
-    fitting = [folder for folder in known if run in folder.name]
+    # A job of a sweep may be named with its sweep, as the table does.
+    named = {folder: f"{folder.parent.name}/{folder.name}" if "/" in run else folder.name for folder in known}
+    fitting = [folder for folder, name in named.items() if run in name]
     if len(fitting) == 1:
         return fitting[0].resolve()
     if fitting:

@@ -183,6 +183,7 @@ def test_a_table_says_how_many_are_left_out(boltlab):
         (["dta=mnist"], "did you mean 'data'?"),
         (["best_val_ac>0.9"], "did you mean 'best_val_acc'?"),
         (["sort=best_val_ac"], "did you mean 'best_val_acc'?"),
+        (["sort=best"], "did you mean 'best_val_acc'?"),
         (["mnist"], "neither a filter nor an action"),
         (["dif", "a", "b"], "did you mean 'diff'?"),
         (["format=xml"], "csv"),
@@ -424,6 +425,17 @@ def test_diff_of_what_is_broken_is_no_crash(boltlab, content):
     assert (code, err) == (0, "") and "\x1b" not in out
     (b / "environment.json").symlink_to("/dev/zero")
     assert boltlab("runs", "diff", "a", "b")[0] == 0
+
+
+def test_a_job_is_named_as_the_table_names_it(boltlab):
+    make_sweep("2026_sweep_x", 11)
+    make_sweep("2026_sweep_y", 2)
+    assert "2026_sweep_x/1 " in boltlab("runs", "diff", "2026_sweep_x/1", "x/10")[1].replace("\n", " ")
+    assert "2026_sweep_y/1 " in boltlab("runs", "diff", "y/1", "y/0")[1].replace("\n", " ")
+    assert boltlab("runs", "tag", "2026_sweep_x/1", "one")[0] == 0
+    assert [row.run for row in history.rows("logs") if row.get("tags")] == ["2026_sweep_x/1"]
+    code, _, err = boltlab("runs", "diff", "x/1", "y/0")
+    assert code == 1 and "fits 2 runs" in err
 
 
 def test_diff_takes_two(boltlab, three):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import sys
 import tarfile
@@ -41,7 +42,7 @@ def _folder(word: str, options: Any) -> Path:
         UserError: nothing fits, or several do.
     """
     top = Path(options.log_dir) / options.verb
-    for path in (Path(word), top / word) if word not in ("", "latest") else ():
+    for path in (top / word, Path(word)) if word not in ("", "latest") else ():
         if path.is_symlink() or path.exists():
             return path
     if word != "latest" and word and top.is_dir():
@@ -159,7 +160,8 @@ def archive(words: list[str], options: Any) -> int:
         _take_away(folder, logs)
         size = f"{target.stat().st_size / 1e6:.1f} MB"
         print(f"{runs.shown(target)}  {size}")
-        print(f"  to bring it back: tar -xzf {runs.shown(target)} -C {runs.shown(folder.parent)}")
+        back = ["tar", "-xzf", str(runs.shown(target)), "-C", str(runs.shown(folder.parent))]
+        print(f"  to bring it back: {shlex.join(back)}")
     return 0
 
 
@@ -181,7 +183,7 @@ def _pack(folder: Path, target: Path) -> None:
         if kept != there:
             odd = sorted(name for name in {*there, *kept} if there.get(name) != kept.get(name))
             raise UserError(f"{runs.shown(folder)} changed while it was archived ({odd[0]}), and stays")
-        os.link(beside, target) if hasattr(os, "link") else beside.rename(target)  # never over another archive
+        beside.rename(target)
     finally:
         beside.unlink(missing_ok=True)
 
