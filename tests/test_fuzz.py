@@ -133,7 +133,8 @@ def a_run(log_dir, name, summary, config_yaml=b"seed: 0"):
 @example(b'{"started": NaN, "seconds": Infinity, "best": {"val_acc": "high"}, "pid": 1e400, "status": "[/red]"}')
 @example(b'{"started": "yesterday", "pid": 99999999999999999999, "status": "running", "test": [1]}')
 def test_any_summary_is_a_row_of_the_table(tmp_path, capsys, monkeypatch, summary):
-    chosen = OmegaConf.create({"log_dir": str(tmp_path), "verb": "train", "limit": 9})
+    chosen = OmegaConf.load(config.CONFIG_DIR / "runs.yaml")
+    chosen.update({"log_dir": str(tmp_path), "limit": 9})
     monkeypatch.setattr(table, "compose", lambda *_: SimpleNamespace(config=chosen))  # it takes most of the time
     good = {"status": "finished", "started": 1e9, "best": {"val_acc": 0.5}}
     a_run(tmp_path, "good", json.dumps(good).encode())

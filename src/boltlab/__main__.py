@@ -15,7 +15,10 @@ VERBS = {
     "reproduce": ("train a run again and compare everything", "boltlab reproduce run=latest"),
     "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
     "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
-    "runs": ("a table of the runs, newest first", "boltlab runs limit=20"),
+    "runs": (
+        "a table of the runs; diff, rm, archive, tag and note for some of them",
+        "boltlab runs data=mnist 'best_val_acc>0.98' sort=test_acc",
+    ),
     "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
@@ -59,8 +62,9 @@ def _run(verb: str, rest: list[str]) -> int:
 
     from boltlab.exits import exit_code
 
-    sweep = [a for a in rest if a in ("-m", "--multirun")]
-    flags = [a for a in rest if a.startswith("-") and a not in sweep]
+    marks = verb == "runs" and rest[:1] in (["tag"], ["note"])  # -word takes a tag away, a note may begin with anything
+    sweep = [] if marks else [a for a in rest if a in ("-m", "--multirun")]
+    flags = [] if marks else [a for a in rest if a.startswith("-") and a not in sweep]
 
     def command() -> int:
         if rest[:2] in (["--cfg", "job"], ["-c", "job"]):

@@ -148,11 +148,16 @@ class Show:
 
 @dataclass
 class Runs:
-    """Root keys of `boltlab runs`."""
+    """Root keys of `boltlab runs`; any other word is a filter, or an action and the runs that it is for."""
 
     log_dir: str
     verb: Literal["train", "eval"]
-    limit: Annotated[int, Ge(0)]
+    sort: str | None
+    columns: list[str] | None
+    seeds: bool
+    limit: Annotated[int, Ge(0)] | None
+    format: Literal["table", "md", "csv", "json"]
+    yes: bool
 
 
 @dataclass

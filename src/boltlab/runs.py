@@ -154,10 +154,10 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
         text = path.read_text(encoding="utf-8")
-        if _ALIAS.search(text) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        if refers_to_itself(text):
             raise ValueError("it refers to its own parts (*name), which no config of ours does")
         config = OmegaConf.create(text)  # its loader makes plain values only
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
+    except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")
@@ -167,6 +167,11 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         refuse_untrusted(config, path)
     config.run_dir = str(folder.resolve())
     return config
+
+
+def refers_to_itself(text: str) -> bool:
+    """Whether a YAML text has an alias, `*name`."""
+    return bool(_ALIAS.search(text)) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
 
 
 def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
@@ -268,7 +273,12 @@ def _locked(folder: Path) -> bool | None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`, or nothing where there is none or it is broken."""
-    return {k: v for k, v in read_json(folder / "summary.json").items() if _sound(k, v)}
+    return sound(read_json(folder / "summary.json"))
+
+
+def sound(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary, which may come from anybody, without what is not of the kind that is read by its key."""
+    return {key: value for key, value in summary.items() if _sound(key, value)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -281,7 +291,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _sound(key: str, value: Any) -> bool:
-    """Whether a value of a summary, which may come from anybody, is of the kind that is read by this key."""
     if key in ("started", "ended", "seconds", "fit_seconds", "samples_per_second", "data_wait_share"):
         return _number(value)
     if key in ("best", "final", "test"):
@@ -332,8 +341,9 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
     if run != "latest":
         path = Path(run)
         try:
-            if (path / "config.yaml").is_file():
-                return path.resolve()
+            for folder in (path, Path(log_dir) / verb / run):
+                if (folder / "config.yaml").is_file():
+                    return folder.resolve()
             is_folder = path.is_dir()
         except OSError as e:  # no name that this system can look for
             raise UserError(f"{option}={run[:60]}… cannot be looked for: {e.strerror}") from e
@@ -346,7 +356,9 @@ def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run"
         )
     if run == "latest":
         return known[0].resolve()
-    fitting = [folder for folder in known if run in folder.name]
+    # A job of a sweep may be named with its sweep, as the table does.
+    named = {folder: f"{folder.parent.name}/{folder.name}" if "/" in run else folder.name for folder in known}
+    fitting = [folder for folder, name in named.items() if run in name]
     if len(fitting) == 1:
         return fitting[0].resolve()
     if fitting:

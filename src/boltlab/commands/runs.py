@@ -1,65 +1,159 @@
-"""`boltlab runs`: a table of the runs, newest first."""
+"""`boltlab runs`: the runs as a table, filtered and sorted; and what is done to some of them: diff, rm, archive, …"""
 
-from datetime import datetime
-from itertools import islice
+import csv
+import io
+import json
+import math
+import os
+import re
+import sys
 from typing import Any
 
-from boltlab import runs
-from boltlab.config import compose
-from boltlab.launchers import slurm
+from boltlab import history
+from boltlab.check import ConfigError, Mistake, suggest
+from boltlab.commands import runs_manage, runs_table
+from boltlab.config import ROOTS, compose
+
+_KEYS = list(ROOTS["runs"].__dataclass_fields__)
 
 
-def main(overrides: list[str]) -> int:
-    """Prints the table; an empty log folder is no error."""
-    config = compose("runs", overrides).config
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def main(words: list[str]) -> int:
+    """`boltlab runs [filter …] [key=value …]`, or `boltlab runs <action> <run> … [key=value …]`.
 
-    table = Table("run", "data", "model", "best", "test", "status", "reached", "time", "started", box=None)
-    folders = list(islice(runs.folders(config.log_dir, config.verb), config.limit))
-    jobs = slurm.states(folders)
-    for folder in folders:
-        summary = runs.read_summary(folder)
-        state = runs.status(summary, folder, jobs.get(folder))
-        started = runs.started(summary)
-        table.add_row(
-            escape(folder.relative_to(runs.Path(config.log_dir) / config.verb).as_posix()),
-            escape(str(summary.get("data") or "")),
-            escape(str(summary.get("model") or "")),
-            escape(_metric(summary.get("best"), "")),
-            escape(_metric(summary.get("test"), "acc", "mse")),
-            f"[{runs.COLOURS.get(state, 'white')}]{escape(state)}[/]",
-            _reached(summary),
-            _duration(summary.get("seconds")),
-            f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if isinstance(started, int | float) else "",
-        )
-    if not table.row_count:
-        print(f"no run yet under {config.log_dir}/{config.verb}: train one with `boltlab train`")
+    Raises:
+        ConfigError: with all words that mean nothing.
+    """
+    if words and words[0] in runs_manage.ACTIONS:
+        own = [word for word in words[1:] if re.match(rf"({'|'.join(_KEYS)})=", word)]
+        options = compose("runs", own).config
+        return runs_manage.ACTIONS[words[0]]([word for word in words[1:] if word not in own], options)
+    own = [word for word in words if _key(word) in _KEYS]
+    options = compose("runs", [_listed(word) for word in own]).config
+    filters = [word for word in words if word not in own]
+    mistakes = [_misspelt(word) for word in filters if not history.is_filter(word)]
+    everything = history.rows(options.log_dir, options.verb)
+    if not everything:  # nothing tells which keys there are but our own
+        mistakes += [_misspelt(word) for word in filters if history.is_filter(word) and _near(_key(word))]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return show(everything, _selected(everything, filters), options)
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0]
+
+
+def _near(key: str) -> bool:
+    return "did you mean" in suggest("", key, _KEYS, "")
+
+
+def _misspelt(word: str) -> Mistake:
+    key, equals, _ = word.partition("=")
+    if equals:
+        return Mistake(word, suggest(f"there is no key {key!r}", key, _KEYS, f"keys: {', '.join(_KEYS)}"))
+    actions = list(runs_manage.ACTIONS)
+    allowed = f"a filter is key=value, or one of != < <= > >= ~ (contains) !~; actions: {', '.join(actions)}"
+    return Mistake(word, suggest("is neither a filter nor an action", word, actions, allowed))
+
+
+def _listed(word: str) -> str:
+    """`columns=a,b` as `columns=[a,b]`."""
+    key, _, value = word.partition("=")
+    return f"{key}=[{value}]" if key == "columns" and value not in ("", "null") and value[0] not in "[\"'" else word
+
+
+def _selected(everything: list[history.Row], filters: list[str]) -> list[history.Row]:
+    try:
+        return history.select(everything, filters)
+    except ConfigError as e:  # a key of ours may be what was meant
+        for at, mistake in enumerate(e.mistakes):
+            if "no run has" in mistake.message and "did you mean" not in mistake.message and _near(_key(mistake.where)):
+                e.mistakes[at] = _misspelt(mistake.where)
+        raise ConfigError(e.mistakes) from None
+
+
+def show(everything: list[history.Row], chosen: list[history.Row], options: Any) -> int:
+    """Prints the chosen ones of all rows; what is no table goes to stderr where stdout is csv or json."""
+    exported = options.format in ("csv", "json")
+    problems = runs_table.column_mistakes(everything, options.columns) if everything else []
+    if options.sort is not None and everything:
+        problems += history.unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")
+    if problems:
+        raise ConfigError(problems)
+    groups = runs_table.grouped(chosen) if options.seeds else [[row] for row in chosen]
+    if options.sort is not None:
+        groups = runs_table.in_order(groups, options.sort)
+    limit = options.limit if options.limit is not None else 20 if options.format == "table" else 0
+    shown = groups[: limit or None]
+    if not groups:
+        where = f"{options.log_dir}/{options.verb}"
+        said = f"none of the {len(everything)} runs under {where} passes the filters"
+        none = f"no run yet under {where}: train one with `boltlab train`"
+        print(said if everything else none, file=sys.stderr if exported else sys.stdout)
+        if not exported:
+            return 0
+    if exported:
+        keys, rows = runs_table.records(shown, options.columns, options.seeds)
+        _print(_as_csv(keys, rows) if options.format == "csv" else _as_json(rows))
         return 0
+    from rich.console import Console
+
     # On a pipe every column stays whole, so that the table can be searched.
-    Console(width=None if Console().is_terminal else 240).print(table)
+    width = Console().width if Console().is_terminal and options.format == "table" else None
+    columns, table = runs_table.cells(shown, options.columns, options.seeds, width)
+    if options.format == "md":
+        _print(_as_markdown(columns, table))
+    else:
+        _draw(columns, table, shown, width)
+        if len(shown) < len(groups):
+            print(f"{len(shown)} of {len(groups)}: limit=0 shows all")
     return 0
 
 
-def _reached(summary: dict[str, Any]) -> str:
-    """How far a run has come: a killed one goes on from there."""
-    for key, unit in (("epochs", "epoch"), ("steps", "step"), ("step", "step")):
-        if isinstance(summary.get(key), int):
-            return f"{unit} {summary[key]}"
-    return ""
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what is left to flush at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _metric(values: Any, *endings: str) -> str:
-    for key, value in values.items() if isinstance(values, dict) else ():
-        if isinstance(value, int | float) and any(key.endswith(ending) for ending in endings):
-            return f"{key} {value:.4f}"
-    return ""
+def _as_csv(keys: list[str], rows: list[dict[str, Any]]) -> str:
+    """A list is JSON, true and false as in a config, what a run lacks is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(keys)
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        writer.writerow([json.dumps(v) if isinstance(v, list | bool) else v for v in values])
+    return text.getvalue()
 
 
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+def _as_json(rows: list[dict[str, Any]]) -> str:
+    """A list of objects; what JSON has no number for is a text: "nan", "inf", "-inf"."""
+    plain = [
+        {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()} for row in rows
+    ]
+    return json.dumps(plain, indent=1, allow_nan=True) + "\n"
+
+
+def _as_markdown(columns: list[str], table: list[list[str]]) -> str:
+    # GitHub renders what a cell says: links, images and tags from anybody stay text.
+    lines = [[re.sub(r"([\\`*\[\]<>|&])", r"\\\1", cell) for cell in row] for row in (columns, *table)]
+    lines.insert(1, ["---"] * len(columns))
+    return "".join(f"| {' | '.join(row)} |\n" for row in lines)
+
+
+def _draw(columns: list[str], table: list[list[str]], shown: list[list[history.Row]], width: int | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from boltlab.runs import COLOURS
+
+    drawn = Table(*map(escape, columns), box=None)
+    for row, group in zip(table, shown, strict=True):
+        colour = COLOURS.get(group[0].status, "white") if len(group) == 1 else "white"
+        drawn.add_row(*(Text(cell, colour if columns[at] == "status" else "") for at, cell in enumerate(row)))
+    Console(width=width or 400).print(drawn)

@@ -1,0 +1,411 @@
+"""What `boltlab runs <action>` does to runs: diff, rm, archive, tag, note.
+
+rm and archive take a run or a whole sweep, in the log folder only, and nothing that is at work. A folder goes by one
+rename, so that nobody finds half of it.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from boltlab import history, runs
+from boltlab.check import ConfigError, Mistake
+from boltlab.errors import UserError
+
+_ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
+_LONGEST_DIFF = 60  # lines of a patch
+_MOST_BYTES = 2_000_000  # that are read of a file to compare it
+
+
+# ---------------------------------------------------------------- which folders
+
+
+def _wanted(words: list[str], action: str) -> None:
+    if not words:
+        raise ConfigError([Mistake("run", f"is missing: boltlab runs {action}")])
+
+
+def _folder(word: str, options: Any) -> Path:
+    """The folder of a run or of a whole sweep: latest, a path, or (part of) a name under the log folder.
+
+    Raises:
+        UserError: nothing fits, or several do.
+    """
+    top = Path(options.log_dir) / options.verb
+    for path in (top / word, Path(word)) if word not in ("", "latest") else ():
+        if path.is_symlink() or path.exists():
+            return path
+    if word != "latest" and word and top.is_dir():
+        sweeps = [path for path in top.iterdir() if word in path.name and (path / "jobs.json").is_file()]
+        if len(sweeps) == 1 and not any(word in folder.name for folder in runs.folders(options.log_dir, options.verb)):
+            return sweeps[0]
+    return runs.find(word, options.log_dir, options.verb)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """A run itself, or the jobs of a sweep."""
+    if (folder / "config.yaml").is_file():
+        return [folder]
+    return sorted(path.parent for path in folder.glob("*/config.yaml") if not path.parent.is_symlink())
+
+
+def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
+    """The folders that rm or archive may take away, each with the runs that are in it.
+
+    Raises:
+        UserError: one is outside the log folder, is a link, is no run, or is at work: then none is touched.
+    """
+    problems, found = [], dict[Path, list[Path]]()
+    logs = Path(options.log_dir).resolve()
+    for word in words:
+        folder = _folder(word, options)
+        if folder.is_symlink():
+            problems.append(f"{word} is a link to {folder.readlink()}: only run folders themselves are {done}")
+            continue
+        folder = folder.resolve()
+        depth = len(folder.relative_to(logs).parts) if folder.is_relative_to(logs) else 0
+        if depth not in (2, 3):
+            problems.append(f"{word} is no folder of a run in the log folder {options.log_dir}")
+            continue
+        inside = _runs_in(folder)
+        sweep = not (folder / "config.yaml").is_file()
+        if not inside or (sweep and (depth != 2 or not (folder / "jobs.json").is_file())):
+            problems.append(f"{word} is neither a run folder, for it has no config.yaml, nor one of a sweep")
+            continue
+        busy = [row for row in map(history.read, inside) if row.status in runs.AT_WORK]
+        problems += [f"{runs.shown(row.folder)} is {row.status}: let it end first" for row in busy]
+        found[folder] = inside
+    if problems:
+        raise UserError("; ".join(problems) + f". Nothing was {done}")
+    # A job of a sweep that goes as a whole goes with it.
+    return {folder: inside for folder, inside in found.items() if folder.parent not in found}
+
+
+def _held(folders: list[Path]) -> None:
+    """Raises UserError where another process holds one of the folders."""
+    for folder in folders:
+        with runs.lock(folder):
+            pass
+
+
+def _take_away(folder: Path, logs: Path) -> None:
+    """Removes a folder; what it was called is free at once, whatever becomes of the rest."""
+    gone = logs / f".removed-{secrets.token_hex(4)}"
+    try:
+        folder.rename(gone)
+    except OSError as e:
+        raise UserError(f"{runs.shown(folder)} cannot be removed: {e.strerror}") from e
+    try:
+        shutil.rmtree(gone)
+    except OSError as e:
+        raise UserError(f"what is left of {runs.shown(folder)} in {gone} cannot be removed: {e.strerror}") from e
+
+
+# ---------------------------------------------------------------- rm, archive
+
+
+def remove(words: list[str], options: Any) -> int:
+    """Removes runs for good, after a question."""
+    _wanted(words, "rm <run> …")
+    found = _to_go(words, options, "removed")
+    count = sum(map(len, found.values()))
+    for folder, inside in found.items():
+        print(f"{runs.shown(folder)}" + f"  ({len(inside)} runs)" * (inside != [folder]))
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError([Mistake("yes", f"is false: yes=true removes {_counted(count)} for good")])
+        print(f"remove {_counted(count)} for good? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return 0
+    for folder, inside in found.items():
+        _held([folder, *inside])
+        _take_away(folder, Path(options.log_dir).resolve())
+    print(f"removed {_counted(count)}")
+    return 0
+
+
+def _counted(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
+
+
+def archive(words: list[str], options: Any) -> int:
+    """Packs runs into <log_dir>/archive; a folder goes only when what was packed has been read back and is the same."""
+    _wanted(words, "archive <run> …")
+    logs = Path(options.log_dir).resolve()
+    found = _to_go(words, options, "archived")
+    targets = {folder: logs / _ARCHIVE / f"{folder.relative_to(logs)}.tar.gz" for folder in found}
+    for folder, target in targets.items():
+        if target.exists():
+            raise UserError(f"{runs.shown(target)} is there already: nothing was archived")
+        if odd := [path for path in folder.rglob("*") if not (path.is_symlink() or path.is_file() or path.is_dir())]:
+            raise UserError(f"{odd[0]} is no file that can be archived: nothing was archived")
+    for folder, target in targets.items():
+        _held([folder, *found[folder]])
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _pack(folder, target)
+        except (OSError, tarfile.TarError) as e:
+            raise UserError(f"{runs.shown(folder)} cannot be archived, and stays: {getattr(e, 'strerror', e)}") from e
+        _take_away(folder, logs)
+        size = f"{target.stat().st_size / 1e6:.1f} MB"
+        print(f"{runs.shown(target)}  {size}")
+        back = ["tar", "-xzf", str(runs.shown(target)), "-C", str(runs.shown(folder.parent))]
+        print(f"  to bring it back: {shlex.join(back)}")
+    return 0
+
+
+def _pack(folder: Path, target: Path) -> None:
+    """
+    Raises:
+        UserError: what was packed is not what is in the folder.
+    """
+    beside = target.with_name(f".{target.name}-{secrets.token_hex(3)}")
+    try:
+        with open(beside, "wb") as file:
+            with tarfile.open(fileobj=file, mode="w:gz", compresslevel=3) as packed:
+                packed.add(folder, arcname=folder.name)
+            file.flush()
+            os.fsync(file.fileno())
+        there = dict(_contents(folder))
+        with tarfile.open(beside, "r:gz") as packed:
+            kept = dict(_members(packed))
+        if kept != there:
+            odd = sorted(name for name in {*there, *kept} if there.get(name) != kept.get(name))
+            raise UserError(f"{runs.shown(folder)} changed while it was archived ({odd[0]}), and stays")
+        beside.rename(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _contents(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name → what it is, of everything in a folder: a link's target, a file's hash."""
+    yield folder.name, "folder"
+    for path in folder.rglob("*"):
+        name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+        if path.is_symlink():
+            yield name, f"link {os.readlink(path)}"
+        elif path.is_dir():
+            yield name, "folder"
+        else:
+            with open(path, "rb") as file:
+                yield name, _hash(file)
+
+
+def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, str]]:
+    for member in packed:
+        if member.issym():
+            yield member.name, f"link {member.linkname}"
+        elif member.isdir():
+            yield member.name, "folder"
+        else:  # of two names of one file, tar keeps the second as a reference, which extractfile follows
+            file = packed.extractfile(member)
+            yield member.name, _hash(file) if file is not None else "nothing"
+
+
+def _hash(file: Any) -> str:
+    digest = hashlib.sha256()
+    while part := file.read(1 << 20):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- tag, note
+
+
+def tag(words: list[str], options: Any) -> int:
+    """Adds tags to a run, or to all of a sweep, takes away those with a `-` before them, and prints what is there."""
+    _wanted(words, "tag <run> <tag> … -<tag> …")
+    name, *tags = words
+    odd = [text for text in tags if not text.lstrip("-").strip() or not text.isprintable() or len(text) > 60]
+    odd += [text for text in tags if text not in odd and "," in text]
+    if odd:
+        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
+    added = [text for text in tags if not text.startswith("-")]
+    gone = {text[1:] for text in tags if text.startswith("-")}
+    chosen = [history.read(folder) for folder in _marked(name, options)]
+    before = {row.run: _tags(row) for row in chosen}
+    if missing := gone - {text for known in before.values() for text in known}:
+        known = sorted({text for known in before.values() for text in known})
+        raise UserError(f"{name} has no tag {sorted(missing)[0]!r}; tags: {', '.join(known) or 'none'}")
+    for row in chosen:
+        if tags:
+            _mark(row.folder, partial(_retagged, _tags(row), added, gone))
+        print(f"{_printable(row.run)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
+    return 0
+
+
+def _tags(row: history.Row) -> list[str]:
+    tags = row.get("tags")
+    return [str(text) for text in tags] if isinstance(tags, list) else []
+
+
+def _retagged(before: list[str], added: list[str], gone: set[str], marks: dict[str, Any]) -> dict[str, Any]:
+    """`before`: what the run has by its config; once marked, its marks say all."""
+    tags = marks.get("tags", before)
+    kept = [text for text in tags if isinstance(text, str)] if isinstance(tags, list) else []
+    return {"tags": [text for text in dict.fromkeys([*kept, *added]) if text not in gone]}
+
+
+def note(words: list[str], options: Any) -> int:
+    """Writes a note to a run, in place of the one before; '' takes it away, no text prints it."""
+    _wanted(words, "note <run> <text>")
+    name, *texts = words
+    text = " ".join(" ".join(texts).split())
+    if len(text) > 2000 or not text.isprintable():
+        raise ConfigError([Mistake(_printable(text[:80]), "is no note: up to 2000 printable signs")])
+    for folder in _marked(name, options):
+        if texts:
+            _mark(folder, lambda _: {"note": text})
+        row = history.read(folder)
+        print(f"{_printable(row.run)}  {_printable(str(row.get('note') or '')) or 'no note'}")
+    return 0
+
+
+def _marked(name: str, options: Any) -> list[Path]:
+    folder = _folder(name, options)
+    found = _runs_in(folder)
+    if not found:
+        raise UserError(f"{name} is no run folder: it has no config.yaml")
+    return found
+
+
+def _mark(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Changes the marks of a run; of two at once, one after the other."""
+    from filelock import FileLock, Timeout
+
+    path = folder / history.MARKS
+    try:
+        with FileLock(folder / ".marks-lock").acquire(timeout=10):
+            marks = runs.read_json(path)
+            runs.write_json(path, {key: value for key, value in {**marks, **change(marks)}.items() if value != ""})
+    except Timeout:
+        raise UserError(f"{runs.shown(path)} is held by another process") from None
+    except OSError as e:
+        raise UserError(f"{runs.shown(path)} cannot be written: {e.strerror}") from e
+
+
+# ---------------------------------------------------------------- diff
+
+
+def diff(words: list[str], options: Any) -> int:
+    """Where two runs differ: config, environment, uncommitted changes, results."""
+    if len(words) != 2:
+        raise ConfigError([Mistake("runs", f"are two: boltlab runs diff <run> <run>, and not {len(words)}")])
+    a, b = (history.read(runs.find(word, options.log_dir, options.verb)) for word in words)
+    print(_printable(f"a  {runs.shown(a.folder)}\nb  {runs.shown(b.folder)}", keep="\n"))
+    first, second = _environment(a.folder), _environment(b.folder)
+    packages = [values.pop("packages") for values in (first, second)]
+    parts = {
+        "config": _differing(_own(a.config), _own(b.config)),
+        "environment": _differing(first, second),
+        "packages": _differing(*packages),
+    }
+    for name, rows in parts.items():
+        _print_rows(name, rows)
+    patches = [_text(row.folder / "git.patch") for row in (a, b)]
+    if patches[0] != patches[1]:
+        _print_patches(*patches)
+    results = [{k: v for k, v in row.values.items() if k.startswith(("best_", "test_", "val_"))} for row in (a, b)]
+    _print_rows("results", _differing(*results))
+    same = [name for name, rows in parts.items() if not rows] + ["uncommitted changes"] * (patches[0] == patches[1])
+    if same:
+        print(f"\nequal: {', '.join(same)}")
+    return 0
+
+
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what is only a copy: the model refers to the optimizer, and the data to the augmentation."""
+    kept = {}
+    for key, value in config.items():
+        inner = key.partition(".")[2]
+        if not ("." in inner and config.get(inner, _NOTHING) == value) and key != "run_dir":
+            kept[key] = value
+    return kept
+
+
+_NOTHING = object()
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(_text(folder / "environment.json"))
+    except (ValueError, RecursionError):
+        found = {}
+    found = found if isinstance(found, dict) else {}
+    packages = found.pop("packages", None)
+    found.pop("command", None)  # its words are the config
+    return {**found, "packages": packages if isinstance(packages, dict) else {}}
+
+
+def _text(path: Path) -> str:
+    """The beginning of a file, as much as anybody would compare; nothing where there is none."""
+    try:
+        if not path.is_file():
+            return ""
+        with open(path, "rb") as file:
+            return file.read(_MOST_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
+    def said(values: dict[str, Any], key: str) -> str:
+        return history.as_text(values[key]) if key in values else "–"
+
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key, _NOTHING) != b.get(key, _NOTHING)]
+    return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]
+
+
+def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
+    if not rows:
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title, "a", "b", box=None)
+    for row in rows:
+        table.add_row(*(Text(_short(_printable(cell))) for cell in row))
+    print()
+    Console(width=None if Console().is_terminal else 400).print(table)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def _printable(text: str, keep: str = "") -> str:
+    return "".join(c if c.isprintable() or c in keep else "\ufffd" for c in text)
+
+
+def _print_patches(a: str, b: str) -> None:
+    """The difference of two differences: what only one of them changed."""
+    lines = list(difflib.unified_diff(a.splitlines(), b.splitlines(), "a/git.patch", "b/git.patch", lineterm="", n=2))
+    print("\nuncommitted changes")
+    if not a or not b:
+        print(f"  only {'a' if a else 'b'} has any ({len((a or b).splitlines())} lines of git.patch)")
+        return
+    for line in lines[:_LONGEST_DIFF]:
+        print("  " + _short(_printable(line, keep="\t")))
+    if len(lines) > _LONGEST_DIFF:
+        print(f"  … and {len(lines) - _LONGEST_DIFF} more lines")
+
+
+ACTIONS: dict[str, Callable[[list[str], Any], int]] = {
+    "diff": diff,
+    "rm": remove,
+    "archive": archive,
+    "tag": tag,
+    "note": note,
+}

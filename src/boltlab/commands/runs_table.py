@@ -1,0 +1,249 @@
+"""What the table of `boltlab runs` says: its columns, its order, and runs that differ in their seed as one row."""
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from boltlab import history
+from boltlab.check import Mistake
+from boltlab.history import Row
+
+# Columns that are no key of a run, and the keys that they stand for in csv and json.
+_MADE = {"best": r"best_.*", "test": r"(test|val|train)_.*", "reached": "epochs|steps|step", "time": "seconds"}
+_DEFAULT = ["run", "data", "model", "best", "test", "status", "reached", "time", "started"]
+_MOST_DIFFERING = 4
+_MEASURED = re.compile(r"(best|final|test|val|train)_|((fit_)?seconds|samples_per_second|data_wait_share)$")
+_SMALL_IS_GOOD = re.compile(r"loss|mse|mae|rmse|error|perplexity|seconds$|wait", re.IGNORECASE)
+# What differs without telling more than the columns for data and model do, or where a run was and not what it was.
+_TELLS_NOTHING = re.compile(
+    r"(run_dir|log_dir|data_dir|name|tags|logger|launcher|callbacks|resume|resume_changed|monitor|mode)(\.|$)"
+    r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|num_workers|root|url.*|cache_dir|files?)$"
+    r"|(data|model|augment)\._target_$|(data\.)?augment\.(input_shape|allow_flip)$"
+    r"|model\.(num_classes|optimizer|scheduler|net\.(input_shape|num_outputs|num_classes|_target_))(\.|$)"
+)
+# What is worth a column although it differs only between data sets or models.
+_ALWAYS_TELLS = re.compile(
+    r"(optimizer|scheduler)\.|(seed|precision|data\.batch_size|trainer\.(max_epochs|max_steps))$"
+)
+
+
+def column_mistakes(rows: Sequence[Row], columns: Sequence[str] | None) -> list[Mistake]:
+    """Columns that are neither ours nor a key of any run."""
+    own = {*_DEFAULT, *_MADE}
+    asked = [str(column) for column in columns or ()]
+    return [m for key in asked if key not in own for m in history.unknown_key(rows, key, f"columns=[…,{key},…]")]
+
+
+def grouped(rows: Sequence[Row]) -> list[list[Row]]:
+    """Runs whose configs are equal but for seed and names, each group as its newest stands among the rows."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.recipe, []).append(row)
+    return list(groups.values())
+
+
+def in_order(groups: list[list[Row]], sort: str) -> list[list[Row]]:
+    """Sorted by a key: `-key` the largest first, `+key` the smallest; `key` as one wants to see it.
+
+    That is for a metric the best first: the largest; the smallest of best_… with mode=min, of losses and errors. For
+    a time the newest, for anything else the smallest or first in the alphabet. What lacks the key stands at the end.
+    """
+    key = sort.lstrip("+-")
+    present, texts, rest = list[list[Row]](), list[list[Row]](), list[list[Row]]()
+    for group in groups:
+        is_number, is_none = _number(group, key) is not None, _value(group, key) in (None, "")
+        (present if is_number else rest if is_none else texts).append(group)
+    if sort[0] in "+-":
+        down = sort[0] == "-"
+    elif key.startswith("best_") and all(group[0].get("mode") in ("min", "max") for group in present):
+        down = Counter(group[0].get("mode") for group in present).most_common(1)[:1] != [("min", len(present))]
+    else:
+        down = key in ("started", "ended") or bool(_MEASURED.match(key) and not _SMALL_IS_GOOD.search(key))
+    present.sort(key=lambda group: _number(group, key), reverse=down)
+    texts.sort(key=lambda group: history.as_text(_value(group, key)), reverse=down)
+    return [*present, *texts, *rest]
+
+
+def _number(group: list[Row], key: str) -> Any:
+    """A number to sort by, or None; a NaN is none."""
+    value = _value(group, key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) else None
+
+
+def _measured(group: list[Row], key: str) -> list[float]:
+    """A key's numbers of the runs of a group that have finished."""
+    values = [row.get(key) for row in group if row.status == "finished"]
+    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _value(group: list[Row], key: str) -> Any:
+    """One run's value, and of several the mean of those finished for what is measured, else what all of them have."""
+    if len(group) == 1:
+        return group[0].get(key)
+    if _MEASURED.match(key):
+        values = _measured(group, key)
+        return _mean(values) if values else None
+    if key == "status":
+        return ", ".join(f"{n} {status}" for status, n in Counter(row.status for row in group).most_common())
+    if key in ("run", "started", "ended"):
+        return group[0].get(key)
+    values = [row.get(key) for row in group]
+    if all(value == values[0] for value in values):
+        return values[0]
+    return _distinct(values)
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if _ordinary(values) else math.nan
+
+
+def _deviation(values: list[float]) -> float:
+    """The sample standard deviation of two or more."""
+    return statistics.stdev(values) if _ordinary(values) else math.nan
+
+
+def _ordinary(values: list[float]) -> bool:
+    return all(abs(value) < 1e100 for value in values)  # not so NaN
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    found = {history.as_text(value): value for value in values}
+    return sorted(found.values(), key=lambda value: (not isinstance(value, int | float), history.as_text(value)))
+
+
+def records(
+    groups: list[list[Row]], columns: Sequence[str] | None, several: bool = False
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """All keys, and of each row what it has, unrounded.
+
+    several: a row may stand for several runs: `runs` are their names, `n` counts those finished, and <metric>_std is
+    the sample standard deviation, null of less than two.
+    """
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        if columns is None and not several:
+            found.append({**group[0].values, **group[0].config, **group[0].values})  # the summary's word goes first
+            continue
+        record: dict[str, Any] = {}
+        for key in _chosen(list(dict.fromkeys(key for row in group for key in (*row.values, *row.config))), columns):
+            record[key] = _value(group, key)
+            if several and _MEASURED.match(key):
+                values = _measured(group, key)
+                record[f"{key}_std"] = _deviation(values) if len(values) > 1 else None
+        if several:
+            record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
+        found.append(record)
+    keys = list(dict.fromkeys(key for record in found for key in record))
+    return keys or [str(column) for column in columns or ["run"]], found
+
+
+def _chosen(keys: list[str], columns: Sequence[str] | None) -> list[str]:
+    """The keys that the columns stand for; one that this run lacks is among them."""
+    if columns is None:
+        return keys
+    chosen = []
+    for column in map(str, columns):
+        chosen += [key for key in keys if re.fullmatch(_MADE[column], key)] if column in _MADE else [column]
+    return list(dict.fromkeys(chosen))
+
+
+def cells(
+    groups: list[list[Row]], columns: Sequence[str] | None, several: bool = False, width: int | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """The table as texts: the columns asked for, or ours and the config keys in which the runs differ, as many of them
+    as a `width` has room for."""
+    names = [str(column) for column in columns or ()]
+    keys: list[str] = []
+    if columns is None:
+        keys = differing([group[0] for group in groups], of_seeds=several)
+        marks = [key for key in ("tags", "note") if any(_value(group, key) for group in groups)]
+        names = [*_DEFAULT[:3], *keys, *_DEFAULT[3:], *marks]
+    table = [[_clean(_cell(group, name)) for name in names] for group in groups]
+    while keys and width and sum(max(map(len, column)) + 2 for column in zip(names, *table, strict=True)) > width:
+        at = names.index(keys.pop())
+        names, table = [*names[:at], *names[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in table]
+    return names, table
+
+
+def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
+    """The config keys that tell the runs apart, the most telling first, four at most."""
+    layouts = {id(row._layout): row._layout for row in rows}.values()
+    keys = [key for key in {key for layout in layouts for key in layout.keys} if not _TELLS_NOTHING.match(key)]
+    kind = [(row.get("data"), row.get("model")) for row in rows]
+    found: dict[tuple[str, ...], tuple[Any, ...]] = {}
+    for key in keys:
+        if of_seeds and key == "seed":
+            continue
+        values = [history.as_text(row.get(key, "")) for row in rows]
+        if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
+            continue
+        within = len(set(zip(kind, values, strict=True))) > len(set(kind))
+        if not within and not _ALWAYS_TELLS.match(key):
+            continue
+        having = sum(key in row for row in rows)
+        rank = (not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
+        found[tuple(values)] = min(rank, found.get(tuple(values), rank))  # of two that say the same, one
+    return [rank[-1] for rank in sorted(found.values())[:_MOST_DIFFERING]]
+
+
+def _cell(group: list[Row], name: str) -> str:
+    first = group[0]
+    if name == "run":
+        return first.run + f" +{len(group) - 1}" * (len(group) > 1)
+    if name in ("best", "test"):
+        endings = ("",) if name == "best" else ("acc", "mse")
+        keys = [key for row in group for key in row.values if re.fullmatch(_MADE[name], key) and key.endswith(endings)]
+        text = _metric(group, keys[0]) if keys else ""
+        return f"{keys[0].removeprefix('best_')} {text}" if text else ""
+    if name == "reached":
+        return next((f"{unit} {at}" for at, unit in map(_reached, group) if at is not None), "")
+    key = "seconds" if name == "time" else name
+    value = _value(group, key)
+    if key in ("seconds", "fit_seconds"):
+        return _duration(value)
+    if key in ("started", "ended"):
+        known = isinstance(value, int | float) and 0 < value < 1e11
+        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}" if known else ""
+    if _MEASURED.match(key) and isinstance(value, int | float):
+        return _metric(group, key)
+    if isinstance(value, list):
+        return ",".join(map(history.as_text, value))
+    if value is None:  # a value of null is told from none at all
+        return "null" if any("." in key and key in row for row in group) else ""
+    return f"{value:g}" if isinstance(value, float) else history.as_text(value)
+
+
+def _metric(group: list[Row], key: str) -> str:
+    """The number, of several runs `mean ± sample standard deviation (how many)`."""
+    if len(group) == 1:
+        value = group[0].get(key)
+        return f"{value:.4f}" if isinstance(value, int | float) else ""
+    values = _measured(group, key)
+    if len(values) < 2:
+        return f"{values[0]:.4f} (1)" if values else ""
+    return f"{_mean(values):.4f} ± {_deviation(values):.4f} ({len(values)})"
+
+
+def _reached(row: Row) -> tuple[int | None, str]:
+    """How far a run has come: a killed one goes on from there."""
+    for key, unit in (("epochs", "epoch"), ("steps", "step"), ("step", "step")):
+        if isinstance(row.values.get(key), int):
+            return row.values[key], unit
+    return None, ""
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+
+
+def _clean(text: str) -> str:
+    text = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+    return text if len(text) <= 160 else f"{text[:159]}…"
