@@ -304,6 +304,7 @@ def test_what_is_no_file_is_not_waited_for():
     pipe = make_run("pipe")
     (pipe / "config.yaml").unlink()
     os.mkfifo(pipe / "config.yaml")
+    os.mkfifo("logs/.index-train.json")
     assert {row.run: row.status for row in history.rows("logs")} == {"even": "finished", "odd": "unknown"}
 
 
@@ -345,7 +346,14 @@ def test_runs_of_one_recipe_differ_in_seed_and_names_only():
 
 @pytest.fixture
 def several():
-    make_run("a", sgd(0.1, seed=3), data="mnist", best={"val_acc": 0.9}, name="Lenet one", started=1.70e9)
+    make_run(
+        "a",
+        sgd(0.1, seed=3, model={"optimizer": {"lr": 0.1}}),
+        data="mnist",
+        best={"val_acc": 0.9},
+        name="Lenet one",
+        started=1.70e9,
+    )
     make_run("b", sgd(0.01), data="mnist", best={"val_acc": 0.99}, name="lenet", status="failed", started=1.71e9)
     make_run("c", {"flag": True, "sizes": [1, 2]}, {"tags": ["good", "old"]}, data="digits", started=1.72e9)
     return history.rows("logs")
@@ -393,6 +401,8 @@ def test_filters(several, filters, wanted):
         ("best_val_ac>0.9", "did you mean 'best_val_acc'?"),
         ("dta=mnist", "did you mean 'data'?"),
         ("lr<0.1", "did you mean 'optimizer.lr'?"),
+        ("best>0.9", "did you mean 'best_val_acc'?"),
+        ("optimzer.lr<0.1", "did you mean 'optimizer.lr'?"),
         ("optimizer.lrr<0.1", "did you mean 'optimizer.lr'?"),
         ("optimizer=sgd", "optimizer is a group, and no value: optimizer._target_, optimizer.lr"),
         ("best_val_acc>high", "'high' is no number"),

@@ -197,7 +197,7 @@ class _Index:
     def read(cls, file: Path) -> "_Index":
         """What the file says, or nothing where it says that in a way that is not ours."""
         try:
-            content = json.loads(file.read_bytes())
+            content = json.loads(file.read_bytes() if file.is_file() else "")
             version, layouts, table, entries = (content[key] for key in ("version", "layouts", "table", "runs"))
             known = [_Layout({str(key): at for at, key in enumerate(keys)}, base) for keys, base in layouts]
             last, sizes = len(table), [len(layout.keys) for layout in known]
@@ -466,8 +466,10 @@ def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}")]
-    nearest = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]  # lr: optimizer.lr
-    nearest += [name for name in names if name.startswith(key)]  # best: best_val_acc
+    nearest: list[str] = []
+    if "." not in key:  # best: best_val_acc; lr: optimizer.lr, and not model.optimizer.lr
+        nearest = [name for name in names if name.startswith(key)]
+        nearest += sorted((name for name in known if name.endswith(f".{key}")), key=lambda name: name.count("."))
     otherwise = f"keys: {', '.join(names)}, and those of the configs, like optimizer.lr"
     if nearest:
         return [Mistake(where, f"no run has {key!r}: did you mean {nearest[0]!r}? {otherwise}")]

@@ -287,7 +287,7 @@ def _mark(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     path = folder / history.MARKS
     try:
         with FileLock(folder / ".marks-lock").acquire(timeout=10):
-            marks = runs.read_json(path)
+            marks = runs.read_json(path) if path.is_file() else {}
             runs.write_json(path, {key: value for key, value in {**marks, **change(marks)}.items() if value != ""})
     except Timeout:
         raise UserError(f"{runs.shown(path)} is held by another process") from None
