@@ -34,6 +34,7 @@ from boltlab.errors import UserError
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
+_hiding_main = threading.Lock()
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
 # Of the RuntimeErrors of a process whose partner is gone: not the cause.
 _PARTNER = (
@@ -122,7 +123,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
     ended, told = threading.Event(), 0
     threading.Thread(target=_end_what_hangs, args=(folder, ended), daemon=True).start()
     try:
-        with signals.caught(at_once=_kill, forward=partial(_forward, folder)), _nothing_to_import():
+        with signals.caught(at_once=_kill, forward=partial(_forward, folder)), nothing_to_import():
             try:
                 elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
             finally:
@@ -168,14 +169,15 @@ def start_method() -> str:
 
 
 @contextmanager
-def _nothing_to_import() -> Iterator[None]:
+def nothing_to_import() -> Iterator[None]:
     """Else each process would run the script that has called us once more, down to this call."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _hiding_main:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _end_what_hangs(folder: Path, ended: threading.Event) -> None:

@@ -7,6 +7,7 @@ What a run is does not depend on who starts it: the launcher is no part of its c
 """
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,15 @@ def statuses(folders: list[Path | None]) -> list[str]:
     return found
 
 
-def queue(job: Composed, folder: Path, name: str) -> None:
-    """Makes the run in `folder`, for a process to begin it later. What stands at auto is left for its machine."""
+def at_auto(job: Composed) -> list[str]:
+    """The keys that its command leaves at auto: for the machine that the job comes to."""
     asked = compose("train", job.overrides, check=False).config
-    job.config.update({key: "auto" for key in machine.KEYS if asked[key] == "auto"})
+    return [key for key in machine.KEYS if asked[key] == "auto"]
+
+
+def queue(job: Composed, folder: Path, name: str, auto: Iterable[str] | None = None) -> None:
+    """Makes the run in `folder`, for a process to begin it later. auto: what `at_auto` says, where that is known."""
+    job.config.update(dict.fromkeys(at_auto(job) if auto is None else auto, "auto"))
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         runs.prepare(folder, job.config, job.overrides, status="queued")

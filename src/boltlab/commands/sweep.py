@@ -7,12 +7,13 @@ number of trials that is asked for now. Beside one that is running, on any machi
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import launch, runs, signals, world
+from boltlab import launch, machine, runs, signals, world
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space
@@ -54,6 +55,7 @@ def _main(overrides: list[str]) -> int:
     if "latency_ms" in (sweep.objectives or {}):
         fixed.append("++callbacks.latency._target_=boltlab.callbacks.latency.Latency")
     base = _check(fixed, dimensions, parts, sweep)
+    auto = launched.at_auto(base)
     launcher = _launcher(base)
     fixed = [text for text in fixed if not launched.names_launcher(text)]
     asked = {
@@ -65,6 +67,7 @@ def _main(overrides: list[str]) -> int:
         "pruner": OmegaConf.to_container(options.pruner),
         "parts": [[part.label, list(part.overrides)] for part in parts],
         "seed": base.config.seed,
+        "auto": None if any(d.key in (*machine.KEYS, "experiment", "debug") for d in dimensions) else auto,
         "storage": studies.masked(options.storage),
     }
     if sweep.engine == "wandb":
@@ -195,13 +198,13 @@ def _key(top: Path) -> str:
 _held: list[Any] = []
 
 
-def _begin(overrides: list[str], folder: Path) -> None:
+def _begin(overrides: list[str], folder: Path, auto: list[str] | None = None) -> None:
     """Makes the run of a trial, whole and checked, for a process to begin it."""
     with _composing:
         job = compose("train", overrides)
         train.settle_weights(job)
         job.config.pop("launcher", None)
-        launched.queue(job, folder, train.name_of(job))
+        launched.queue(job, folder, train.name_of(job), auto)
 
 
 def _work(
@@ -211,7 +214,8 @@ def _work(
 
     deadline = time.time() + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
-    worker = Worker(study, parts, places, _begin, world.function_name(train.job), deadline, table.say)
+    begin = partial(_begin, auto=study.asked["auto"])
+    worker = Worker(study, parts, places, begin, world.function_name(train.job), deadline, table.say)
     with table.shown(worker.at_work):
         worker.run(table.update)
 

@@ -100,7 +100,8 @@ class Job:
         self._process: SpawnProcess = context.Process(
             target=_job, args=(entry, str(folder), os.getcwd(), environment, threads)
         )
-        self._process.start()
+        with launch.nothing_to_import():
+            self._process.start()
 
     def send(self, signum: int) -> None:
         """Sends it a signal; one that has ended gets none."""
