@@ -153,7 +153,7 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
         text = path.read_text(encoding="utf-8")
-        if _ALIAS.search(text) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        if refers_to_itself(text):
             raise ValueError("it refers to its own parts (*name), which no config of ours does")
         config = OmegaConf.create(text)  # its loader makes plain values only
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
@@ -166,6 +166,11 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         refuse_untrusted(config, path)
     config.run_dir = str(folder.resolve())
     return config
+
+
+def refers_to_itself(text: str) -> bool:
+    """Whether a YAML text has an alias, `*name`."""
+    return bool(_ALIAS.search(text)) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
 
 
 def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
@@ -267,7 +272,12 @@ def _locked(folder: Path) -> bool | None:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`, or nothing where there is none or it is broken."""
-    return {k: v for k, v in read_json(folder / "summary.json").items() if _sound(k, v)}
+    return sound(read_json(folder / "summary.json"))
+
+
+def sound(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary, which may come from anybody, without what is not of the kind that is read by its key."""
+    return {key: value for key, value in summary.items() if _sound(key, value)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -280,7 +290,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _sound(key: str, value: Any) -> bool:
-    """Whether a value of a summary, which may come from anybody, is of the kind that is read by this key."""
     if key in ("started", "ended", "seconds", "fit_seconds", "samples_per_second", "data_wait_share"):
         return _number(value)
     if key in ("best", "final", "test"):
