@@ -76,7 +76,7 @@ class Browser:
             self._until(lambda said: said.get("method") == "Page.loadEventFired")
 
     def value(self, expression):
-        answer = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

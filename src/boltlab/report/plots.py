@@ -94,13 +94,14 @@ def draw_reliability(calibration: Calibration) -> str:
 
     def draw(axes: Any) -> None:
         filled = [part for part in calibration.bins if part[3] is not None]
+        low, high, _, confidence, accuracy = zip(*filled, strict=True) if filled else [()] * 5
+        width = [b - a for a, b in zip(low, high, strict=True)]
+        axes.bar(low, accuracy, width, align="edge", color=_series(0), edgecolor=_PAPER, linewidth=1)
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=DASHES[1])
-        for low, high, _, confidence, accuracy in filled:
-            axes.bar(low, accuracy, high - low, align="edge", color=_series(0), edgecolor=_PAPER, linewidth=1)
-            axes.plot([low, high], [confidence, confidence], color=_series(1), linewidth=2.5)
+        axes.hlines(confidence, low, high, color=_series(1), linewidth=2.5)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the prediction", ylabel="right")
 
-    return _svg(draw)
+    return _svg(draw, margins=(0.14, 0.97, 0.2, 0.96))
 
 
 def draw_bars(values: Sequence[tuple[int, float]], label: str) -> str:
@@ -125,7 +126,8 @@ def _series(place: int) -> str:
 _drawn = itertools.count()
 
 
-def _svg(draw: Callable[[Any], None], height: float = _SIZE[1]) -> str:
+def _svg(draw: Callable[[Any], None], height: float = _SIZE[1], margins: tuple[float, ...] | None = None) -> str:
+    """`margins`: left, right, bottom and top of the axes; without, there is room for whatever is written there."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -137,7 +139,9 @@ def _svg(draw: Callable[[Any], None], height: float = _SIZE[1]) -> str:
     style |= {"axes.edgecolor": _GRID, "grid.color": _GRID, "axes.grid": True, "axes.axisbelow": True}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.unicode_minus": True}
     with rc_context(style):
-        figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
+        figure = Figure(figsize=(_SIZE[0], height), layout=None if margins else "constrained")
+        if margins:
+            figure.subplots_adjust(*(margins[i] for i in (0, 2, 1, 3)))
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)
         axes = figure.add_subplot()

@@ -9,7 +9,9 @@ import io
 import json
 import math
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,10 @@ MAX_PICTURE = 4_000_000  # pixels
 SIDE = 96  # pixels of a picture on the page
 
 Points = list[tuple[float, float, float]]  # epoch (nan where the row has none), step, value
+
+
+# What is raised where a file holds other things than it should.
+_WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class Broken(Exception):
@@ -84,25 +90,21 @@ class Evidence:
 def read(folder: Path, verb: str, picture_bytes: int = 300_000) -> Evidence:
     """Reads a folder; pictures beyond `picture_bytes` are left out."""
     found = Evidence()
-    for name, part in (
-        ("metrics.csv", _curves),
-        ("confusion_matrix.csv", _confusion),
-        ("calibration.json", _calibration),
-        ("overrides.yaml", _command),
-        ("environment.json", _environment),
-    ):
+    parts: dict[str, Callable[..., None]] = {
+        "metrics.csv": _curves,
+        "confusion_matrix.csv": _confusion,
+        "calibration.json": _calibration,
+        "mistakes.json": partial(_mistakes, picture_bytes=picture_bytes),
+        "overrides.yaml": partial(_command, verb=verb),
+        "environment.json": _environment,
+    }
+    for name, part in parts.items():
         try:
-            part(found, folder, name, verb)
+            part(found, folder, name)
         except FileNotFoundError:
             found.missing.append(f"{name} is not there")
-        except (Broken, ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError, yaml.YAMLError) as e:
+        except (Broken, OSError, yaml.YAMLError, *_WRONG) as e:
             found.missing.append(f"{name} cannot be read{f': {e}' if isinstance(e, Broken) else ''}")
-    try:
-        _mistakes(found, folder, picture_bytes)
-    except FileNotFoundError:
-        found.missing.append("mistakes.json is not there")
-    except (Broken, ValueError, KeyError, TypeError, RecursionError, OSError) as e:
-        found.missing.append(f"mistakes.json cannot be read{f': {e}' if isinstance(e, Broken) else ''}")
     for again in runs.read_summary(folder).get("resumed") or []:
         overrides = again.get("overrides") if isinstance(again, dict) else None
         if isinstance(overrides, list) and len(found.later) < 20:
@@ -171,7 +173,7 @@ def _table(text: str) -> "list[list[str]]":
         raise Broken(str(e)) from None
 
 
-def _curves(found: Evidence, folder: Path, name: str, verb: str) -> None:
+def _curves(found: Evidence, folder: Path, name: str) -> None:
     header, *rows = _table(_text(folder, name)) or [[]]
     if "step" not in header:
         raise Broken("it has no column 'step'")
@@ -195,7 +197,7 @@ def _float(text: str) -> float:
         return math.nan
 
 
-def _confusion(found: Evidence, folder: Path, name: str, verb: str) -> None:
+def _confusion(found: Evidence, folder: Path, name: str) -> None:
     header, *rows = _table(_text(folder, name)) or [[]]
     names = [_name(text) for text in header[1:]]
     if not 0 < len(names) <= MAX_CLASSES or len(rows) != len(names):
@@ -206,7 +208,7 @@ def _confusion(found: Evidence, folder: Path, name: str, verb: str) -> None:
     found.confusion = Confusion(names, matrix)
 
 
-def _calibration(found: Evidence, folder: Path, name: str, verb: str) -> None:
+def _calibration(found: Evidence, folder: Path, name: str) -> None:
     content = _json(folder, name)
     bins = []
     for part in content["bins"][:200]:
@@ -218,8 +220,8 @@ def _calibration(found: Evidence, folder: Path, name: str, verb: str) -> None:
         found.calibration = Calibration(error, sum(part[2] for part in bins), bins)
 
 
-def _mistakes(found: Evidence, folder: Path, picture_bytes: int) -> None:
-    content = _json(folder, "mistakes.json")
+def _mistakes(found: Evidence, folder: Path, name: str, picture_bytes: int) -> None:
+    content = _json(folder, name)
     counts = _count(content["mistakes"]), _count(content["samples"])
     worst, left = [], picture_bytes
     for number, item in enumerate(content["worst"][:100], 1):
@@ -268,7 +270,7 @@ def _command(found: Evidence, folder: Path, name: str, verb: str) -> None:
     found.overrides, found.command = overrides, command
 
 
-def _environment(found: Evidence, folder: Path, name: str, verb: str) -> None:
+def _environment(found: Evidence, folder: Path, name: str) -> None:
     content = _json(folder, name)
     commit = content.get("git_commit")
     found.commit = _name(commit) if isinstance(commit, str) else None
