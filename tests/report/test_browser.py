@@ -85,7 +85,9 @@ def test_the_keyboard_reaches_every_section(browser, url):
     ]
     order = list(dict.fromkeys(section for _, _, section, *_ in stops if section))
     assert order == ["comparison", "unfinished", "curves", "throughput", "runs"]
-    assert {"BUTTON", "SUMMARY", "A", "DIV", "PRE"} <= {tag for tag, *_ in stops}
+    for tag in ("SUMMARY", "BUTTON", "PRE"):
+        there = f"[...document.querySelectorAll('{tag}')].filter(e => e.checkVisibility()).length"
+        assert browser.value(there) == len([stop for stop in stops if stop[0] == tag]) > 0
 
     browser.open(url)
     browser.press("Tab")

@@ -96,6 +96,13 @@ def test_each_run_can_be_repeated(make_run, page):
     assert "Commit not known. " in seen.text
 
 
+def test_the_latest_run_is_named_as_what_it_was(make_run, page):
+    make_run("val", verb="eval", overrides=("run=latest", "split=val"), evaluated="/logs/train/it was this")
+    make_run("new", {"init_from": "/logs/train/other"}, overrides=("init_from=latest", "seed=2"))
+    assert "boltlab eval 'run=/logs/train/it was this' split=val" in Seen(page("verb=eval")).text
+    assert "boltlab train init_from=/logs/train/other seed=2" in Seen(page()).text
+
+
 def test_what_failed_says_why_and_is_in_no_mean(make_run, page):
     for seed, status in ((1, "finished"), (2, "finished"), (3, "failed")):
         more = {"reason": "out of memory", "best": {}, "test": {}, "epochs": 1} if status == "failed" else {}

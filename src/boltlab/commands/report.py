@@ -36,5 +36,5 @@ def main(overrides: list[str]) -> int:
         runs.write_whole(output, text)
     except OSError as e:
         raise UserError(f"output={output} cannot be written: {e.strerror or e}") from e
-    print(f"{len(shown)} of {len(chosen)} runs  {output}  ({len(text.encode()) / 1e6:.1f} MB)")
+    print(f"{len(shown)} of {len(chosen)} runs  {output}  ({len(text.encode()) / 1000:,.0f} kB)")
     return 0

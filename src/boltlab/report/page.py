@@ -87,7 +87,8 @@ def render(rows: Sequence[Row], verb: str, selected: str) -> str:
 
     left, shown = PICTURES, []
     for number, row in enumerate(rows, 1):
-        evidence = read(row.folder, verb, min(left, PICTURES_OF_A_RUN))
+        latest = {"run": row.get("evaluated"), "init_from": row.get("init_from")}
+        evidence = read(row.folder, verb, latest, min(left, PICTURES_OF_A_RUN))
         left -= sum(len(mistake.picture or "") for mistake in evidence.mistakes)
         shown.append(Run(number, row, evidence))
     here = Path(__file__).parent

@@ -87,15 +87,18 @@ class Evidence:
     missing: list[str] = field(default_factory=list)
 
 
-def read(folder: Path, verb: str, picture_bytes: int = 300_000) -> Evidence:
-    """Reads a folder; pictures beyond `picture_bytes` are left out."""
+def read(folder: Path, verb: str, latest: dict[str, Any] | None = None, picture_bytes: int = 300_000) -> Evidence:
+    """Reads a folder; pictures beyond `picture_bytes` are left out.
+
+    latest: what `run=latest` and the like meant when the command was given, by their keys.
+    """
     found = Evidence()
     parts: dict[str, Callable[..., None]] = {
         "metrics.csv": _curves,
         "confusion_matrix.csv": _confusion,
         "calibration.json": _calibration,
         "mistakes.json": partial(_mistakes, picture_bytes=picture_bytes),
-        "overrides.yaml": partial(_command, verb=verb),
+        "overrides.yaml": partial(_command, verb=verb, latest=latest or {}),
         "environment.json": _environment,
     }
     for name, part in parts.items():
@@ -260,11 +263,12 @@ def _picture(folder: Path, name: str) -> str | None:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _command(found: Evidence, folder: Path, name: str, verb: str) -> None:
+def _command(found: Evidence, folder: Path, name: str, verb: str, latest: dict[str, Any]) -> None:
     overrides = yaml.safe_load(plain_file(folder, name, 100_000).read_text(encoding="utf-8"))
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise Broken("it holds no list of overrides")
-    command = shlex.join(["boltlab", verb, *overrides])
+    meant = {f"{key}=latest": f"{key}={path}" for key, path in latest.items() if isinstance(path, str)}
+    command = shlex.join(["boltlab", verb, *(meant[text] if text in meant else text for text in overrides)])
     if len(command) > MAX_COMMAND:
         raise Broken(f"the command has {len(command):,} characters")
     found.overrides, found.command = overrides, command
