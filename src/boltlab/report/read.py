@@ -268,7 +268,7 @@ def _command(found: Evidence, folder: Path, name: str, verb: str, latest: dict[s
     if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
         raise Broken("it holds no list of overrides")
     meant = {f"{key}=latest": f"{key}={path}" for key, path in latest.items() if isinstance(path, str)}
-    command = shlex.join(["boltlab", verb, *(meant[text] if text in meant else text for text in overrides)])
+    command = shlex.join(["boltlab", verb, *(str(meant.get(text, text)) for text in overrides)])
     if len(command) > MAX_COMMAND:
         raise Broken(f"the command has {len(command):,} characters")
     found.overrides, found.command = overrides, command
