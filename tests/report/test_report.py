@@ -105,7 +105,9 @@ def test_the_latest_run_is_named_as_what_it_was(make_run, page):
 
 def test_what_failed_says_why_and_is_in_no_mean(make_run, page):
     for seed, status in ((1, "finished"), (2, "finished"), (3, "failed")):
-        more = {"reason": "out of memory", "best": {}, "test": {}, "epochs": 1} if status == "failed" else {}
+        more = (
+            {"reason": "out of memory", "best": {"val_acc": 0.1}, "test": {}, "epochs": 1} if status == "failed" else {}
+        )
         make_run(f"run{seed}", {"seed": seed}, status=status, **more)
     seen = Seen(page())
     (row,) = seen.table("run", "status", "reason", "reached")
