@@ -42,12 +42,12 @@ def test_the_commands_of_the_table_run(boltlab, tmp_path):
     (tmp_path / "photos").mkdir()
     Image.fromarray(torch.randint(0, 255, (28, 28), dtype=torch.uint8).numpy()).save("photos/a.jpg")
     commands = table_commands()
-    for verb in ("eval", "predict", "show", "runs", "doctor"):
+    for verb in ("eval", "predict", "show", "runs", "report", "doctor"):
         code, out, err = boltlab(*shlex.split(commands[verb])[1:])
         # doctor's verdict depends on the machine that runs the test
         assert code == 0 or verb == "doctor", (verb, err)
         assert out
-    assert Path("classes.csv").is_file() and Path("show.png").is_file()
+    assert all(Path(name).is_file() for name in ("classes.csv", "show.png", "report.html"))
     code, _, err = boltlab(*shlex.split(commands["train -m"])[1:], *QUICK, "test=false")
     assert code == 0, err
     assert len(list(runs.folders("logs"))) == 7

@@ -19,6 +19,7 @@ VERBS = {
         "a table of the runs; diff, rm, archive, tag and note for some of them",
         "boltlab runs data=mnist 'best_val_acc>0.98' sort=test_acc",
     ),
+    "report": ("runs side by side on one HTML page, with curves and mistakes", "boltlab report data=digits"),
     "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),

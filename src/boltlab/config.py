@@ -161,6 +161,16 @@ class Runs:
 
 
 @dataclass
+class Report:
+    """Root keys of `boltlab report`; any other word is a filter of runs."""
+
+    log_dir: str
+    verb: Literal["train", "eval"]
+    output: str
+    limit: Annotated[int, Ge(1)]
+
+
+@dataclass
 class Checkpoint:
     """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
 
@@ -190,6 +200,7 @@ ROOTS: dict[str, Any] = {
     "predict": Predict,
     "show": Show,
     "runs": Runs,
+    "report": Report,
     "checkpoint": Checkpoint,
     "doctor": Doctor,
     "bench": Bench,

@@ -21,7 +21,7 @@ FREE = (
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best", "callbacks.latency"),
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
     *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
-    "data_fingerprint",
+    *("data_fingerprint", "callbacks.mistakes"),
     "augment",  # it stands in data as well
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
