@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import runs
+from boltlab import credentials, runs
 from boltlab.errors import DataError, UserError
 from boltlab.trust import paths_inside
 
@@ -41,8 +41,7 @@ def changes(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as a checkpoint holds it."""
-    found: Any = OmegaConf.to_container(config, resolve=True)
-    return found
+    return credentials.plain(config)
 
 
 def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:

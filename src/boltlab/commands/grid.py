@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import runs, signals, world
+from boltlab import credentials, runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
@@ -75,7 +75,7 @@ def _compose_all(combinations: list[list[str]]) -> list[Composed]:
 
 
 def _hash(job: Composed) -> str:
-    return hashlib.sha256(OmegaConf.to_yaml(job.config, resolve=True).encode()).hexdigest()
+    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(credentials.plain(job.config))).encode()).hexdigest()
 
 
 def _newest(log_dir: Path, known: list[dict[str, Any]]) -> Path | None:
@@ -175,7 +175,7 @@ class _Sweep:
         try:
             newest = _newest_start(self.top, number)
             if newest is not None and _status(newest) in UNFINISHED:
-                train.go_on(newest, [])
+                train.go_on(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
                 train.run(job, _fresh(self.top, number))
             self.write()
