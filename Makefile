@@ -25,7 +25,7 @@ HOST := 127.0.0.1
 PORT := 5000
 tracking-server: .venv/.installed ## serve and show the runs of logger=mlflow; PORT=5000 HOST=127.0.0.1
 	@mkdir -p logs/mlflow
-	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true $(PY) -m mlflow server --host $(HOST) --port $(PORT) --workers 1 \
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server --host $(HOST) --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///logs/mlflow.db --serve-artifacts --artifacts-destination logs/mlflow $(ARGS)
 
 test: .venv/.installed ## run every test and check the coverage; ARGS="-k config -x" goes to pytest, without coverage

@@ -14,6 +14,7 @@ VERBS = {
     "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
     "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
     "runs": ("a table of the runs, newest first", "boltlab runs limit=20"),
+    "sync": ("upload W&B runs that were recorded offline, oldest first", "boltlab sync all dry_run=true"),
     "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),

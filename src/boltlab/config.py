@@ -128,6 +128,15 @@ class Runs:
 
 
 @dataclass
+class Sync:
+    """Root keys of `boltlab sync`; the words before them are `runs`."""
+
+    runs: list[str]
+    dry_run: bool
+    log_dir: str
+
+
+@dataclass
 class Checkpoint:
     """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
 
@@ -155,6 +164,7 @@ ROOTS: dict[str, Any] = {
     "predict": Predict,
     "show": Show,
     "runs": Runs,
+    "sync": Sync,
     "checkpoint": Checkpoint,
     "doctor": Doctor,
     "bench": Bench,

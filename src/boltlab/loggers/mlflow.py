@@ -154,7 +154,7 @@ class MLFlowLogger(Logger):
         done = threading.Event()
         self._calls.put((done.set, ()))
         if not done.wait(self._finish_timeout_seconds):
-            self._give_up(f"does not take it within {self._finish_timeout_seconds:.0f} s")
+            self._give_up(f"does not take it within {self._finish_timeout_seconds:g} s")
 
     def _give_up(self, reason: str) -> None:
         if not self._given_up:

@@ -340,13 +340,7 @@ class WandbLogger(LightningWandbLogger):
         asked = os.environ.get("WANDB_MODE") or (self._mode if self._mode != "auto" else wandb.setup().settings.mode)
         if asked in ("disabled", "offline", "dryrun"):
             return ("disabled", "") if asked == "disabled" else ("offline", "as asked for")
-        try:
-            if not wandb.login(prompt=False, verify=False):
-                return "offline", "no API key; `wandb login` saves one"
-        except wandb.Error as error:  # a key of the wrong form
-            return "offline", str(error)
-        settings = wandb.setup().settings
-        problem = _ask_server(settings.base_url, settings.api_key, deadline - time.monotonic())
+        problem = refusal(deadline - time.monotonic())
         return ("offline", problem) if problem else ("online", "")
 
 
@@ -362,6 +356,19 @@ class _WhenUp:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__dict__["_logger"]._up(), name, value)
+
+
+def refusal(timeout_seconds: float) -> str | None:
+    """What keeps W&B from taking runs now: no API key, or a server that does not take it; None: nothing."""
+    import wandb
+
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key; `wandb login` saves one"
+    except wandb.Error as error:  # a key of the wrong form
+        return str(error)
+    settings = wandb.setup().settings
+    return _ask_server(settings.base_url, settings.api_key, timeout_seconds)
 
 
 def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:
