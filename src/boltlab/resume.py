@@ -17,8 +17,11 @@ FREE = (
     *(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
     *(f"trainer.{key}" for key in ("default_root_dir", "log_every_n_steps", "enable_progress_bar", "profiler")),
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),
-    *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
-    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best"),
+    *(
+        f"callbacks.{key}"
+        for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "mistakes")
+    ),
+    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best", "callbacks.last"),
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
     *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
     "augment",  # it stands in data as well

@@ -118,23 +118,40 @@ def digits(warm_server, tmp_path_factory):
 
 
 def evaluated(warm, folder, processes, *arguments):
-    """What `boltlab eval` wrote: the metrics, and the confusion matrix and the accuracies of the classes."""
+    """What `boltlab eval` wrote: the metrics, then the confusion matrix and the accuracies of the classes, then
+    the worst mistakes and the calibration."""
     before = set(folder.glob("logs/eval/*"))
     more = ("run=latest", "+callbacks.confusion_matrix.picture=false", "data.batch_size=66")
     child = warm("eval", *more, *arguments, f"trainer.devices={processes}", folder=folder, before=FORKED).wait()
     assert child.code == 0, child.stderr
     (found,) = set(folder.glob("logs/eval/*")) - before
     files = [(found / name).read_text() for name in ("confusion_matrix.csv", "per_class_accuracy.csv")]
-    return json.loads((found / "summary.json").read_text()), files
+    values = [json.loads((found / f"{name}.json").read_text()) for name in ("summary", "mistakes", "calibration")]
+    pictures = [path.read_bytes() for path in sorted((found / "mistakes").iterdir())]
+    return values[0], files, [values[1:], pictures]
+
+
+def assert_close(found, expected):
+    """Equal, but for the rounding of what a net computes in batches of another size."""
+    if isinstance(expected, dict):
+        assert_close([*found.items()], [*expected.items()])
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+    else:
+        assert found == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
 
 
 @pytest.mark.parametrize(("split", "size"), [("test", 359), ("val", 144), ("train", 1294)])
 def test_evaluation(warm, digits, split, size):
-    expected, files = evaluated(warm, digits, 1, f"split={split}")
+    expected, files, mistakes = evaluated(warm, digits, 1, f"split={split}")
     assert sum(int(line.split(",")[1]) for line in files[1].splitlines()[1:]) == size
     for processes in (2, 3):
-        summary, written = evaluated(warm, digits, processes, f"split={split}")
+        summary, written, found = evaluated(warm, digits, processes, f"split={split}")
         assert written == files
+        assert found[1] == mistakes[1] and len(found[1]) == 24
+        assert_close(found[0], mistakes[0])
         loss, expected_loss = (s["test"].pop(f"{split}_loss") for s in (summary, {"test": dict(expected["test"])}))
         assert summary["test"] == {k: v for k, v in expected["test"].items() if k != f"{split}_loss"}  # to the bit
         assert loss == pytest.approx(expected_loss, rel=2e-7)

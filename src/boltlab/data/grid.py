@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,22 +32,39 @@ def draw_grid(
     """
     number = len(data.batches(split, augment=split == "train"))  # a cache in memory leaves out what is unreadable
     indices = torch.linspace(0, number - 1, min(count, number)).round().long().unique().tolist()
-    images, labels = data.samples(split, indices, augment=split == "train", epoch=epoch)
-    pixels = data.denormalize(data.normalize(images)).permute(0, 2, 3, 1).numpy()
+    pixels, labels = pixels_of(data, split, indices, augment=split == "train", epoch=epoch)
     names = data.class_names if isinstance(data.class_names, list) else [str(n) for n in range(int(labels.max()) + 1)]
+    return draw_images(pixels, [(names[label],) for label in labels.tolist()], path, columns)
+
+
+def pixels_of(
+    data: ImageDataModule, split: Split, indices: list[int], augment: bool = False, epoch: int = 0
+) -> tuple[np.ndarray, Tensor]:
+    """What the model sees of these samples, uint8 [N,H,W,C], and their labels [N].
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    images, labels = data.samples(split, indices, augment=augment, epoch=epoch)
+    pixels: np.ndarray = data.denormalize(data.normalize(images)).permute(0, 2, 3, 1).numpy()
+    return pixels, labels
+
+
+def draw_images(pixels: np.ndarray, titles: list[tuple[str, ...]], path: str | Path, columns: int = 8) -> Path:
+    """Write a PNG of images uint8 [N,H,W,C], each under the lines of its title."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     fonts = [font for font in FONTS if font in installed]
-
-    rows = -(-len(indices) // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.85 * rows), dpi=100, layout="constrained")
+    columns = min(columns, len(pixels))
+    rows, lines = -(-len(pixels) // columns), max(map(len, titles))
+    figure = Figure(figsize=(1.6 * columns, (1.65 + 0.2 * lines) * rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
-    for axes, image, label in zip(panels, pixels, labels.tolist(), strict=False):
-        name = names[label] if len(names[label]) <= 18 else names[label][:17] + "…"
+    for axes, image, title in zip(panels, pixels, titles, strict=False):
+        text = "\n".join(line if len(line) <= 18 else f"{line[:17]}…" for line in title)
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(name, fontsize=9, family=fonts, parse_math=False)
+        axes.set_title(text, fontsize=9, family=fonts, parse_math=False)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
