@@ -192,6 +192,39 @@ def contents(artifact: dict) -> list[dict]:
     return artifact["manifest"]["contents"]
 
 
+def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
+    from boltlab import runs
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code, _, err = boltlab("train", "-m", "seed=5", "model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+    assert code == 0, err
+    (run_dir,) = runs.folders("logs")
+    folder = offline_folder(run_dir)
+    found = records(folder)
+    (run,) = [record["run"] for record in found if record["type"] == "run"]
+    sweep = run_dir.parent.name
+    assert (run["run_group"], run["job_type"], run["display_name"]) == (sweep, "trial", f"{sweep}/0")
+    config = {}
+    for record in found:
+        config |= record.get("config", {}).get("update", {})
+    assert config["optimizer"]["lr"] == 0.003 and config["data"]["class_names"][3] == "3"
+    known, summary = runs.read_summary(run_dir), last_summary(found)
+    assert summary["best/val_acc"] == summary["val_acc"]["max"] == known["best"]["val_acc"]
+    assert summary["final/val_loss"] == known["final"]["val_loss"]
+    assert summary["test/acc"] == summary["test_acc"] == known["test"]["test_acc"]
+    files = {e["path"]: Path(e["local_path"]) for r in found if "artifact" in r for e in contents(r["artifact"])}
+    worst = json.loads(files["worst_mistakes.table.json"].read_text())
+    mistakes = runs.read_json(run_dir / "mistakes.json")
+    told = mistakes["worst"]
+    assert len(worst["data"]) == len(told) > 0
+    for row, item in zip(worst["data"], told, strict=True):
+        cells = dict(zip(worst["columns"], row, strict=True))
+        assert (cells["true"], cells["predicted"], cells["loss"]) == (item["true"], item["predicted"], item["loss"])
+        assert files[cells["picture"]["path"]].read_bytes() == (run_dir / item["picture"]).read_bytes()
+    matrix = json.loads(files["confusion_matrix_plot_table.table.json"].read_text())["data"]
+    assert sum(count for _, _, count in matrix) == mistakes["samples"] and len(matrix) == 100
+
+
 @pytest.mark.parametrize(
     ("log_model", "expected"),
     [(False, []), ("best", [("best", 1)]), ("all", [("best", 0), ("best", 1), ("best", 1), ("last", 2)])],
