@@ -109,8 +109,9 @@ SECRETS = {
 URL_PASSWORD, NETRC_PASSWORD, FILE_SECRET = "pw-of-url-4242", "pw-of-netrc-5151", "value-of-dotenv-6161"
 
 FAIL = """
+import os
 import boltlab.models.task as task
-def fail(self, batch, batch_idx): raise RuntimeError("the training step fails")
+def fail(self, batch, batch_idx): raise RuntimeError("no answer from " + os.environ["TEAM_SERVER"])
 task.Task.training_step = fail
 """
 
@@ -146,12 +147,13 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     more += ["logger.wandb.log_model=best", "logger.mlflow.log_model=best", "data_dir=${oc.env:TEAM_FOLDER}"]
     printed = []
     for name, before, code in (("fine", "", 0), ("broken", FAIL, 1)):
-        program = f"{before}\nimport sys\nfrom boltlab.__main__ import main\nsys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-c", program, "train", f"name={name}", *more]
+        program = f"{before}\nimport sys\nfrom boltlab.__main__ import main\nsys.exit(main())"
+        (clone / "src" / f"{name}.py").write_text(program)  # a file: MLflow looks for the repository that it is in
+        command = [sys.executable, str(clone / "src" / f"{name}.py"), "train", f"name={name}", *more]
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, timeout=300, check=False)
         assert done.returncode == code, done.stderr.decode()
         printed.append(done.stdout + done.stderr)
-    assert b"the training step fails" in printed[1] and b"Traceback" in printed[1]
+    assert b"RuntimeError: no answer from http://me:***@127.0.0.1:9/" in printed[1] and b"Traceback" in printed[1]
     assert b"127.0.0.1:9" in printed[0]  # the server that could not be used is named
 
     broken, fine = runs.folders(clone / "logs")
@@ -162,7 +164,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     described = json.loads((fine / "environment.json").read_text())
     assert described["git_left_out"] == [".env"]
     assert "+a = 1" in (fine / "git.patch").read_text()
-    assert "RuntimeError: the training step fails" in runs.read_summary(broken)["reason"]
+    assert "RuntimeError: no answer from http://me:***@127.0.0.1:9/" in runs.read_summary(broken)["reason"]
 
     sources = {home / ".netrc", clone / ".env", clone / ".git" / "config"}
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path not in sources]

@@ -50,7 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from boltlab import world
 
-    return world.run(lambda: _run(verb, rest))
+    try:
+        return world.run(lambda: _run(verb, rest))
+    except Exception:
+        if argv is not None:
+            raise
+        import traceback
+
+        from boltlab.credentials import masked
+
+        sys.stderr.write(masked(traceback.format_exc()))  # as Python does, but for the passwords of URLs
+        return 1
 
 
 def _run(verb: str, rest: list[str]) -> int:

@@ -8,6 +8,7 @@ logs/train/<date>_<time>_sweep_<name>-<id>/
 import hashlib
 import json
 import re
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,11 @@ class _Sweep:
         except UserError as e:
             self.failed(number, str(e))
         except Exception as e:
-            traceback.print_exc()
+            print(credentials.masked(traceback.format_exc()), file=sys.stderr, end="")
             self.failed(number, f"{type(e).__name__}: {e}")
 
     def failed(self, number: int, reason: str) -> None:
+        reason = credentials.masked(reason)
         print(f"job {number} failed: {reason.strip()}", flush=True)
         self.reasons[number] = " ".join(reason.split())[:500]
 
