@@ -4,7 +4,7 @@
 # Bytecode is compiled when packages are installed; this variable would leave the project itself without.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help train test lint format lock install clean FORCE
+.PHONY: help train tracking-server test lint format lock install clean FORCE
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -14,10 +14,19 @@ CHECK := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 SAY := echo "boltlab needs Python 3.11, 3.12 or 3.13: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 train: .venv/.installed ## train; ARGS="data=mnist optimizer.lr=0.01" are Hydra overrides
 	@$(PY) -m boltlab train $(ARGS)
+
+# MLflow tells its makers what is used, unless these variables say otherwise. HOST=0.0.0.0 serves the whole network:
+# there is no password, so put it behind something that asks for one.
+HOST := 127.0.0.1
+PORT := 5000
+tracking-server: .venv/.installed ## serve and show the runs of logger=mlflow; PORT=5000 HOST=127.0.0.1
+	@mkdir -p logs/mlflow
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server --host $(HOST) --port $(PORT) --workers 1 \
+	  --backend-store-uri sqlite:///logs/mlflow.db --serve-artifacts --artifacts-destination logs/mlflow $(ARGS)
 
 test: .venv/.installed ## run every test and check the coverage; ARGS="-k config -x" goes to pytest, without coverage
 	@$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(or $(ARGS),--cov)

@@ -99,10 +99,17 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
     (tmp_path / "old.py").write_text("a = 2\n")
     (tmp_path / "new.py").write_text("b = 3\n")
     (tmp_path / "ignored.py").write_text("c = 4\n")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "id_rsa").write_text("d = 5\n")
+    (tmp_path / "ü b.env").write_text("e = 6\n")
+    (tmp_path / ".env.example").write_text("f = 7\n")
     before = git("status", "--porcelain")
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "old.py"))
-    patch = runs._uncommitted().decode()
+    text, left_out = runs._uncommitted()
+    patch = text.decode()
     assert "+a = 2" in patch and "+b = 3" in patch and "c = 4" not in patch
+    assert sorted(left_out) == ["deploy/id_rsa", "ü b.env"]
+    assert "d = 5" not in patch and "e = 6" not in patch and "+f = 7" in patch
     assert git("status", "--porcelain") == before
 
 
@@ -115,7 +122,7 @@ def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monk
 
     monkeypatch.setattr(runs, "_git", git)
     answer = runs.ask_git()
-    assert answer.result(60) == runs.Git("abc", True, b"abc\n")
+    assert answer.result(60) == runs.Git("abc", True, b"abc\n", ())
     asked_then = len(asked)
     folder = runs.new_folder(tmp_path, "train", "x")
     runs.prepare(folder, OmegaConf.create({"run_dir": None, "data": {}}), [], answer)

@@ -20,6 +20,7 @@ VERBS = {
         "boltlab runs data=mnist 'best_val_acc>0.98' sort=test_acc",
     ),
     "report": ("runs side by side on one HTML page, with curves and mistakes", "boltlab report data=digits"),
+    "sync": ("upload W&B runs that were recorded offline, oldest first", "boltlab sync all dry_run=true"),
     "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
@@ -55,7 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from boltlab import world
 
-    return world.run(lambda: _run(verb, rest))
+    try:
+        return world.run(lambda: _run(verb, rest))
+    except Exception:
+        if argv is not None:
+            raise
+        import traceback
+
+        from boltlab.credentials import masked
+
+        sys.stderr.write(masked(traceback.format_exc()))  # as Python does, but for the passwords of URLs
+        return 1
 
 
 def _run(verb: str, rest: list[str]) -> int:

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from boltlab import machine, world
+from boltlab import credentials, machine, world
 from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
@@ -171,6 +171,15 @@ class Report:
 
 
 @dataclass
+class Sync:
+    """Root keys of `boltlab sync`; the words before them are `runs`."""
+
+    runs: list[str]
+    dry_run: bool
+    log_dir: str
+
+
+@dataclass
 class Checkpoint:
     """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
 
@@ -201,6 +210,7 @@ ROOTS: dict[str, Any] = {
     "show": Show,
     "runs": Runs,
     "report": Report,
+    "sync": Sync,
     "checkpoint": Checkpoint,
     "doctor": Doctor,
     "bench": Bench,
@@ -233,6 +243,11 @@ def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[st
     own = set(ROOTS[verb].__dataclass_fields__) | {"hydra"}
     mine = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in own]
     return mine, [o for o in overrides if o not in mine]
+
+
+def keys(overrides: list[str]) -> list[str]:
+    """The key of each override."""
+    return [text.lstrip("+~").partition("=")[0] for text in overrides]
 
 
 def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = True) -> Composed:
@@ -682,6 +697,9 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
     checker = Checker(config, SEARCHED if verb == "train" else ())
     checker.roots(ROOTS[verb].__dataclass_fields__)
+    secrets = [Mistake(where, message) for where, message in credentials.mistakes(config)]
+    if secrets:  # alone: other messages show the values
+        return secrets
     if verb == "eval":  # its callbacks refer to the config of the run: they are checked when they are laid over it
         return checker.found
     open_keys = machine.placeholders(config)
@@ -726,7 +744,7 @@ def build(config: Any, key: str, **objects: Any) -> Any:
 def report(verb: str, error: ConfigError) -> None:
     """Prints all mistakes to stderr, in at most a screenful."""
     count = len(error.mistakes)
-    lines = str(error).splitlines()
+    lines = credentials.masked(str(error)).splitlines()
     print(f"boltlab {verb}: {count} mistake{'s' * (count > 1)} in the config, nothing was started\n", file=sys.stderr)
     print("\n".join(line if len(line) <= 400 else line[:399] + "…" for line in lines[:40]), file=sys.stderr)
     if len(lines) > 40:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import runs
+from boltlab import credentials, runs
 from boltlab.errors import DataError, UserError
 from boltlab.trust import paths_inside
 
@@ -42,8 +42,7 @@ def changes(before: Any, after: Any, path: str = "", free: tuple[str, ...] = FRE
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """The config as a checkpoint holds it."""
-    found: Any = OmegaConf.to_container(config, resolve=True)
-    return found
+    return credentials.plain(config)
 
 
 def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab import world
+from boltlab import credentials, world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -69,6 +69,17 @@ def shown(folder: Path) -> Path:
     """The folder as it is printed: relative to the current one where it lies inside."""
     here = Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
+
+
+def place(folder: Path) -> tuple[str | None, str | None]:
+    """The name of the sweep that a run is a job of, and whether the run is of "train", "eval" or, of a sweep, "trial".
+
+    Read from where the folder stands; (None, None) elsewhere.
+    """
+    parent = folder.resolve().parent
+    if parent.name in ("train", "eval"):
+        return None, parent.name
+    return (parent.name, "trial") if parent.parent.name == "train" else (None, None)
 
 
 def prepare(
@@ -113,9 +124,9 @@ def record_start(folder: Path, config: DictConfig, git: "Future[Git] | None" = N
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
-    """Writes the resolved config, and sets its `run_dir`."""
+    """Writes the resolved config, secrets as references, and sets its `run_dir`."""
     config.run_dir = _HERE
-    text = OmegaConf.to_yaml(config, resolve=True).replace(_HERE, "${run_dir}")
+    text = OmegaConf.to_yaml(OmegaConf.create(credentials.plain(config))).replace(_HERE, "${run_dir}")
     write_whole(folder / "config.yaml", text)
     config.run_dir = str(folder)
 
@@ -140,8 +151,10 @@ def record_resume(
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
 
 
-def load_config(folder: Path, own: bool = False) -> DictConfig:
+def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
     """The resolved config of a run, with `run_dir` where the folder stands now.
+
+    replaced: keys that the caller puts new values at; a reference to a secret there is left out.
 
     A folder may come from anybody: what its config may build is held against `boltlab.trust`, but for the `own` run of
     this command, whose config was composed here.
@@ -161,6 +174,7 @@ def load_config(folder: Path, own: bool = False) -> DictConfig:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")
+    credentials.forget_references(config, replaced)
     if not own:
         from boltlab.trust import refuse_untrusted
 
@@ -208,7 +222,7 @@ def end(folder: Path, **values: Any) -> dict[str, Any]:
 def reason(error: BaseException) -> str:
     """The first line of what an error says."""
     text = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
-    return str(text).splitlines()[0][:500]
+    return credentials.masked(str(text).splitlines()[0][:500])
 
 
 @contextmanager
@@ -412,6 +426,7 @@ class Git:
     commit: str | None
     dirty: bool | None
     patch: bytes
+    left_out: tuple[str, ...] = ()
 
 
 def ask_git() -> "Future[Git]":
@@ -424,7 +439,7 @@ def ask_git() -> "Future[Git]":
         try:
             commit = (_git("rev-parse", "HEAD") or b"").decode().strip() or None
             dirty = bool(_git("status", "--porcelain")) if commit else None
-            answer.set_result(Git(commit, dirty, _uncommitted()))
+            answer.set_result(Git(commit, dirty, *_uncommitted()))
         except BaseException as e:  # raised where the answer is wanted
             answer.set_exception(e)
 
@@ -439,7 +454,8 @@ def environment(git: Git) -> dict[str, Any]:
     return {
         "git_commit": git.commit,
         "git_dirty": git.dirty,
-        "command": sys.argv,
+        "git_left_out": list(git.left_out),  # of git.patch, because of their names
+        "command": [credentials.masked(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -493,13 +509,18 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor()
 
 
-def _uncommitted() -> bytes:
-    """The clone's changes since HEAD as a patch, new files included: in an index of its own, so that git's stays."""
+def _uncommitted() -> tuple[bytes, tuple[str, ...]]:
+    """The clone's changes since HEAD as a patch, new files included: in an index of its own, so that git's stays.
+    And the files that are left out of it: by their names they hold keys or passwords."""
+    status = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or b""
+    changed = [os.fsdecode(entry[3:]) for entry in status.split(b"\0") if entry]
+    left_out = tuple(path for path in changed if credentials.private(path))
+    taken = [":/", *(f":(exclude,top,literal){path}" for path in left_out)]
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", ":/", **index) is None:
-            return b""
-        return _git("diff", "--cached", "--binary", "HEAD", **index) or b""
+        if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", "--", *taken, **index) is None:
+            return b"", left_out
+        return _git("diff", "--cached", "--binary", "HEAD", **index) or b"", left_out
 
 
 def _git(*arguments: str, **variables: str) -> bytes | None:

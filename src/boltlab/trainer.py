@@ -7,8 +7,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from boltlab import credentials
 from boltlab.check import process_count
 from boltlab.config import build
 
@@ -33,7 +34,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
     # Epoch values are logged whatever the interval is.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain = credentials.plain(config)
     if config.trainer.get("strategy", "auto") == "auto" and process_count(config) > 1:
         from lightning.pytorch.strategies import DDPStrategy
 

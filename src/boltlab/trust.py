@@ -88,7 +88,10 @@ def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, 
     elif isinstance(node, str):
         # `instantiate` resolves what it is given, and resolvers read the environment.
         if "${" in node.replace("${run_dir}", ""):
-            yield f"{path}={node}"[:200], "is an interpolation: a saved config is resolved, but for ${run_dir}"
+            message = "is an interpolation: a saved config is resolved, but for ${run_dir}"
+            if node.startswith("${oc.env:"):
+                message += f"; if this run is your own, give it again: '{path}={node}'"
+            yield f"{path}={node}"[:200], message
     elif node is not None and type(node) not in (bool, int, float):
         yield path, f"is a {type(node).__name__}, no plain value"
 

@@ -31,6 +31,7 @@ def _clean_wandb(monkeypatch, tmp_path):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     monkeypatch.setattr("boltlab.loggers.wandb._newest", None)
+    monkeypatch.setattr("boltlab.loggers.wandb._staged", None)
     wandb.teardown()
     yield
     wandb.teardown()
@@ -123,6 +124,142 @@ def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
     assert Path(warning.split("'")[1]).resolve() == folder.resolve()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "group", "kind"),
+    [
+        ("train/a", "a", None, "train"),
+        ("train/sweep/1-2", "sweep/1-2", "sweep", "trial"),
+        ("eval/a", "a", None, "eval"),
+        ("elsewhere", "elsewhere", None, None),
+    ],
+)
+def test_group_and_job_type_come_from_where_the_run_stands(tmp_path, folder, name, group, kind):
+    found = WandbLogger(tmp_path / "logs" / folder)._wandb_init
+    assert (found["name"], found["group"], found["job_type"]) == (name, group, kind)
+    asked = WandbLogger(tmp_path / "logs" / folder, group="mine", job_type="debug", name="b")._wandb_init
+    assert (asked["name"], asked["group"], asked["job_type"]) == ("b", "mine", "debug")
+
+
+def last_summary(found: list[dict]) -> dict:
+    summary = {}
+    for record in found:
+        summary |= record.get("summary", {}).get("update", {})
+    return summary
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 0.9), ("min", 0.1)])
+def test_the_summary_has_the_last_and_the_best_value_and_what_the_run_comes_to(tmp_path, mode, best):
+    logger = WandbLogger(tmp_path, monitor="val_score", monitor_mode=mode)
+    for step, value in enumerate([0.1, 0.9, 0.3]):
+        logger.log_metrics({"val_score": value, "loss": 1.0 - value}, step)
+    logger.log_summary({"best/val_score": best, "test/acc": 0.5})
+    logger.finish()
+    summary = last_summary(records(offline_folder(tmp_path)))
+    assert summary["val_score"] == {"last": 0.3, mode: best}
+    assert (summary["loss"], summary["best/val_score"], summary["test/acc"]) == (0.7, best, 0.5)
+
+
+def test_a_table_with_pictures_and_the_plot_of_a_confusion_matrix(tmp_path):
+    import torch
+    from PIL import Image
+
+    run_dir = tmp_path / "run"
+    (run_dir / "mistakes").mkdir(parents=True)
+    picture = run_dir / "mistakes" / "01.png"
+    Image.fromarray(np.full((4, 4, 3), 7, np.uint8)).save(picture)
+    logger = WandbLogger(run_dir)
+    logger.log_table("worst", ["picture", "true", "loss"], [[picture, "cat", 2.5]])
+    logger.log_confusion_matrix("matrix", torch.tensor([[3, 1], [0, 2]]), ["cat", "dog"])
+    logger.log_confusion_matrix("too many", torch.zeros(101, 101), ["a"] * 101)
+    logger.finish()
+
+    found = records(offline_folder(run_dir))
+    files = {e["path"]: Path(e["local_path"]) for r in found if "artifact" in r for e in contents(r["artifact"])}
+    assert len(files) == 3 and all(path.is_relative_to(run_dir.resolve()) for path in files.values())
+    worst, matrix = (json.loads(files[f"{name}.table.json"].read_text()) for name in ("worst", "matrix_table"))
+    ((image, true, loss),) = worst["data"]
+    assert (image["_type"], image["width"], true, loss) == ("image-file", 4, "cat", 2.5)
+    assert np.array_equal(np.asarray(Image.open(files[image["path"]])), np.asarray(Image.open(picture)))
+    assert matrix["columns"] == ["Actual", "Predicted", "nPredictions"]
+    assert matrix["data"] == [["cat", "cat", 3], ["cat", "dog", 1], ["dog", "cat", 0], ["dog", "dog", 2]]
+    assert "wandb/confusion_matrix/v1" in json.dumps([record.get("config") for record in found])
+    assert "too many" not in json.dumps(found)
+
+
+def contents(artifact: dict) -> list[dict]:
+    return artifact["manifest"]["contents"]
+
+
+def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
+    from boltlab import runs
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code, _, err = boltlab("train", "-m", "seed=5", "model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu")
+    assert code == 0, err
+    (run_dir,) = runs.folders("logs")
+    folder = offline_folder(run_dir)
+    found = records(folder)
+    (run,) = [record["run"] for record in found if record["type"] == "run"]
+    sweep = run_dir.parent.name
+    assert (run["run_group"], run["job_type"], run["display_name"]) == (sweep, "trial", f"{sweep}/0")
+    config = {}
+    for record in found:
+        config |= record.get("config", {}).get("update", {})
+    assert config["optimizer"]["lr"] == 0.003 and config["data"]["class_names"][3] == "3"
+    known, summary = runs.read_summary(run_dir), last_summary(found)
+    assert summary["best/val_acc"] == summary["val_acc"]["max"] == known["best"]["val_acc"]
+    assert summary["final/val_loss"] == known["final"]["val_loss"]
+    assert summary["test/acc"] == summary["test_acc"] == known["test"]["test_acc"]
+    files = {e["path"]: Path(e["local_path"]) for r in found if "artifact" in r for e in contents(r["artifact"])}
+    worst = json.loads(files["worst_mistakes.table.json"].read_text())
+    mistakes = runs.read_json(run_dir / "mistakes.json")
+    told = mistakes["worst"]
+    assert len(worst["data"]) == len(told) > 0
+    for row, item in zip(worst["data"], told, strict=True):
+        cells = dict(zip(worst["columns"], row, strict=True))
+        assert (cells["true"], cells["predicted"], cells["loss"]) == (item["true"], item["predicted"], item["loss"])
+        assert files[cells["picture"]["path"]].read_bytes() == (run_dir / item["picture"]).read_bytes()
+    matrix = json.loads(files["confusion_matrix_plot_table.table.json"].read_text())["data"]
+    assert sum(count for _, _, count in matrix) == mistakes["samples"] and len(matrix) == 100
+
+
+@pytest.mark.parametrize(
+    ("log_model", "expected"),
+    [(False, []), ("best", [("best", 1)]), ("all", [("best", 0), ("best", 1), ("best", 1), ("last", 2)])],
+)
+def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, expected):
+    """The accuracy is made to be best in the second of three epochs."""
+    from boltlab import checkpoint
+    from boltlab.models.task import Task
+
+    log_dict = Task.log_dict
+    monkeypatch.setattr(
+        Task,
+        "log_dict",
+        lambda self, values, *a, **k: log_dict(
+            self,
+            {n: [0.5, 0.9, 0.1][self.current_epoch % 3] if n == "val_acc" else v for n, v in values.items()},
+            *a,
+            **k,
+        ),
+    )
+    begin = WandbLogger.log_hyperparams  # a run that starts late would find the second epoch's file at once
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda self, params: (begin(self, params), self._up()))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    more = ["trainer.max_epochs=3", "trainer.accelerator=cpu", f"logger.wandb.log_model={log_model}"]
+    code, _, err = boltlab("train", "model=linear", *more)
+    assert code == 0, err
+    (folder,) = tmp_path.glob("logs/train/*/wandb/offline-run-*")
+    artifacts = [r["artifact"] for r in records(folder) if r.get("artifact", {}).get("type") == "model"]
+    assert len(artifacts) == len(expected)
+    for artifact, (alias, epoch) in zip(artifacts, expected, strict=True):
+        steps = json.loads(artifact["metadata"])["global_step"]
+        assert {*artifact["aliases"]} == {alias, "latest", f"epoch-{epoch}", f"step-{steps}"}
+        (file,) = contents(artifact)
+        kept = Path(file["local_path"])  # a copy: best.ckpt may be replaced before the upload
+        assert kept.is_relative_to(folder.parent.resolve()) and checkpoint.read(kept)["epoch"] == epoch
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a whole group of processes at once")

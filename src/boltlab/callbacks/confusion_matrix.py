@@ -25,7 +25,7 @@ class ConfusionMatrix(Callback):
     - ``per_class_accuracy.csv``: class, samples, correct, accuracy.
 
     Counts are summed over processes. Does nothing unless ``trainer.datamodule.task`` is "classification". The picture
-    goes to the loggers that take images.
+    goes to the loggers that take images, the counts to those with a plot of their own.
     """
 
     def __init__(self, dir: str | Path, picture: bool = True) -> None:
@@ -65,6 +65,9 @@ class ConfusionMatrix(Callback):
         if trainer.is_global_zero:
             self.dir.mkdir(parents=True, exist_ok=True)
             write_numbers(matrix, self._class_names, self.dir)
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_confusion_matrix"):
+                    logger.log_confusion_matrix("confusion_matrix_plot", matrix, self._class_names)
             if self.picture:
                 path = self.dir / "confusion_matrix.png"
                 draw(matrix, self._class_names, path)

@@ -19,6 +19,8 @@ from boltlab.data.samplers import EvalSampler
 from boltlab.errors import DataError
 
 BATCHES_TOGETHER = 64
+# Of the table that loggers get, the worst mistake first; of `mistakes.json` too, but for the picture.
+COLUMNS = ["picture", "index", "file", "true", "predicted", "probability", "probability_of_true", "loss"]
 MAX_SIDE = 224  # pixels of a kept picture
 # Confidences are summed as whole numbers of this unit: sums of them do not depend on their order.
 UNIT = 2.0**-32
@@ -37,7 +39,8 @@ class Mistakes(Callback):
       difference of the two, weighted by the samples. A probability on an edge belongs to the bin above, 1 to the last.
 
     Counts are exact over any number of processes. Nothing waits for the device before the end. Does nothing unless
-    ``trainer.datamodule.task`` is "classification". The sheet goes to the loggers that take images.
+    ``trainer.datamodule.task`` is "classification". The sheet goes to the loggers that take images, a row
+    for each mistake, with its picture as a ``Path``, to those that take tables.
     """
 
     def __init__(self, dir: str | Path, count: Annotated[int, Ge(1)] = 24, bins: Annotated[int, Ge(1)] = 15) -> None:
@@ -146,6 +149,12 @@ class Mistakes(Callback):
         for logger in trainer.loggers if sheet is not None else ():
             if hasattr(logger, "log_image"):
                 logger.log_image("mistakes", [str(sheet)])
+        for logger in trainer.loggers if worst else ():
+            if hasattr(logger, "log_table"):
+                pictures = [self.dir / item["picture"] if "picture" in item else None for item in worst]
+                values = [[item[name] for name in COLUMNS[1:]] for item in worst]
+                rows = [[picture, *row] for picture, row in zip(pictures, values, strict=True)]
+                logger.log_table("worst_mistakes", COLUMNS, rows)
 
     def _picture(self, data: Any, split: Any, worst: list[dict[str, Any]]) -> Path | None:
         """Adds files and pictures to the mistakes, and draws them on a sheet, where the data have any."""

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
-from boltlab.commands.train import numbers, print_metrics
-from boltlab.config import build, compose, edit, split_overrides
+from boltlab.commands.train import numbers, print_metrics, tell_loggers
+from boltlab.config import build, compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
@@ -23,7 +23,7 @@ def main(overrides: list[str]) -> int:
     options = compose("eval", own).config
     refuse_trained(for_run)
     source = runs.find(options.run, options.log_dir)
-    trained = runs.load_config(source)
+    trained = runs.load_config(source, replaced=["callbacks", "logger", *keys(for_run)])
     # The callbacks and loggers of an evaluation are its own, and how many processes it takes; the rest is the run's.
     trained.update({"callbacks": options.callbacks, "logger": options.logger, "log_dir": options.log_dir})
     trained.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": True})
@@ -82,6 +82,9 @@ def measure(folder_name: str) -> None:
         if trainer.is_global_zero:
             test = {key.replace("test_", f"{split}_", 1): value for key, value in metrics}
             runs.end(folder, status="finished", test=test)
+            tell_loggers(trainer, **{split: test})
+        for logger in trainer.loggers:
+            getattr(logger, "finish", lambda: None)()
 
 
 def same_kind(trained: Any, evaluated: Any) -> None:

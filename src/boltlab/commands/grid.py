@@ -8,13 +8,14 @@ logs/train/<date>_<time>_sweep_<name>-<id>/
 import hashlib
 import json
 import re
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import runs, signals, world
+from boltlab import credentials, runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
@@ -75,7 +76,7 @@ def _compose_all(combinations: list[list[str]]) -> list[Composed]:
 
 
 def _hash(job: Composed) -> str:
-    return hashlib.sha256(OmegaConf.to_yaml(job.config, resolve=True).encode()).hexdigest()
+    return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(credentials.plain(job.config))).encode()).hexdigest()
 
 
 def _newest(log_dir: Path, known: list[dict[str, Any]]) -> Path | None:
@@ -175,17 +176,18 @@ class _Sweep:
         try:
             newest = _newest_start(self.top, number)
             if newest is not None and _status(newest) in UNFINISHED:
-                train.go_on(newest, [])
+                train.go_on(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
                 train.run(job, _fresh(self.top, number))
             self.write()
         except UserError as e:
             self.failed(number, str(e))
         except Exception as e:
-            traceback.print_exc()
+            print(credentials.masked(traceback.format_exc()), file=sys.stderr, end="")
             self.failed(number, f"{type(e).__name__}: {e}")
 
     def failed(self, number: int, reason: str) -> None:
+        reason = credentials.masked(reason)
         print(f"job {number} failed: {reason.strip()}", flush=True)
         self.reasons[number] = " ".join(reason.split())[:500]
 

@@ -16,7 +16,7 @@ from typing import Any
 from boltlab import runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
-from boltlab.config import build, compose, edit, split_overrides
+from boltlab.config import build, compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
 
@@ -31,7 +31,7 @@ def main(overrides: list[str]) -> int:
         raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     folder = runs.find(options.run, options.log_dir)
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
-    trained = runs.load_config(folder)
+    trained = runs.load_config(folder, replaced=["callbacks", "logger", *keys(for_run)])
     trained.steps_per_execution = 1
     trained.trainer.update({"devices": 1, "num_nodes": 1})
     config = edit(trained, for_run)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import machine, runs, signals, world
+from boltlab import credentials, machine, runs, signals, world
 from boltlab.check import SEARCHED
 from boltlab.commands import launched
-from boltlab.config import Composed, build, compose, edit
+from boltlab.config import Composed, build, compose, edit, keys
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
 from boltlab.signals import Stopped
@@ -124,7 +124,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
-        before = runs.load_config(folder, own)
+        before = runs.load_config(folder, own, keys(overrides))
         if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
             before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time
@@ -168,7 +168,7 @@ def job(folder: Path) -> int:
         except Exception as e:
             if runs.read_summary(folder).get("status") == "queued":  # it never began, so it did not say why itself
                 said = " ".join(str(e).split())[:500] if isinstance(e, UserError) else runs.reason(e)
-                runs.end(folder, status="failed", reason=said)
+                runs.end(folder, status="failed", reason=credentials.masked(said))
             raise
         return 0
 
@@ -228,7 +228,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
         checkpoint.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        logger.log_hyperparams(credentials.plain(config))
     if trainer.is_global_zero:
         print(f"{runs.shown(folder)}\n", flush=True)
     trainer.ckpt_path = newest and str(newest)  # here, and not as an argument of fit, so that `setup` knows it
@@ -242,6 +242,12 @@ def _fit(folder: Path, config: DictConfig) -> None:
     model.log_restored()
     if trainer.is_global_zero:
         _write_fitted(folder, config, trainer, time.perf_counter() - started)
+        known = runs.read_summary(folder)
+        tell_loggers(trainer, best=known.get("best", {}), final=known.get("final", {}))
+        for logger in trainer.loggers:
+            for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")):
+                if hasattr(logger, "log_checkpoint") and path.is_file():
+                    logger.log_checkpoint(path, path.stem)
     test = {}
     if config.test and not trainer.fast_dev_run:
         best = checkpoint.find(folder, "best")
@@ -249,6 +255,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
         test = numbers(trainer.callback_metrics)
     if trainer.is_global_zero:
         runs.end(folder, status="finished", test=test)
+        tell_loggers(trainer, test=test)
     for logger in trainer.loggers:
         getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
 
@@ -275,6 +282,14 @@ def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float
     if guard is not None:
         values["skipped_steps"] = guard.skipped_steps
     runs.write_summary(folder, fit_seconds=round(before.get("fit_seconds", 0.0) + seconds, 2), **values)
+
+
+def tell_loggers(trainer: Any, **parts: dict[str, float]) -> None:
+    """Gives what a run comes to, as `best/val_acc` or `test/acc`, to the loggers that have a place for it."""
+    values = {f"{part}/{key.removeprefix(f'{part}_')}": v for part, found in parts.items() for key, v in found.items()}
+    for logger in trainer.loggers:
+        if values and hasattr(logger, "log_summary"):
+            logger.log_summary(values)
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, float]:

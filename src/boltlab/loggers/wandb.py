@@ -16,7 +16,10 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from boltlab import runs
+
 if TYPE_CHECKING:
+    from torch import Tensor
     from wandb.sdk.lib import RunDisabled
     from wandb.wandb_run import Run
 
@@ -27,10 +30,13 @@ log = logging.getLogger(__name__)
 RUN_ID = ".wandb-id"  # of the run folder: a run that goes on is the same W&B run
 SAVED_FILES = ("environment.json", "git.patch")
 
+MAX_PLOTTED_CLASSES = 100  # W&B's plot gets a row for each cell of the matrix
+
 _FIRST_STEP_SECONDS = 10.0
 
 _lock = threading.Lock()  # of what waits for a run that is not up yet
 _newest: "WandbLogger | None" = None  # the last one of this process
+_staged: str | None = None  # where the last one keeps the files of artifacts until they are uploaded
 
 
 class WandbLogger(LightningWandbLogger):
@@ -44,12 +50,18 @@ class WandbLogger(LightningWandbLogger):
     within ``timeout_seconds``. Otherwise it is recorded below ``<dir>/wandb`` and one warning says why and how to
     upload it. ``mode``, and before it ``WANDB_MODE``, decide beforehand. Each logger is one W&B run: what an earlier
     job of this process left open is finished first. ``environment.json`` and ``git.patch`` of ``dir`` are saved in the
-    run; its config is what ``log_hyperparams`` gets, nested as it is.
+    run; its config is what ``log_hyperparams`` gets, nested as it is. Its summary holds the last value of each metric,
+    of the monitored one also the best (``val_acc.max``), and what ``log_summary`` gets.
 
     Args:
         dir: the run folder.
         entity: user or team; None is the default of the account.
-        name: shown name; None is the name of the run folder.
+        name: shown name; None is the name of the run folder, in a sweep with the sweep's before it.
+        group: None is the name of the sweep's folder, for a run of a sweep.
+        job_type: None is "train", "eval", or "trial" for a run of a sweep.
+        monitor: the metric whose best value stands in the summary, by ``monitor_mode``.
+        log_model: "best" uploads the best checkpoint at the end of the training as an artifact ``model-<run id>``
+            with the aliases ``best``, ``epoch-<n>`` and ``step-<n>``; "all" each new best one, and ``last`` at the end.
         id: a W&B run to continue; None is the one that this run folder began, or a new one.
         timeout_seconds: how long the server may take until the run is online.
         finish_timeout_seconds: how long the end of the run may wait for uploads; what is left stays below ``dir``.
@@ -67,20 +79,29 @@ class WandbLogger(LightningWandbLogger):
         mode: Literal["auto", "offline", "disabled"] = "auto",
         timeout_seconds: float = 8.0,
         finish_timeout_seconds: float = 60.0,
+        job_type: str | None = None,
+        monitor: str | None = None,
+        monitor_mode: Literal["min", "max"] = "max",
+        log_model: Literal[False, "best", "all"] = False,
     ) -> None:
         kept = Path(dir) / RUN_ID
         if id is None and kept.is_file():
             id = kept.read_text(encoding="utf-8").strip()
+        sweep, kind = runs.place(Path(dir))
+        own_name = Path(dir).resolve().name
         super().__init__(
             save_dir=dir,
             project=project,
             entity=entity,
-            name=name or Path(dir).resolve().name,
-            group=group,
+            name=name or (f"{sweep}/{own_name}" if sweep else own_name),
+            group=group or sweep,
+            job_type=job_type or kind,
             tags=tags,
             id=id,
         )
         self._dir = Path(dir)
+        self._monitor, self._monitor_mode = monitor, monitor_mode
+        self._checkpoints = log_model  # the base class would upload by its own rules
         self._mode = mode
         self._timeout_seconds = timeout_seconds
         self._finish_timeout_seconds = finish_timeout_seconds
@@ -116,6 +137,73 @@ class WandbLogger(LightningWandbLogger):
                 self._begin()
 
     @rank_zero_only
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """What the run comes to, beside the last value of each metric."""
+        self._log(self._update_summary, dict(values))
+
+    def _update_summary(self, values: dict[str, float]) -> None:
+        self.experiment.summary.update(values)
+
+    @rank_zero_only
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """A table; a cell that is a ``Path`` is shown as the picture that lies there."""
+        import wandb
+
+        if data is not None:
+            data = [[wandb.Image(os.fspath(c)) if isinstance(c, Path) else c for c in row] for row in data]
+        super().log_table(key, columns, data, dataframe, step)
+
+    @rank_zero_only
+    def log_confusion_matrix(self, key: str, matrix: "Tensor", class_names: list[str]) -> None:
+        """W&B's own plot of the counts, int64 [true class, predicted class], with the table behind it."""
+        if len(class_names) > MAX_PLOTTED_CLASSES:
+            return
+        import wandb
+
+        columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
+        cells = zip(class_names, matrix.tolist(), strict=True)
+        rows = [[true, name, n] for true, row in cells for name, n in zip(class_names, row, strict=True)]
+        plot = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns=columns, data=rows),
+            {str(column): str(column) for column in columns},
+            {"title": key},
+        )
+        self.log_metrics(cast("Any", {key: plot}))
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, alias: str) -> None:
+        """Uploads a checkpoint of a training that has ended, if ``log_model`` asks for it."""
+        if self._checkpoints == "all" or (self._checkpoints == "best" and alias == "best"):
+            self._log(self._log_artifact, path, alias)
+
+    @rank_zero_only
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        # A ModelCheckpoint whose newest file is its best one: Lightning calls this after each save.
+        newest = getattr(checkpoint_callback, "best_model_path", "")
+        if self._checkpoints == "all" and newest and newest == checkpoint_callback._last_checkpoint_saved:
+            self._log(self._log_artifact, Path(newest), "best")
+
+    def _log_artifact(self, path: Path, alias: str) -> None:
+        import torch
+        import wandb
+
+        run = self.experiment
+        artifact = wandb.Artifact(f"model-{run.id}", type="model")
+        copy = artifact.add_file(os.fspath(path), name="model.ckpt").local_path  # the file itself may be replaced
+        content = torch.load(cast("str", copy), map_location="cpu", weights_only=True, mmap=True)
+        place = {key: content[key] for key in ("epoch", "global_step")}
+        artifact.metadata = {**place, "monitor": self._monitor}
+        run.log_artifact(artifact, aliases=[alias, f"epoch-{place['epoch']}", f"step-{place['global_step']}"])
+
+    @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
         """Ends the W&B run; a run that is not finished here ends with the process."""
         if self._waiting or self._thread:
@@ -142,7 +230,13 @@ class WandbLogger(LightningWandbLogger):
             if waits := self._experiment is None:
                 self._waiting.append((call, arguments))
         if not waits:
+            self._give(call, arguments)
+
+    def _give(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        try:
             call(*arguments)
+        except Exception as error:  # a tracker must not stop a training
+            log.warning("W&B does not take what was logged (%s: %s)", type(error).__name__, error)
 
     def _begin(self) -> threading.Thread:
         """Starts the run's thread if there is none yet. It is no daemon: the process does not end in its midst."""
@@ -176,10 +270,7 @@ class WandbLogger(LightningWandbLogger):
                     self._experiment = self._run
                     return
             for call, arguments in waiting:
-                try:
-                    call(*arguments)
-                except Exception as error:
-                    log.warning("W&B does not take what was logged (%s: %s)", type(error).__name__, error)
+                self._give(call, arguments)
 
     def _start(self) -> "Run | RunDisabled":
         import wandb
@@ -210,6 +301,9 @@ class WandbLogger(LightningWandbLogger):
             (self._dir / RUN_ID).write_text(run.id or "", encoding="utf-8")
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        if self._monitor is not None:
+            kept = f"last,{self._monitor_mode}"
+            run.define_metric(self._monitor, step_metric="trainer/global_step", step_sync=True, summary=kept)
         for name in SAVED_FILES:
             if (path := self._dir / name).exists():
                 run.save(path, base_path=path.parent, policy="now")
@@ -219,8 +313,12 @@ class WandbLogger(LightningWandbLogger):
         return run
 
     def _init(self, mode: Mode, init_timeout: float = 10.0) -> "Run | RunDisabled":
+        global _staged
         import wandb
 
+        if mode == "offline" and os.environ.get("WANDB_DATA_DIR") == _staged:
+            # Tables and checkpoints wait here for `wandb sync`, and not in a home folder that a node may lose.
+            os.environ["WANDB_DATA_DIR"] = _staged = os.fspath((self._dir / "wandb").resolve())
         environment = self._dir / "environment.json"
         git_commit = json.loads(environment.read_text()).get("git_commit") if environment.exists() else None
         settings = wandb.Settings(
@@ -242,13 +340,7 @@ class WandbLogger(LightningWandbLogger):
         asked = os.environ.get("WANDB_MODE") or (self._mode if self._mode != "auto" else wandb.setup().settings.mode)
         if asked in ("disabled", "offline", "dryrun"):
             return ("disabled", "") if asked == "disabled" else ("offline", "as asked for")
-        try:
-            if not wandb.login(prompt=False, verify=False):
-                return "offline", "no API key; `wandb login` saves one"
-        except wandb.Error as error:  # a key of the wrong form
-            return "offline", str(error)
-        settings = wandb.setup().settings
-        problem = _ask_server(settings.base_url, settings.api_key, deadline - time.monotonic())
+        problem = refusal(deadline - time.monotonic())
         return ("offline", problem) if problem else ("online", "")
 
 
@@ -264,6 +356,19 @@ class _WhenUp:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__dict__["_logger"]._up(), name, value)
+
+
+def refusal(timeout_seconds: float) -> str | None:
+    """What keeps W&B from taking runs now: no API key, or a server that does not take it; None: nothing."""
+    import wandb
+
+    try:
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key; `wandb login` saves one"
+    except wandb.Error as error:  # a key of the wrong form
+        return str(error)
+    settings = wandb.setup().settings
+    return _ask_server(settings.base_url, settings.api_key, timeout_seconds)
 
 
 def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:

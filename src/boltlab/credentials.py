@@ -1,0 +1,139 @@
+"""Passwords, keys and tokens: a config names them, and never holds them.
+
+What is in a config is written into the run folder, into every checkpoint and to the trackers. So a password is given as
+`${oc.env:NAME}`: the reference is what is written, and what it stands for is read where an object is built. A config
+that holds one itself is refused before anything is started. References to other variables (a folder, a host) are
+resolved when the config is written, so that the run stands for itself.
+"""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# Uncommitted files of these names stay out of git.patch.
+PRIVATE_FILES: tuple[str, ...] = (
+    ".env",
+    ".env.*",
+    "*.env",
+    ".envrc",
+    ".netrc",
+    "_netrc",
+    ".pgpass",
+    ".pypirc",
+    ".npmrc",
+    ".htpasswd",
+)
+PRIVATE_FILES += ("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*")
+PRIVATE_FILES += ("id_ecdsa*", "id_ed25519*", "*credentials*", "*secret*.json", "*secret*.y*ml", "kaggle.json")
+# … but for these, which hold none.
+PUBLIC_FILES = (".env.example", ".env.sample", ".env.template", "*.pub", "*.py")
+
+_URL = re.compile(r"(?P<start>[A-Za-z][\w+.-]*://[^\s/@:'\"]*:)(?P<password>[^\s/@'\"]+)(?=@)")
+_WORDS = "password|passwd|passphrase|secret|api_?key|access_?key|private_?key"
+_VARIABLE = re.compile(rf"(^|_)({_WORDS}|token|credentials?)(_id)?($|_)|_(key|pw|pwd|pass|auth)$", re.IGNORECASE)
+_KEY = re.compile(rf"(^|_)({_WORDS})$|^((auth|access|api|bearer|hf)_?)?token$", re.IGNORECASE)  # not pad_token
+_REFERENCE = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
+_SHORTEST = 8  # characters of a variable's value that is looked for in a config
+
+
+def masked(text: str) -> str:
+    """The text with `***` for the password of each URL in it."""
+    return _URL.sub(lambda match: f"{match['start']}***", text)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain values, as it may be written anywhere: a secret stands in it as its reference."""
+    real: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    if not any(_REFERENCE.search(text) for _, text in _texts(OmegaConf.to_container(config))):
+        return real
+    kept: Any = _with_references(config)
+    return _chosen(real, kept, "")
+
+
+def mistakes(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """(key path with what is wrong masked, message) of each value that is a secret, or holds one."""
+    try:
+        values = dict(_texts(_with_references(config)))
+    except OmegaConfBaseException:  # listed by the check of the config
+        values = dict(_texts(OmegaConf.to_container(config)))
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if _VARIABLE.search(name) and len(value) >= _SHORTEST and not os.path.exists(value)
+    }
+    for key, text in values.items():
+        found = next((name for name, value in variables.items() if value in text), None)
+        cure = "would be written into the run folder, the checkpoints and the trackers: put it into an environment"
+        cure += f" variable and give its name, '{key}=${{oc.env:NAME}}'"
+        if found is not None:
+            name = f"'{key}=${{oc.env:{found}}}'"
+            yield f"{key}=***", f"holds the value of {found}, which {cure.partition(': put')[0]}: write {name}"
+        elif any("${oc.env:" not in match["password"] for match in _URL.finditer(text)):
+            yield f"{key}={masked(text)}", f"holds a password, which {cure}"
+        elif _KEY.search(key.rpartition(".")[2]) and text and not _REFERENCE.search(text):
+            yield f"{key}=***", f"is a secret by its name, which {cure}"
+
+
+def forget_references(config: DictConfig, keys: Iterable[str]) -> None:
+    """Sets to null, in place, what refers to the environment at these keys or below: it is about to be replaced."""
+    under = tuple(keys)
+    for path, text in list(_texts(OmegaConf.to_container(config))):
+        if _REFERENCE.search(text) and any(path == key or path.startswith(f"{key}.") for key in under):
+            OmegaConf.update(config, path, None)
+
+
+def private(path: str) -> bool:
+    """Whether a file is left out of git.patch because of its name."""
+    name = path.rpartition("/")[2].lower()
+    fits = [any(fnmatch.fnmatchcase(name, pattern) for pattern in names) for names in (PRIVATE_FILES, PUBLIC_FILES)]
+    return fits[0] and not fits[1]
+
+
+def _with_references(config: DictConfig) -> Any:
+    """Resolved, but for what refers to the environment."""
+    from omegaconf.resolvers import oc
+
+    def keep(name: str, default: Any = "\0") -> Any:
+        return default if default != "\0" and name not in os.environ else f"\0{{oc.env:{name}}}"
+
+    OmegaConf.register_new_resolver("oc.env", keep, replace=True)
+    try:
+        return _marked(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def _marked(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _marked(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_marked(value) for value in node]
+    return node.replace("\0{", "${") if isinstance(node, str) else node
+
+
+def _chosen(real: Any, kept: Any, key: str) -> Any:
+    """The real values, but for those that are secret: of them the reference."""
+    if isinstance(real, dict) and isinstance(kept, dict):
+        return {name: _chosen(value, kept[name], str(name)) for name, value in real.items()}
+    if isinstance(real, list) and isinstance(kept, list):
+        return [_chosen(value, kept[i], key) for i, value in enumerate(real)]
+    if real == kept or not isinstance(kept, str):
+        return real
+    secret = _URL.search(str(real)) or _KEY.search(key)
+    return kept if secret or any(map(_VARIABLE.search, _REFERENCE.findall(kept))) else real
+
+
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _texts(value, f"{path}.{i}")
+    elif isinstance(node, str):
+        yield path, node
