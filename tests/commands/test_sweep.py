@@ -366,6 +366,12 @@ def test_a_mistake_ends_a_sweep_before_it_begins(boltlab, arguments, named):
     assert not Path("logs").exists()
 
 
-def test_a_storage_that_cannot_be_opened_is_named_without_its_password(boltlab):
-    code, _, err = boltlab("sweep", *LR, 'storage="postgresql://me:secret@127.0.0.1:1/x"')
-    assert code == 1 and "storage=postgresql://me:***@127.0.0.1:1/x" in err and "secret" not in err
+def test_a_storage_that_cannot_be_opened_is_named_and_its_password_stands_nowhere(boltlab, monkeypatch):
+    url = "mysql+nothing://me:sesame-9@127.0.0.1:1/x"
+    code, _, err = boltlab("sweep", *QUICK, *LR, f'storage="{url}"')
+    assert code == 2 and "oc.env" in err and "sesame-9" not in err
+    monkeypatch.setenv("STUDY_URL", url)
+    code, out, err = boltlab("sweep", *QUICK, *LR, "storage=${oc.env:STUDY_URL}")
+    assert code == 1 and "storage=mysql+nothing://me:***@127.0.0.1:1/x cannot be opened" in err, err
+    written = [path for path in Path("logs").rglob("*") if path.is_file() and b"sesame-9" in path.read_bytes()]
+    assert "sesame-9" not in out + err and not written

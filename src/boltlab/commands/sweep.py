@@ -17,6 +17,7 @@ from boltlab import launch, machine, runs, signals, world
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space
+from boltlab.credentials import masked
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
 from boltlab.launchers import process
@@ -68,7 +69,7 @@ def _main(overrides: list[str]) -> int:
         "parts": [[part.label, list(part.overrides)] for part in parts],
         "seed": base.config.seed,
         "auto": None if any(d.key in (*machine.KEYS, "experiment", "debug") for d in dimensions) else auto,
-        "storage": studies.masked(options.storage),
+        "storage": options.storage and masked(options.storage),
     }
     if sweep.engine == "wandb":
         from boltlab.sweeps import wandb_engine
@@ -82,7 +83,7 @@ def _main(overrides: list[str]) -> int:
     before = runs.read_json(top / ASKED)
     trials = sweep.trials or (None if asked["sampler"]["_target_"] == studies.GRID else TRIALS)
     how_long = {"trials": trials, "timeout_minutes": sweep.timeout_minutes}
-    begun = {"started": before.get("started", time.time()), "command": [studies.masked(text) for text in overrides]}
+    begun = {"started": before.get("started", time.time()), "command": [masked(text) for text in overrides]}
     runs.write_json(top / ASKED, {"of": studies.definition(asked), **how_long, **begun, "asked": asked})
     print(f"{runs.shown(top)}{' goes on' if before else ''}", flush=True)
     study = Study(top, asked, trials, options.storage, key=_key(top))

@@ -25,6 +25,7 @@ from annotated_types import Ge, Gt
 
 from boltlab import runs
 from boltlab.config import build
+from boltlab.credentials import masked
 from boltlab.errors import UserError
 from boltlab.sweeps import space as spaces
 
@@ -113,17 +114,10 @@ def open_storage(url: str | None, top: Path) -> Any:
             return RDBStorage(f"sqlite:///{top / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
         return RDBStorage(url)
     except ImportError as e:
-        raise UserError(f"storage={masked(url)}: {e}") from None
+        raise UserError(f"storage={masked(str(url))}: {e}") from None
     except Exception as e:  # SQLAlchemy's own, and those of each database's driver
-        said = str(e).splitlines()[0].replace(str(url), masked(url))[:300]
-        raise UserError(f"storage={masked(url)} cannot be opened: {type(e).__name__}: {said}") from None
-
-
-def masked(url: str | None) -> str:
-    """A URL without its password."""
-    head, at, tail = (url or "null").rpartition("@")
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.split(':')[0]}:***@{tail}" if at and ":" in user else f"{head}{at}{tail}"
+        said = masked(str(e).splitlines()[0])[:300]
+        raise UserError(f"storage={masked(str(url))} cannot be opened: {type(e).__name__}: {said}") from None
 
 
 class Study:
