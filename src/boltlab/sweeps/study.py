@@ -173,7 +173,10 @@ class Study:
         """The next trial: one whose worker is gone, else a new one; None where there are enough."""
         with self._asking():
             known = self.trials()
-            return self._orphan(known) or (self._ask() if sum(map(counts, known)) < self.total else None)
+            if (orphan := self._orphan(known)) is not None:
+                return orphan
+            again = any(t.state.name == "WAITING" for t in known)  # counted already
+            return self._ask() if again or sum(map(counts, known)) < self.total else None
 
     def _orphan(self, known: list["FrozenTrial"]) -> Claimed | None:
         from optuna.trial import Trial, TrialState

@@ -1,0 +1,158 @@
+"""Who may take which trial, what counts, and what the live table shows of it; nothing is trained."""
+
+import io
+import platform
+import threading
+import time
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from boltlab.errors import UserError
+from boltlab.sweeps import table as tables
+from boltlab.sweeps.study import FINAL, RETRY, SAME, Study, counts, definition, newest
+from boltlab.sweeps.worker import State
+
+ASKED = {
+    "name": "s",
+    "train": [],
+    "space": {"lr": "tag(log,interval(1e-4,1e-1))"},
+    "objectives": {"val_acc": "max"},
+    "sampler": {"_target_": "optuna.samplers.RandomSampler"},
+    "pruner": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1, "n_warmup_steps": 0},
+    "parts": [["", []]],
+    "seed": 0,
+}
+
+
+@pytest.fixture(params=[None, "journal"], ids=["sqlite", "journal"])
+def opened(request, tmp_path):
+    def make(total=3, key="", **changed):
+        return Study(tmp_path, ASKED | changed, total, request.param, key)
+
+    return make
+
+
+def test_two_workers_take_different_trials_and_no_more_than_asked_for(opened):
+    first, second = opened(), opened(key="other")
+    taken = [first.take(), second.take(), first.take(), second.take()]
+    assert taken[3] is None and [claimed.number for claimed in taken[:3]] == [0, 1, 2]
+    assert len({claimed.params["lr"] for claimed in taken[:3]}) == 3
+    first.complete(taken[0], [0.5])
+    assert second.take() is None and sum(map(counts, second.trials())) == 3
+
+
+def test_many_threads_share_one_study(opened):
+    study = opened(total=12)
+    taken = []
+
+    def work():
+        while (claimed := study.take()) is not None:
+            taken.append(claimed.number)
+            study.complete(claimed, [0.1])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert sorted(taken) == list(range(12)) and len({t.params["lr"] for t in study.trials()}) == 12
+
+
+def test_a_trial_whose_worker_is_gone_is_taken_over_as_it_is(opened):
+    gone, other = opened(), opened(key="other")
+    claimed = gone.take()
+    gone.report(claimed, 0.3, 1)
+    assert other.take().number == 1  # the first is at work
+    claimed.lock.release()  # as the system does when its process ends
+    again = other.take()
+    assert (again.number, again.params, again.reported) == (0, claimed.params, 1)
+    assert not other.report(again, 0.9, 1)  # told before
+    assert list(other.trials()[0].intermediate_values.values()) == [0.3]
+
+
+def test_one_of_another_machine_is_gone_after_five_minutes_without_a_sign(opened, monkeypatch):
+    study = opened(total=1)
+    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+    claimed = study.take()
+    claimed.lock.release()  # a lock that this machine does not see
+    monkeypatch.setattr(platform, "node", lambda: "here")
+    here = opened(total=1, key="other")
+    assert here.take() is None
+    claimed.trial.set_user_attr("alive", time.time() - 400)
+    assert here.take().number == 0
+
+
+def test_what_dies_is_tried_once_more_and_then_counts(opened):
+    study = opened(total=1)
+    claimed = study.take()
+    assert study.fail(claimed, "killed by SIGKILL")
+    again = study.take()
+    assert again.params == claimed.params and again.trial.user_attrs[RETRY] == claimed.number
+    assert not study.fail(again, "killed by SIGKILL") and study.take() is None
+    states = [(t.state, t.user_attrs.get("reason"), FINAL in t.user_attrs) for t in study.trials()]
+    assert states == [(TrialState.FAIL, "killed by SIGKILL", False), (TrialState.FAIL, "killed by SIGKILL", True)]
+
+
+def test_a_point_of_a_finite_space_is_taken_once(opened):
+    study = opened(total=50, space={"a": "1,2", "b": "x,y"})
+    found = []
+    while (claimed := study.take()) is not None:
+        found.append(tuple(claimed.params.values()))
+        study.complete(claimed, [0.0])
+    assert sorted(found) == [("1", "x"), ("1", "y"), ("2", "x"), ("2", "y")]
+    assert all(t.state is TrialState.COMPLETE for t in study.trials() if SAME in t.user_attrs)
+
+
+def test_the_pruner_sees_what_is_reported(opened):
+    study = opened(total=3)
+    good, bad = study.take(), study.take()
+    assert not any(study.report(good, value, step) for step, value in ((1, 0.5), (2, 0.9)))
+    study.complete(good, [0.9])
+    assert [study.report(bad, value, step) for step, value in ((1, 0.6), (2, 0.7))] == [False, True]
+    study.prune(bad, reason="pruned at epoch 2")
+    assert study.trials()[1].state is TrialState.PRUNED and counts(study.trials()[1])
+
+
+def test_alone_a_sweep_repeats_itself_and_another_process_draws_something_else(tmp_path):
+    drawn = {}
+    for name, key in (("a", ""), ("b", ""), ("c", "worker 1")):
+        (tmp_path / name).mkdir()
+        drawn[name] = Study(tmp_path / name, ASKED, 3, None, key).take().params["lr"]
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+
+
+def test_a_sweep_is_found_by_all_that_it_asks_for(tmp_path):
+    folder = tmp_path / "train" / "2026_s"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(f'{{"of": "{definition(ASKED)}"}}')
+    (tmp_path / "train" / "2027_broken").mkdir()
+    (tmp_path / "train" / "2027_broken" / "sweep.json").write_text("[")
+    assert newest(tmp_path, ASKED) == folder and newest(tmp_path, ASKED | {"seed": 1}) is None
+
+
+def test_a_storage_that_is_none_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="cannot be opened"):
+        Study(tmp_path, ASKED, 1, "nonsense")
+
+
+def test_the_table_shows_trials_at_work_the_best_and_the_time_left(opened):
+    study = opened(total=4)
+    shown = tables.Table(study, workers=1, live=True)
+    shown.console = Console(file=io.StringIO(), force_terminal=True, width=160, markup=False)
+    shown._shows_live = True
+    best, dead, work = study.take(), study.take(), study.take()
+    study.report(best, 0.75, 1)
+    study.complete(best, [0.75], deviation=0.01)
+    study.fail(dead, "RuntimeError: [no] markup")
+    with shown.shown({work.number: State(work.params, epoch=3, value=0.625, part="seed1")}):
+        shown.update()
+    text = shown.console.file.getvalue()
+    assert "0.7500 * ± 0.0100" in text and "3 of seed1" in text and "0.6250" in text
+    assert "RuntimeError: [no] markup" in text and "1 of 4, best val_acc 0.7500 of trial 0" in text and "left" in text
+
+
+def test_elsewhere_a_line_is_printed_for_each_trial_that_ends(opened, capsys):
+    study = opened(total=2)
+    study.complete(study.take(), [0.5])
+    tables.Table(study, workers=1, live=True).say("trial 0 finished: 0.5000")
+    assert "trial 0 finished: 0.5000  (1 of 2, best val_acc 0.5000 of trial 0" in capsys.readouterr().out
