@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import binary
 
 from boltlab import runs
 from boltlab.errors import UserError
@@ -249,8 +250,7 @@ def test_a_training_on_the_team_server(boltlab, tmp_path, tracking_server, caplo
 
 def rendered(address: str, tmp_path: Path) -> str:
     """The page as a browser has built it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+    if (browser := binary()) is None:
         pytest.skip("no Chromium is installed: all but the page was tested")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'chromium'}"]

@@ -123,10 +123,11 @@ def _plots(study: Study) -> None:
                     matplotlib.pyplot.close(drawn)
     finally:
         matplotlib.use(backend)
-    sections = "\n".join(f"<h2>{name}</h2>\n{figure}" for name, figure in figures.items())
+    sections = "\n".join(f"<h2>{name}</h2>\n<div class=plot>{figure}</div>" for name, figure in figures.items())
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(study.top.name)}</title>
 <style>body{{font-family:system-ui,sans-serif;margin:1rem auto;max-width:70rem;padding:0 1rem}}
+.plot,pre{{overflow-x:auto}}
 table{{border-collapse:collapse;display:block;overflow-x:auto}}td,th{{padding:.2rem .6rem;text-align:left}}</style>
 <h1>{html.escape(study.top.name)}</h1>
 {_table(study)}
