@@ -383,8 +383,7 @@ def sweep_values(key: str, given: Any) -> Values:
     from hydra.errors import HydraException
 
     if isinstance(given, list):
-        given = "choice(" + ",".join("null" if v is None else v if isinstance(v, str) else json.dumps(v) for v in given)
-        given += ")"
+        return Values(texts=tuple(dict.fromkeys(map(as_override, given))))
     try:
         override = _override_parser().parse_override(f"{key}={given}")
     except HydraException as e:
@@ -404,9 +403,28 @@ def sweep_values(key: str, given: Any) -> Values:
             raise ValueError(f"is {numbers}: a range needs two values at least")
         return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
     if isinstance(values, ChoiceSweep):
-        texts = tuple(dict.fromkeys(override.sweep_string_iterator()))
-        return Values(texts=texts)
+        return Values(texts=tuple(dict.fromkeys(map(as_override, override.sweep_iterator()))))
     raise ValueError("is a pattern: name the choices, choice(a,b,c)")
+
+
+def as_override(value: Any) -> str:
+    """A plain value as it is written behind the `=` of an override."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_override(part)}' for key, part in value.items())}}}"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        )
+        return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+    return repr(value)
 
 
 def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:

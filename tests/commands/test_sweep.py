@@ -19,6 +19,7 @@ from warm import differences, outcome
 
 from boltlab import config as configs
 from boltlab import runs, trust
+from boltlab.commands import sweep as command
 from boltlab.sweeps import study as studies
 
 QUICK = ("logger=none", "model=mlp", "data.batch_size=128", "trainer.max_epochs=3", "trainer.accelerator=cpu")
@@ -294,7 +295,8 @@ def test_a_second_command_helps_the_first(warm, tmp_path):
     first.wait_for(tmp_path, "logs/train/*/0/paused", 120)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     program = [sys.executable, "-m", "boltlab", "sweep", *QUICK, *command]
-    with subprocess.Popen(program, env={**kept, "PYTHONPATH": str(tmp_path)}, stderr=subprocess.DEVNULL) as helper:
+    path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    with subprocess.Popen(program, env={**kept, "PYTHONPATH": path}, stderr=subprocess.DEVNULL) as helper:
         first.wait_for(tmp_path, "logs/train/*/1/paused", 120)
         assert [t.state.name for t in known()] == ["RUNNING"] * 2  # each at one, and none at the other's
         helper.send_signal(signal.SIGINT)
@@ -342,10 +344,82 @@ def test_cross_validation_is_a_mean_over_folds(boltlab):
     assert "±" in out and "fold2" in out
 
 
+def test_values_that_do_not_go_together_cost_their_own_trial(boltlab):
+    """Only together are they a mistake, which the check of each by itself does not see."""
+    space = ("trainer.val_check_interval=1.0,0.5", "steps_per_execution=1,16", "sampler=grid", "pruner=none")
+    code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
+    assert code == 0, (out, err)
+    states = {(t.params["trainer.val_check_interval"], t.params["steps_per_execution"]): t.state.name for t in known()}
+    assert states.pop(("0.5", "16")) == "FAIL" and set(states.values()) == {"COMPLETE"} and len(known()) == 4
+    (dead,) = (t for t in known() if t.state.name == "FAIL")
+    assert "steps_per_execution" in dead.user_attrs["reason"] and not (folder() / str(dead.number)).exists()
+
+
+def test_a_run_that_was_made_in_part_is_made_anew(boltlab):
+    words = ("sweep", *QUICK, *LR, "trainer.max_epochs=1", "workers=1")
+    assert boltlab(*words, "sweep.trials=1")[0] == 0
+    (folder() / "1").mkdir()
+    (folder() / "1" / ".run").touch()  # killed before there was a config
+    assert boltlab(*words, "sweep.trials=2")[0] == 0
+    assert [t.state.name for t in known()] == ["COMPLETE"] * 2
+
+
+def test_the_command_line_narrows_what_a_file_searches():
+    sweep = studies.Sweep(
+        train=["model=mlp"],
+        space={
+            "optimizer": "choice(sgd,adamw)",
+            "optimizer.lr": "interval(0.1,1.0)",
+            "optimizer.momentum": {"values": "interval(0.5,0.9)", "when": "optimizer=sgd, rmsprop"},
+        },
+    )
+
+    def space(*arguments):
+        return command._space(sweep, list(arguments))
+
+    fixed, left = space("optimizer.lr=0.3", "model=cnn")
+    assert fixed == ["model=mlp", "optimizer.lr=0.3", "model=cnn"] and list(left) == ["optimizer", "optimizer.momentum"]
+    assert space("optimizer=sgd")[1]["optimizer.momentum"] == {"values": "interval(0.5,0.9)"}
+    assert "optimizer.momentum" not in space("optimizer=adamw")[1]
+    assert "optimizer.momentum" not in space("optimizer=adamw,adam")[1]
+    assert space("optimizer=rmsprop,adam")[1]["optimizer.momentum"]["when"] == "optimizer=rmsprop"
+    assert space("+optimizer.maximize=true,false")[1]["+optimizer.maximize"] == "true,false"
+    assert space("optimizer.lr=0.1,0.2", "optimizer.lr=0.3") == space("optimizer.lr=0.3")
+
+
+def test_an_argument_that_no_file_shows_is_searched(boltlab):
+    space = ("+optimizer.amsgrad=true,false", "optimizer=adam", "sampler=grid", "pruner=none")
+    code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
+    assert code == 0, (out, err)
+    for t in known():
+        config = yaml.safe_load((folder() / str(t.number) / "config.yaml").read_text())
+        assert config["optimizer"]["amsgrad"] == (t.params["+optimizer.amsgrad"] == "true")
+    assert "amsgrad: " in (folder() / "best.yaml").read_text()
+
+
+def test_workers_are_jobs_of_a_launcher(boltlab):
+    launcher = ("launcher=joblib", "launcher.n_jobs=2", "workers=2", "sweep.timeout_minutes=10")
+    code, out, err = boltlab("sweep", *QUICK, *LR, "sweep.trials=3", "trainer.max_epochs=1", *launcher)
+    assert code == 0, (out, err)
+    assert [t.state.name for t in known()] == ["COMPLETE"] * 3
+    assert len({t.params["optimizer.lr"] for t in known()}) == 3
+    assert [runs.read_summary(path)["status"] for path in (folder() / "workers").iterdir()] == ["finished"] * 2
+    cores = len(os.sched_getaffinity(0))
+    threads = {json.loads((folder() / n / "environment.json").read_text())["threads"] for n in "012"}
+    assert threads == {max(1, cores // 2)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ((), "has nothing to try"),
+        (("optimizer.lr=0.1,0.2", "init_from=latest"), "name the run"),
+        (("optimizer.lr=0.1,0.2", "resume=latest"), "resume"),
+        (("seed=1,2", "seeds=2"), "seed is a key of the space"),
+        (("data.fold=0,1", "folds=3"), "the space names some"),
+        (("optimizer.lr=0.1,0.2", "seed=abc"), "takes int"),
+        (("optimizer.lr=0.1,0.2", "sweep.objectives={latency_ms: min}", "trainer.devices=2"), "trainer.devices=1"),
+        (("optimizer.lr=0.1,0.2", "sweep.objectives={samples_per_second: max}", "callbacks=[best,last]"), "callback"),
         (("sweep=digitz",), "did you mean 'digits'"),
         (("optimizer.lr=interval(1,0)",), "low must be below high"),
         (("optimizer.ler=0.1,0.2",), "did you mean 'lr'"),

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from boltlab.check import ConfigError
-from boltlab.config import split_space
+from boltlab.config import as_override, parsed, split_space
 from boltlab.sweeps import space as spaces
 
 CONDITIONAL = {
@@ -36,7 +36,8 @@ def drawn(space, seed=0, count=200):
         ("choice(sgd,adamw)", lambda v: v in ("sgd", "adamw"), str),
         ("1,2,4", lambda v: v in ("1", "2", "4"), str),
         ([[1, 2], [3]], lambda v: v in ("[1,2]", "[3]"), str),
-        (["a", True], lambda v: v in ("a", "True"), str),
+        (["a", True, "true", None], lambda v: v in ("a", "true", "'true'", "null"), str),
+        (["a,b", "it's", {"k": [1, None]}], lambda v: v in ("'a,b'", r"'it\'s'", "{k:[1,null]}"), str),
     ],
 )
 def test_what_hydra_writes_is_what_is_drawn(written, inside, kind):
@@ -45,6 +46,14 @@ def test_what_hydra_writes_is_what_is_drawn(written, inside, kind):
     assert all(inside(value) and type(value) is kind for value in values)
     assert len(set(values)) == min(dimension.size(), len(set(values))) and len(set(values)) > 1
     assert all(inside(kind(edge) if kind in (int, float) else edge) for edge in dimension.edges())
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, "true", "a,b", "it's", r"back\'s", "1", 1, 0.1, [1, [None]], {"k": "v w"}]
+)
+def test_what_a_list_of_a_file_holds_is_what_a_trial_gets(value):
+    (override,) = parsed([f"+key={as_override(value)}"])
+    assert override.value() == value and type(override.value()) is type(value)
 
 
 def test_a_logarithm_is_drawn_evenly_over_the_decades():
@@ -61,6 +70,10 @@ def test_a_condition_holds_in_every_point_and_no_point_is_missing():
         assert ("optimizer.momentum" in point) == (point["optimizer"] == "sgd")
         assert ("scheduler.warmup" in point) == (point["optimizer"] == "adamw")
     assert len(found) == spaces.size(space) == 3 * 2 + 3 * 3
+    listed = [{key: str(value) for key, value in point.items()} for point in spaces.points(space)]
+    assert len(listed) == len(found) and all(
+        {key: str(value) for key, value in point} in listed for point in map(tuple, found)
+    )
 
 
 def test_a_condition_on_a_conditional_key_is_counted_once():

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from boltlab.errors import UserError
 from boltlab.sweeps import table as tables
-from boltlab.sweeps.study import FINAL, RETRY, SAME, Study, counts, definition, newest
+from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, counts, definition, newest
 from boltlab.sweeps.worker import State
 
 ASKED = {
@@ -22,6 +22,7 @@ ASKED = {
     "sampler": {"_target_": "optuna.samplers.RandomSampler"},
     "pruner": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 1, "n_warmup_steps": 0},
     "parts": [["", []]],
+    "validations": 3,
     "seed": 0,
 }
 
@@ -77,9 +78,44 @@ def test_one_of_another_machine_is_gone_after_five_minutes_without_a_sign(opened
     claimed.lock.release()  # a lock that this machine does not see
     monkeypatch.setattr(platform, "node", lambda: "here")
     here = opened(total=1, key="other")
+    assert here.others()
     assert here.take() is None
     claimed.trial.set_user_attr("alive", time.time() - 400)
-    assert here.take().number == 0
+    taken = here.take()
+    assert taken.number == 0 and taken.taken == 1
+    monkeypatch.setattr(platform, "node", lambda: "third")
+    taken.lock.release()
+    assert opened(total=1, key="third").take() is None  # the one that took it over has just said so
+    here.complete(taken, [0.5])
+    with pytest.raises(Lost):
+        study.complete(claimed, [0.5])
+
+
+def test_one_that_was_left_is_for_anybody_at_once(opened, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+    study = opened(total=1)
+    study.leave(study.take())
+    monkeypatch.setattr(platform, "node", lambda: "here")
+    taken = opened(total=1, key="other").take()
+    assert taken.number == 0 and taken.taken == 0
+
+
+@pytest.mark.parametrize("sampler", ["RandomSampler", "BruteForceSampler"])
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_one_whose_worker_was_killed_while_it_drew_is_drawn_to_the_end(opened, sampler, drawn, monkeypatch):
+    space = {"a": "1,2", "b": "x,y"}
+    changed = {"space": space, "sampler": {"_target_": f"optuna.samplers.{sampler}"}}
+    gone = opened(total=4, **changed)
+    with gone._asking():
+        trial = gone.study.ask()
+        for dimension in gone.space[:drawn]:
+            dimension.suggest(trial)
+    study = opened(total=4, key="other", **changed)
+    found = []
+    while (claimed := study.take()) is not None:
+        found.append(tuple(claimed.params[key] for key in "ab"))
+        study.complete(claimed, [0.0])
+    assert sorted(found) == [("1", "x"), ("1", "y"), ("2", "x"), ("2", "y")]
 
 
 def test_what_dies_is_tried_once_more_and_then_counts(opened):
@@ -88,6 +124,7 @@ def test_what_dies_is_tried_once_more_and_then_counts(opened):
     assert study.fail(claimed, "killed by SIGKILL")
     again = study.take()
     assert again.params == claimed.params and again.trial.user_attrs[RETRY] == claimed.number
+    assert counts(study.trials()[1]) and not counts(study.trials()[0])
     assert not study.fail(again, "killed by SIGKILL") and study.take() is None
     states = [(t.state, t.user_attrs.get("reason"), FINAL in t.user_attrs) for t in study.trials()]
     assert states == [(TrialState.FAIL, "killed by SIGKILL", False), (TrialState.FAIL, "killed by SIGKILL", True)]
@@ -101,6 +138,15 @@ def test_a_point_of_a_finite_space_is_taken_once(opened):
         study.complete(claimed, [0.0])
     assert sorted(found) == [("1", "x"), ("1", "y"), ("2", "x"), ("2", "y")]
     assert all(t.state is TrialState.COMPLETE for t in study.trials() if SAME in t.user_attrs)
+
+
+def test_the_last_points_of_a_finite_space_are_found_without_luck(opened):
+    study = opened(total=60, space={"a": "range(0,30,1)", "b": "x,y"})
+    found = set()
+    while (claimed := study.take()) is not None:
+        found.add(tuple(claimed.params.values()))
+        study.complete(claimed, [0.0])
+    assert len(found) == 60
 
 
 def test_the_pruner_sees_what_is_reported(opened):

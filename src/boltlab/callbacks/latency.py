@@ -24,7 +24,8 @@ class Latency(Callback):
             return
         x, times, training = x.to(pl_module.device), [], pl_module.training
         pl_module.eval()
-        with torch.inference_mode():
+        # As in validation: inside of the precision's autocast.
+        with torch.inference_mode(), trainer.precision_plugin.forward_context():
             for _ in range(self.repeats + self.repeats // 10):
                 _wait(pl_module.device)
                 begin = time.perf_counter()

@@ -4,19 +4,21 @@ The same command again goes on with the sweep: with what was at work when it was
 number of trials that is asked for now. Beside one that is running, on any machine that sees its storage, it helps.
 """
 
+import math
 import os
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
 from boltlab import launch, machine, runs, signals, world
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import launched, train
-from boltlab.config import Composed, build, compose, split_overrides, split_space
+from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
 from boltlab.credentials import masked
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
@@ -31,7 +33,7 @@ _composing = threading.Lock()  # Hydra has one global state
 
 
 def main(overrides: list[str]) -> int:
-    """Returns 0 where all trials that were asked for have come to an end, and one of them well."""
+    """Returns 0 where a trial has come to its end; what is missing, at the time limit or elsewhere, is said."""
     with signals.caught():
         return _main(overrides)
 
@@ -46,8 +48,7 @@ def _main(overrides: list[str]) -> int:
         raise UserError("boltlab sweep needs the package optuna: pip install 'boltlab[sweep]'") from None
     sweep: studies.Sweep = build(options, "sweep")
     fixed, space = _space(sweep, for_trials)
-    parts = _parts(options.seeds, options.folds, fixed)
-    if not space and len(parts) == 1:
+    if not space and options.seeds == 1 and options.folds is None:
         cure = "give a key several values, optimizer.lr='tag(log,interval(1e-4,1e-1))', or sweep=…, seeds=…, folds=…"
         raise ConfigError([Mistake("sweep", f"has nothing to try: {cure}")])
     dimensions = spaces.parse(space)
@@ -55,7 +56,11 @@ def _main(overrides: list[str]) -> int:
     fixed.append(f"log_dir={options.log_dir}")
     if "latency_ms" in (sweep.objectives or {}):
         fixed.append("++callbacks.latency._target_=boltlab.callbacks.latency.Latency")
-    base = _check(fixed, dimensions, parts, sweep)
+    _refuse(fixed, space, options)
+    base = _check(fixed, dimensions, [], sweep)
+    parts = _parts(options.seeds, options.folds, int(base.config.seed))
+    if parts[0].overrides:
+        base = _check(fixed, dimensions, list(parts[0].overrides), sweep)
     auto = launched.at_auto(base)
     launcher = _launcher(base)
     fixed = [text for text in fixed if not launched.names_launcher(text)]
@@ -70,18 +75,21 @@ def _main(overrides: list[str]) -> int:
         "seed": base.config.seed,
         "auto": None if any(d.key in (*machine.KEYS, "experiment", "debug") for d in dimensions) else auto,
         "storage": options.storage and masked(options.storage),
+        "validations": _validations(base),
     }
     if sweep.engine == "wandb":
         from boltlab.sweeps import wandb_engine
 
-        wandb_engine.refuse(asked, dimensions, options.storage, launcher)
+        wandb_engine.refuse(asked, dimensions, options.storage, launcher, sweep.timeout_minutes)
         agents = options.workers if isinstance(options.workers, int) else 1
-        return wandb_engine.run(wandb_engine.sweep_config(asked, dimensions, sweep.trials), base.config, agents)
+        total = sweep.trials or (None if asked["sampler"]["_target_"] == studies.GRID else TRIALS)
+        return wandb_engine.run(wandb_engine.sweep_config(asked, dimensions, total), base.config, agents)
     top = studies.newest(Path(options.log_dir), asked)
     if top is None:
         top = runs.new_folder(options.log_dir, "train", asked["name"])
     before = runs.read_json(top / ASKED)
-    trials = sweep.trials or (None if asked["sampler"]["_target_"] == studies.GRID else TRIALS)
+    whole = asked["sampler"]["_target_"] == studies.GRID and spaces.size(dimensions) < float("inf")
+    trials = sweep.trials or (None if whole else TRIALS)
     how_long = {"trials": trials, "timeout_minutes": sweep.timeout_minutes}
     begun = {"started": before.get("started", time.time()), "command": [masked(text) for text in overrides]}
     runs.write_json(top / ASKED, {"of": studies.definition(asked), **how_long, **begun, "asked": asked})
@@ -102,20 +110,34 @@ def _space(sweep: studies.Sweep, for_trials: list[str]) -> tuple[list[str], dict
     shared: list[str] = []
     space = dict(sweep.space)
     for text in [*sweep.train, *for_trials]:
-        key, value = text.lstrip("+").partition("=")[::2]
-        (_, several), from_file = split_space([text]), text in sweep.train
-        if several:
-            space[key] = value
-        elif not (from_file and key in sweep.space):
+        key, value = text.partition("=")[::2]
+        if split_space([text])[1]:
+            space = {k: spec for k, spec in space.items() if _bare(k) != _bare(key)} | {key: value}
+            with suppress(ValueError):  # `parse` lists it
+                _narrow(space, key, sweep_values(key, value).texts)
+        elif text in for_trials or _bare(key) not in map(_bare, sweep.space):
             shared.append(text)
-            space.pop(key, None)
-            for child, spec in list(space.items()):
-                parent, _, values = str(spec.get("when", "") if isinstance(spec, dict) else "").partition("=")
-                if parent == key and value in values.split(","):
-                    space[child] = spec["values"]
-                elif parent == key:
-                    del space[child]
-    return [text for text in shared if text.partition("=")[0].lstrip("+") not in space], space
+            space = {k: spec for k, spec in space.items() if _bare(k) != _bare(key)}
+            _narrow(space, key, (value,), fixed=True)
+    return [text for text in shared if _bare(text.partition("=")[0]) not in map(_bare, space)], space
+
+
+def _bare(key: str) -> str:
+    return key.lstrip("+")
+
+
+def _narrow(space: dict[str, Any], key: str, values: tuple[str, ...], fixed: bool = False) -> None:
+    """Fits what depends on a key to the values that the command line leaves to it, in place."""
+    for child, spec in list(space.items()):
+        if not isinstance(spec, dict) or "when" not in spec or spaces.condition_of(spec["when"])[0] != _bare(key):
+            continue
+        possible = [value for value in spaces.condition_of(spec["when"])[1] if value in values]
+        if not possible:
+            del space[child]
+        elif fixed:
+            space[child] = {name: part for name, part in spec.items() if name != "when"}
+        else:
+            space[child] = {**spec, "when": f"{key}={','.join(possible)}"}
 
 
 def _choice(own: list[str]) -> str:
@@ -123,15 +145,34 @@ def _choice(own: list[str]) -> str:
     return "sweep" if chosen == "none" else chosen
 
 
-def _parts(seeds: int, folds: int | None, fixed: list[str]) -> list[Part]:
+def _parts(seeds: int, folds: int | None, first: int) -> list[Part]:
     """The runs of a trial: each seed with each fold."""
-    first = int(next((text.partition("=")[2] for text in reversed(fixed) if text.startswith("seed=")), "0"))
     by_seed = [(f"seed{s}", [f"seed={s}"]) for s in range(first, first + seeds)] if seeds > 1 else [("", [])]
     by_fold = [(f"fold{f}", [f"data.folds={folds}", f"data.fold={f}"]) for f in range(folds)] if folds else [("", [])]
     return [Part("-".join(filter(None, (a, b))), [*s, *f]) for a, s in by_seed for b, f in by_fold]
 
 
-def _check(fixed: list[str], space: list[spaces.Dimension], parts: list[Part], sweep: studies.Sweep) -> Composed:
+def _refuse(fixed: list[str], space: dict[str, Any], options: Any) -> None:
+    """
+    Raises:
+        ConfigError: what is asked for twice, or would mean something else in each trial.
+    """
+    mistakes = []
+    if options.seeds > 1 and "seed" in map(_bare, space):
+        mistakes.append(Mistake("seeds", "trains each point with several seeds, and seed is a key of the space"))
+    if options.folds and {"data.fold", "data.folds"} & set(map(_bare, space)):
+        mistakes.append(Mistake("folds", "trains each point on every fold, and the space names some"))
+    if "init_from=latest" in fixed or "latest" in str(space.get("init_from", "")):
+        mistakes.append(
+            Mistake("init_from=latest", "is another trial of this sweep in all trials but one: name the run")
+        )
+    if any(text.startswith("resume=") and text != "resume=null" for text in fixed):
+        mistakes.append(Mistake("resume", "goes on with one run; the same sweep command goes on with a sweep"))
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], sweep: studies.Sweep) -> Composed:
     """Composes the trainings with every choice and both ends of every number once; returns the first.
 
     Raises:
@@ -139,9 +180,10 @@ def _check(fixed: list[str], space: list[spaces.Dimension], parts: list[Part], s
     """
     found: list[Composed] = []
     mistakes: list[Mistake] = []
-    points = [[*fixed, *spaces.overrides(point), *parts[0].overrides] for point in spaces.samples(space)]
-    logged = [m for m in sweep.objectives or {} if m not in FROM_SUMMARY]
-    points += [[*points[0], f"monitor={metric}"] for metric in logged]
+    points = [[*fixed, *spaces.overrides(point), *more] for point in spaces.samples(space)]
+    if more:
+        points = points[:1]  # the rest was checked without
+    points += [[*points[0], f"monitor={metric}"] for metric in sweep.objectives or {} if metric not in FROM_SUMMARY]
     for texts in points:
         try:
             found.append(compose("train", texts))
@@ -153,6 +195,15 @@ def _check(fixed: list[str], space: list[spaces.Dimension], parts: list[Part], s
     return found[0]
 
 
+def _validations(base: Composed) -> int:
+    """How often a training is validated at most: so many steps of the pruner are a part's."""
+    limits = base.config.trainer
+    each, interval = limits.get("check_val_every_n_epoch") or 1, limits.get("val_check_interval")
+    a_time = math.ceil(1 / interval) if isinstance(interval, float) and 0 < interval < 1 else 1
+    epochs = limits.max_epochs if isinstance(limits.max_epochs, int) and limits.max_epochs > 0 else 1000
+    return max(1, epochs // each * a_time)
+
+
 def _objectives(sweep: studies.Sweep, space: list[spaces.Dimension], base: Composed, options: Any) -> dict[str, str]:
     found: dict[str, str] = dict(sweep.objectives or {base.config.monitor: base.config.mode})
     pruner = options.pruner._target_.rpartition(".")[2]
@@ -160,6 +211,16 @@ def _objectives(sweep: studies.Sweep, space: list[spaces.Dimension], base: Compo
         raise ConfigError([Mistake("pruner", f"cannot compare trials by {len(found)} objectives: pruner=none")])
     if len(found) > 1 and options.sampler._target_.endswith("CmaEsSampler"):
         raise ConfigError([Mistake("sampler=cmaes", "has one objective: sampler=tpe, gp, random, grid or qmc")])
+    for metric, missing in (
+        ("latency_ms", process_count(base.config) > 1 and "is measured in trainings of one process: trainer.devices=1"),
+        (
+            "samples_per_second",
+            not any("Throughput" in str(node) for node in (base.config.callbacks or {}).values())
+            and "is counted by a callback that is not there: callbacks=[default,…]",
+        ),
+    ):
+        if metric in found and missing:
+            raise ConfigError([Mistake(f"sweep.objectives.{metric}", str(missing))])
     if options.sampler._target_ == studies.GRID:
         endless = [d.key for d in space if d.size() == float("inf")]
         if endless:
@@ -175,11 +236,13 @@ def _launcher(base: Composed) -> Any:
     return launched.take([base])
 
 
-def _places(base: Composed, workers: Any, study: Study) -> list[process.Place]:
+def _places(base: Composed, workers: Any, study: Study, threads: int | Literal["auto"] = "auto") -> list[process.Place]:
     devices = base.config.trainer.get("devices", 1)
     devices = OmegaConf.to_container(devices) if OmegaConf.is_config(devices) else devices
     groups = process.gpu_groups(devices, base.config.trainer.get("accelerator", "auto"))
-    return process.places(groups, workers, most=study.total * len(study.asked["parts"]))
+    most, ranks = study.total * len(study.asked["parts"]), process_count(base.config)
+    found = process.places(groups, workers, threads, most=most)
+    return [process.Place(place.gpus, max(1, place.threads // ranks)) for place in found]
 
 
 def _key(top: Path) -> str:
@@ -247,15 +310,20 @@ def work(folder: Path) -> int:
         asked = content["asked"]
         parts = [Part(label, texts) for label, texts in asked["parts"]]
         with signals.caught(), runs.lock(folder), runs.recorded(folder):
-            runs.write_summary(folder, status="running", pid=os.getpid(), host=runs.platform.node(), reason=None)
-            url = os.environ.get(URL) or ("journal" if asked["storage"] == "journal" else None)
-            study = Study(top, asked, content["trials"], url, key=folder.name)
-            begun = content["started"]
+            begun = runs.read_summary(folder).get("begun") or time.time()  # a job that is requeued has begun before
+            here = {"pid": os.getpid(), "host": runs.platform.node(), "begun": begun}
+            runs.write_summary(folder, status="running", reason=None, **here)
+            url = os.environ.get(URL)
+            if url is None and asked["storage"] not in (None, "journal"):
+                raise UserError(f"the variable {URL}, with the URL of the study, did not come to this job")
+            study = Study(top, asked, content["trials"], url or asked["storage"], key=folder.name)
             minutes = content["timeout_minutes"]
             left = None if minutes is None else max(0.001, minutes - (time.time() - begun) / 60)
             with _composing:
-                base = compose("train", [*asked["train"], *parts[0].overrides], check=False)
-            _work(study, parts, _places(base, 1, study), left)
+                point = spaces.overrides(next(spaces.samples(study.space)))
+                base = compose("train", [*asked["train"], *point, *parts[0].overrides], check=False)
+            given = os.environ.get("OMP_NUM_THREADS", "")
+            _work(study, parts, _places(base, 1, study, int(given) if given.isdigit() else "auto"), left)
             runs.end(folder, status="finished")
         return 0
 
@@ -272,7 +340,9 @@ def _end(study: Study) -> int:
     good = [t for t in trials if t.state.name == "COMPLETE"]
     if not good:
         reasons = [f"trial {t.number}: {t.user_attrs['reason']}" for t in trials if "reason" in t.user_attrs]
-        raise UserError("\n".join([f"no trial of {runs.shown(study.top)} came to its end", *reasons[:5]]))
+        said = sorted((study.top / "workers").glob(f"*/{process.OUTPUT}"))
+        reasons = reasons[:5] + [f"see {', '.join(str(runs.shown(path)) for path in said[:3])}"] * bool(said)
+        raise UserError("\n".join([f"no trial of {runs.shown(study.top)} came to its end", *reasons]))
     report.write(study)
     report.show(study)
     if at_work:

@@ -58,7 +58,7 @@ def gpu_groups(each: Any, accelerator: str) -> list[tuple[str, ...]]:
     each = len(each) if isinstance(each, list) else each
     each = each if isinstance(each, int) and each > 0 else max(1, len(gpus))
     if gpus and each > len(gpus):
-        raise UserError(f"launcher.gpus_per_job={each}, but there are {len(gpus)} GPUs here")
+        raise UserError(f"gpus_per_job={each}, but there are {len(gpus)} GPUs here: see trainer.devices")
     return [tuple(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
 
 

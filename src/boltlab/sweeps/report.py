@@ -4,14 +4,13 @@ import html
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.config import CONFIG_DIR, groups, parsed
+from boltlab.config import CONFIG_DIR, compose, groups, parsed
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.study import SAME, Study, counts, quiet
 from boltlab.sweeps.table import best_of, params, state
@@ -32,7 +31,7 @@ def write(study: Study) -> None:
 def best_yaml(study: Study, best: Any) -> str:
     """The best trial as a file for configs/experiment: what all trials share, and its own values."""
     texts = [*study.asked["train"], *spaces.overrides(best.params)]
-    config = runs.load_config(_folder(study, best), own=True)
+    config = compose("train", texts, check=False).config
     chosen: dict[str, Any] = {}
     values = OmegaConf.create()
     unsaid = []
@@ -55,8 +54,8 @@ def best_yaml(study: Study, best: Any) -> str:
                 key = ".".join(path[:at])
             value = OmegaConf.select(config, key) if at is not None else override.value()
             OmegaConf.update(values, key, value, force_add=True)
-    defaults: list[Any] = [chosen.pop("experiment")] if chosen.get("experiment") else []
-    chosen.pop("experiment", None)
+    based_on = chosen.pop("experiment", None) or []
+    defaults: list[Any] = [*based_on] if isinstance(based_on, list) else [based_on]
     defaults += [{f"override /{group}": choice} for group, choice in chosen.items()]
     name = f"{study.asked['name']}_best"
     results = ", ".join(f"{m} {v:.4f}" for m, v in zip(study.objectives, best.values, strict=True))
@@ -74,11 +73,6 @@ def best_yaml(study: Study, best: Any) -> str:
 def _plain(values: DictConfig) -> dict[str, Any]:
     found: Any = OmegaConf.to_container(values)
     return found
-
-
-def _folder(study: Study, trial: Any) -> Path:
-    label = study.asked["parts"][0][0]
-    return study.top / f"{trial.number}{label and '-'}{label}"
 
 
 def _plots(study: Study) -> None:

@@ -7,7 +7,6 @@ tag(log,interval(1e-4,0.1))    the same, drawn by its logarithm
 {values: one of these, when: optimizer=sgd}    only where that other key of the space has this value, or one of a,b
 """
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ from boltlab.config import Values, sweep_values
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
+
+
+MANY = 1e6
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Dimension:
         if v.whole:
             return trial.suggest_int(self.key, int(v.low), int(v.high), log=v.log, step=int(v.step or 1))
         return trial.suggest_float(self.key, v.low, v.high, log=v.log, step=v.step)
+
+    def all_values(self) -> list[Any]:
+        """Of one that has no end of them, none."""
+        v = self.values
+        if v.texts or self.size() == math.inf:
+            return list(v.texts)
+        return [v.low + i * (v.step or 1) for i in range(int(self.size()))]
 
     def size(self) -> float:
         """How many values there are; inf for a continuous one."""
@@ -91,8 +100,7 @@ def parse(space: Mapping[str, Any]) -> list[Dimension]:
             continue
         when = None
         if (condition := spec.get("when")) is not None:
-            name, _, words = str(condition).partition("=")
-            when = (name.strip(), tuple(word.strip() for word in words.split(",")))
+            when = condition_of(condition)
         found[str(key)] = Dimension(str(key), values, when)
     for d in found.values():
         if d.when is None:
@@ -114,6 +122,26 @@ def parse(space: Mapping[str, Any]) -> list[Dimension]:
             raise ConfigError([Mistake("sweep.space", f"these depend on one another in a circle: {circle}")])
         ordered |= ready
     return list(ordered.values())
+
+
+def condition_of(text: Any) -> tuple[str, tuple[str, ...]]:
+    """`optimizer=sgd,adamw`: the key, and the values of it."""
+    name, _, words = str(text).partition("=")
+    return name.strip(), tuple(word.strip() for word in words.split(","))
+
+
+def points(space: list[Dimension]) -> Iterator[dict[str, Any]]:
+    """Every point of a finite space, as a sampler draws it."""
+    if not space:
+        yield {}
+        return
+    *before, last = space
+    for point in points(before):
+        if not last.active(point):
+            yield point
+            continue
+        for value in last.all_values():
+            yield {**point, last.key: value}
 
 
 def suggest_all(space: list[Dimension], trial: "Trial") -> dict[str, Any]:
@@ -155,19 +183,5 @@ def samples(space: list[Dimension]) -> Iterator[dict[str, str]]:
 
 
 def size(space: list[Dimension]) -> float:
-    """How many different points there are; inf where a dimension is continuous."""
-    if any(d.size() == math.inf for d in space):
-        return math.inf
-    conditions = {d.when[0] for d in space if d.when}
-    parents = [d for d in space if d.key in conditions]
-    total = 0.0
-    for texts in itertools.product(*(d.values.texts for d in parents)):
-        chosen: dict[str, Any] = {}
-        for d, text in zip(parents, texts, strict=True):
-            if d.active(chosen):
-                chosen[d.key] = text
-            elif text != d.values.texts[0]:  # an inactive parent is one case, not one for each of its choices
-                break
-        else:
-            total += math.prod(d.size() for d in space if d.key not in conditions and d.active(chosen))
-    return total
+    """How many different points there are; inf where a dimension is continuous, or nobody would train them all."""
+    return sum(1 for _ in points(space)) if math.prod(d.size() for d in space) < MANY else math.inf

@@ -38,7 +38,8 @@ SAME = "same_as"  # user attributes of a trial: its values are those of another 
 RETRY, FINAL = "retry_of", "given_up"
 ALIVE_SECONDS = 30.0  # how often a worker says that it is there
 GONE_SECONDS = 300.0  # without that, one of another machine is gone
-_DUPLICATES = 100  # in a row, before a finite space counts as explored
+MOST_TAKEOVERS = 3  # of a trial whose worker was killed: it may be what killed them
+_DUPLICATES = 10  # in a row, before the points of a finite space are looked through for one that is left
 URL = "BOLTLAB_STORAGE"  # the variable in which workers of a cluster get it: it may hold a password
 
 
@@ -69,10 +70,15 @@ class Claimed:
     params: dict[str, Any]
     lock: Any
     reported: int = 0  # the last step that the pruner knows
+    taken: int = 0  # how often it was taken over from a worker that was killed
 
     @property
     def number(self) -> int:
         return self.trial.number
+
+
+class Lost(Exception):
+    """Another worker has taken a trial over, and has told its end."""
 
 
 def definition(asked: Mapping[str, Any]) -> str:
@@ -137,6 +143,7 @@ class Study:
         self.objectives: dict[str, str] = asked["objectives"]
         self.mine: set[int] = set()
         self.busy: dict[int, float] = {}
+        self._here = f"{platform.node()} {top}"
         self._lock = threading.RLock()
         (top / "claims").mkdir(exist_ok=True)
         storage = open_storage(url, top)
@@ -146,7 +153,10 @@ class Study:
             name = f"{name}-{definition(asked)}"
         with quiet(), self._asking():
             known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
-            seed = int(definition({"seed": asked["seed"], "known": known.get(name, 0), "key": key}), 16) % 2**31
+            drawn = {"seed": asked["seed"], "known": known.get(name, 0), "key": key}
+            if asked["sampler"]["_target_"].endswith("QMCSampler"):  # all workers draw from one sequence
+                drawn = {"seed": asked["seed"]}
+            seed = int(definition(drawn), 16) % 2**31
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -165,6 +175,10 @@ class Study:
         with self._lock, FileLock(self.top / "claims" / "ask"), quiet():
             yield
 
+    def folder(self, number: int, label: str) -> Path:
+        """Of a run: of a trial, or of one of its parts."""
+        return self.top / f"{number}{label and '-'}{label}"
+
     def trials(self) -> list["FrozenTrial"]:
         with self._lock:
             return self.study.get_trials(deepcopy=False)
@@ -178,6 +192,10 @@ class Study:
             again = any(t.state.name == "WAITING" for t in known)  # counted already
             return self._ask() if again or sum(map(counts, known)) < self.total else None
 
+    def others(self) -> bool:
+        """Whether a trial is at work elsewhere, or waits: there may be something to do when that ends."""
+        return any(t.state.name in ("RUNNING", "WAITING") and t.number not in self.mine for t in self.trials())
+
     def _orphan(self, known: list["FrozenTrial"]) -> Claimed | None:
         from optuna.trial import Trial, TrialState
 
@@ -185,18 +203,19 @@ class Study:
             if t.state is not TrialState.RUNNING or t.number in self.mine:
                 continue
             since = t.user_attrs.get("alive") or (t.datetime_start.timestamp() if t.datetime_start else 0.0)
-            elsewhere = t.user_attrs.get("host") not in (None, platform.node())
+            elsewhere = t.user_attrs.get("at", self._here) not in (None, self._here)
             if elsewhere and time.time() - since < GONE_SECONDS:
                 continue
             lock = self._claim(t.number)
             if lock is None:
                 continue
-            if not t.params and self.space:  # its worker was killed before it had drawn anything
-                self.study.tell(t.number, state=TrialState.FAIL)
-                lock.release()
-                continue
-            reported = max(t.intermediate_values, default=0)
-            return self._begin(Claimed(Trial(self.study, t._trial_id), dict(t.params), lock, reported))
+            trial = Trial(self.study, t._trial_id)
+            params = spaces.suggest_all(self.space, trial)  # what its worker had drawn, and what it was killed before
+            was_left = t.user_attrs.get("at", self._here) is None
+            taken = int(t.user_attrs.get("taken", 0)) + (not was_left)
+            claimed = Claimed(trial, params, lock, max(t.intermediate_values, default=0), taken)
+            trial.set_user_attr("taken", taken)
+            return self._begin(claimed)
         return None
 
     def _claim(self, number: int) -> Any:
@@ -210,15 +229,22 @@ class Study:
             return None
 
     def _ask(self) -> Claimed | None:
-        for _ in range(_DUPLICATES):
+        for attempt in range(_DUPLICATES + 1):
+            if attempt == _DUPLICATES:
+                known = [t.params for t in self.trials()]
+                left = next((point for point in spaces.points(self.space) if point not in known), None)
+                if left is None:
+                    return None
+                self.study.enqueue_trial(left)
             trial = self.study.ask()
-            trial.set_user_attr("host", platform.node())
             params = spaces.suggest_all(self.space, trial)
             if RETRY in trial.user_attrs or not self._known(trial, params):
                 return self._begin(Claimed(trial, params, self._claim(trial.number)))
         return None
 
     def _begin(self, claimed: Claimed) -> Claimed:
+        claimed.trial.set_user_attr("at", self._here)
+        claimed.trial.set_user_attr("alive", time.time())
         self.mine.add(claimed.number)
         self.busy[claimed.number] = time.monotonic()
         return claimed
@@ -240,8 +266,10 @@ class Study:
         """Says that the trials at work here are; called now and then."""
         for number, told in list(self.busy.items()):
             if time.monotonic() - told > ALIVE_SECONDS:
-                self.busy[number] = time.monotonic()
                 with self._lock:
+                    if number not in self.busy:  # it has ended meanwhile
+                        continue
+                    self.busy[number] = time.monotonic()
                     trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
                     self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
 
@@ -249,10 +277,15 @@ class Study:
         """Tells the pruner a value of the objective, and returns whether the trial is to end. Steps count from 1."""
         if step <= claimed.reported:  # before its worker was gone
             return False
-        with self._lock, quiet():
-            claimed.trial.report(value, step)
-            claimed.reported = step
-            return bool(claimed.trial.should_prune())
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            with self._lock, quiet():
+                claimed.trial.report(value, step)
+                claimed.reported = step
+                return bool(claimed.trial.should_prune())
+        except UpdateFinishedTrialError as e:
+            raise Lost from e
 
     def complete(self, claimed: Claimed, values: list[float], **attributes: Any) -> None:
         self._end(claimed, values, None, attributes)
@@ -262,29 +295,40 @@ class Study:
 
         self._end(claimed, None, TrialState.PRUNED, attributes)
 
-    def fail(self, claimed: Claimed, reason: str) -> bool:
+    def fail(self, claimed: Claimed, reason: str, again: bool = True) -> bool:
         """Records why a trial died; returns whether its point is tried once more."""
         from optuna.trial import TrialState
 
-        again = RETRY not in claimed.trial.user_attrs
-        self._end(claimed, None, TrialState.FAIL, {"reason": reason} | ({} if again else {FINAL: True}))
-        if again:
-            with self._lock:
+        again = again and RETRY not in claimed.trial.user_attrs
+        with self._asking():  # nobody may ask between the two
+            if again:
                 self.study.enqueue_trial(claimed.params, user_attrs={RETRY: claimed.number})
+            self._end(claimed, None, TrialState.FAIL, {"reason": reason} | ({} if again else {FINAL: True}))
         return again
 
     def leave(self, claimed: Claimed) -> None:
-        """Lets go of a trial that is not at its end, for a worker to come."""
-        self.mine.discard(claimed.number)
-        self.busy.pop(claimed.number, None)
+        """Lets go of a trial that has saved, for any worker to go on with."""
+        with self._lock:
+            claimed.trial.set_user_attr("at", None)
+        self.release(claimed)
+
+    def release(self, claimed: Claimed) -> None:
+        with self._lock:
+            self.mine.discard(claimed.number)
+            self.busy.pop(claimed.number, None)
         claimed.lock.release()
 
     def _end(self, claimed: Claimed, values: list[float] | None, state: Any, attributes: dict[str, Any]) -> None:
-        with self._lock, quiet():
-            for key, value in attributes.items():
-                claimed.trial.set_user_attr(key, value)
-            self._tell(claimed.trial, values, state)
-        self.leave(claimed)
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            with self._lock, quiet():
+                for key, value in attributes.items():
+                    claimed.trial.set_user_attr(key, value)
+                self._tell(claimed.trial, values, state)
+        except UpdateFinishedTrialError as e:
+            raise Lost from e
+        self.release(claimed)
 
     def _tell(self, trial: "Trial", values: Any, state: Any) -> None:
         try:
@@ -292,6 +336,10 @@ class Study:
         except RuntimeError as e:
             if "Study.stop" not in str(e):  # the sampler of grids has none left; `take` counts them itself
                 raise
+        except ValueError as e:
+            if "Cannot tell" in str(e):
+                raise Lost from e
+            raise
 
 
 def counts(trial: "FrozenTrial") -> bool:

@@ -19,7 +19,9 @@ METHODS = {"TPESampler": "bayes", "GPSampler": "bayes", "RandomSampler": "random
 PRUNERS = {"NopPruner": None, "HyperbandPruner": "hyperband"}
 
 
-def refuse(asked: Mapping[str, Any], space: Sequence[Dimension], storage: str | None, launcher: Any) -> None:
+def refuse(
+    asked: Mapping[str, Any], space: Sequence[Dimension], storage: str | None, launcher: Any, minutes: Any = None
+) -> None:
     """
     Raises:
         ConfigError: with all that the W&B server has no counterpart for.
@@ -45,6 +47,8 @@ def refuse(asked: Mapping[str, Any], space: Sequence[Dimension], storage: str | 
         mistakes.append(Mistake("seeds and folds", "are trials of their own for W&B: make seed a key of the space"))
     if storage is not None:
         mistakes.append(Mistake("storage", "is the W&B server's with sweep.engine=wandb"))
+    if minutes is not None:
+        mistakes.append(Mistake("sweep.timeout_minutes", "W&B's sweeps have no time limit: give sweep.trials"))
     if launcher is not None:
         mistakes.append(Mistake("launcher", "starts no W&B agents: start `wandb agent` in your own job file"))
     if mistakes:
@@ -103,4 +107,8 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
     command = [sys.executable, "-m", "wandb", "agent", path]
     print(f"on any machine with this clone: wandb agent {path}", flush=True)
     agents = [subprocess.Popen(command) for _ in range(workers)]
-    return max(agent.wait() for agent in agents)
+    try:
+        return max(agent.wait() for agent in agents)
+    finally:
+        for agent in agents:
+            agent.terminate()

@@ -7,31 +7,39 @@ sees after each epoch the mean of the parts that have come so far. Where nothing
 import csv
 import math
 import queue
+import shutil
 import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from boltlab import runs, signals
+from boltlab.errors import UserError
 from boltlab.launchers.process import Job, Place
 from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides
-from boltlab.sweeps.study import Claimed, Study
+from boltlab.sweeps.study import MOST_TAKEOVERS, Claimed, Lost, Study
 
 POLL_SECONDS = 0.05
+WAIT_SECONDS = 2.0  # between two looks at what others are at work on
 PRUNE_SIGNAL = signals.STOPPING[0]  # SIGTERM: the run saves, and could go on
 MAX_DEAD = 5  # trials that die before any other has come to an end: it is no accident then
 FROM_SUMMARY = ("parameters", "seconds", "samples_per_second", "latency_ms")
 
 
 class Dead(Exception):
-    """A run of a trial ended without a result; the message is the reason."""
+    """A run of a trial ended without a result; the message is the reason.
+
+    diverged: the same values would diverge again, and the sampler is to keep away from them.
+    hopeless: nor would another try begin.
+    """
 
     diverged = False
+    hopeless = False
 
 
 class Pruned(Exception):
@@ -59,6 +67,8 @@ class State:
     epoch: int = 0
     value: float | None = None
     part: str = ""
+    over: bool = False  # a part of it has failed, and the others need not go on
+    jobs: list[Job] = field(default_factory=list)
 
 
 class Worker:
@@ -82,12 +92,11 @@ class Worker:
         self.at_work: dict[int, State] = {}
         self.trouble: BaseException | None = None
         self.dead = 0
-        self._ended_well = False
+        self._ended_well = any(t.state.name == "COMPLETE" for t in study.trials())
         self._size = len(places)
         self._places: queue.Queue[Place] = queue.Queue()
         for place in places:
             self._places.put(place)
-        self._jobs: list[Job] = []
         self._prunes = not self.study.asked["pruner"]["_target_"].endswith(".NopPruner")
 
     def run(self, watch: Callable[[], None]) -> None:
@@ -97,17 +106,17 @@ class Worker:
             Stopped: this command was told to stop; the trials at work have saved.
         """
 
-        def forward(signum: int) -> None:
-            for job in list(self._jobs):
-                job.send(signum)
-
-        with signals.caught(at_once=lambda _: forward(9), forward=forward):
+        with signals.caught(at_once=lambda _: self._send(9), forward=self._send):
             threads = [threading.Thread(target=self._work, name=f"worker {i}") for i in range(self._size)]
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                self.study.alive()
-                watch()
+                try:
+                    if self.trouble is None:
+                        self.study.alive()
+                        watch()
+                except BaseException as e:
+                    self._fails(e)
                 threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
             stopped = _told()
         if self.trouble is not None:
@@ -115,20 +124,50 @@ class Worker:
         if stopped:
             raise signals.Stopped(stopped)
 
+    def _send(self, signum: int) -> None:
+        for state in list(self.at_work.values()):
+            for job in list(state.jobs):
+                job.send(signum)
+
+    def _fails(self, error: BaseException) -> None:
+        """This program fails: the trials at work save, all workers end, and the command ends with the error."""
+        self.trouble = self.trouble or error
+        self._send(PRUNE_SIGNAL)
+
     def _work(self) -> None:
         try:
-            while not self._over() and (claimed := self.study.take()) is not None:
-                self._try(claimed)
-        except BaseException as e:  # of this program: all workers end, and the command fails with it
-            self.trouble = self.trouble or e
+            while not self._over():
+                if (claimed := self.study.take()) is not None:
+                    self._try(claimed)
+                elif self.study.others():  # one that dies is for those who are left
+                    time.sleep(WAIT_SECONDS)
+                else:
+                    break
+        except BaseException as e:
+            self._fails(e)
+
+    def _late(self) -> bool:
+        return self.deadline is not None and time.time() > self.deadline
 
     def _over(self) -> bool:
-        late = self.deadline is not None and time.time() > self.deadline
         hopeless = self.dead >= MAX_DEAD and not self._ended_well
-        return bool(_told() or late or hopeless or self.trouble)
+        return bool(_told() or self._late() or hopeless or self.trouble)
 
     def _try(self, claimed: Claimed) -> None:
+        try:
+            self._try_it(claimed)
+        except Lost:
+            self.study.release(claimed)
+            self.say(f"trial {claimed.number} was taken over by another worker")
+
+    def _try_it(self, claimed: Claimed) -> None:
         number = claimed.number
+        if claimed.taken >= MOST_TAKEOVERS:
+            again = self.study.fail(claimed, f"its worker was killed {claimed.taken} times, each time with this trial")
+            self.say(
+                f"trial {number} died{' and is tried again' if again else ', twice'}: its worker was killed with it"
+            )
+            return
         state = self.at_work[number] = State(claimed.params)
         try:
             values, by_part = self._train(claimed, state)
@@ -145,8 +184,9 @@ class Worker:
                 self.say(f"trial {number} diverged: {e}")
             else:
                 self.dead += 1
-                again = self.study.fail(claimed, str(e))
-                self.say(f"trial {number} died{' and is tried again' if again else ', twice'}: {e}")
+                again = self.study.fail(claimed, str(e), again=not e.hopeless)
+                how = " and is tried again" if again else "" if e.hopeless else ", twice"
+                self.say(f"trial {number} died{how}: {e}")
         else:
             self._ended_well = True
             more: dict[str, Any] = {}
@@ -166,7 +206,15 @@ class Worker:
         else:
             with ThreadPoolExecutor(len(self.parts)) as pool:
                 waiting = [pool.submit(self._run, claimed, part, state, series) for part in self.parts]
-                found = [one.result() for one in waiting]
+                wait(waiting, return_when=FIRST_EXCEPTION)
+                if any(one.done() and one.exception() for one in waiting):
+                    state.over = True
+                    for job in list(state.jobs):
+                        job.send(PRUNE_SIGNAL)
+            errors = [error for one in waiting if (error := one.exception()) is not None]
+            if errors:
+                raise next((error for error in errors if not isinstance(error, Left)), errors[0])
+            found = [one.result() for one in waiting]
         by_part = {part.label: values for part, values in zip(self.parts, found, strict=True)}
         return [statistics.fmean(values) for values in zip(*found, strict=True)], by_part
 
@@ -176,12 +224,12 @@ class Worker:
         Raises:
             Pruned, Left, Dead
         """
-        folder = self.study.top / f"{claimed.number}{part.label and '-'}{part.label}"
-        if runs.status(runs.read_summary(folder), folder) != "finished":
-            if not (folder / "config.yaml").is_file():
-                texts = [*self.study.asked["train"], *overrides(claimed.params), *part.overrides]
-                self.prepare(texts, folder)
-            elif (status := runs.status(runs.read_summary(folder), folder)) not in (*UNFINISHED, "queued", "failed"):
+        folder = self.study.folder(claimed.number, part.label)
+        status = runs.status(runs.read_summary(folder), folder)
+        if status == "pruned":  # by a worker that was killed before it could tell
+            raise Pruned
+        if status != "finished":
+            if (folder / "config.yaml").is_file() and status not in (*UNFINISHED, "queued", "failed"):
                 raise Dead(f"{folder.name} is {status} by another process")
             self._process(claimed, part, folder, state, series)
         values = [self._value(folder, metric, mode) for metric, mode in self.study.objectives.items()]
@@ -193,14 +241,16 @@ class Worker:
         self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]
     ) -> None:
         """Has a process of its own train the run, and looks at what it logs."""
-        place = self._places.get()
+        place, job = self._places.get(), None
         try:
-            if _told():
+            begun = any(self.study.folder(claimed.number, p.label).exists() for p in self.parts)
+            if _told() or self.trouble or state.over or (self._late() and not begun):
                 raise Left
+            self._prepare(claimed, part, folder)
             job = Job(self.entry, folder, place.variables(), place.threads)
-            self._jobs.append(job)
-            if _told():  # while the process was started
-                job.send(_told())
+            state.jobs.append(job)
+            if _told() or self.trouble or state.over:  # while the process was started
+                job.send(_told() or PRUNE_SIGNAL)
             state.part = part.label
             seen, pruned = 0, False
             while job.running(POLL_SECONDS):
@@ -210,8 +260,11 @@ class Worker:
                         pruned = True
                         job.send(PRUNE_SIGNAL)
             code = job.wait()
-            self._jobs.remove(job)
         finally:
+            if job is not None:
+                job.send(PRUNE_SIGNAL)  # where something has failed here; else it has ended
+                job.wait()
+                state.jobs.remove(job)
             self._places.put(place)
         summary = runs.read_summary(folder)
         if runs.status(summary, folder) == "finished":  # it may have come to its end before the pruner had thought
@@ -219,7 +272,7 @@ class Worker:
         if pruned:
             runs.write_summary(folder, status="pruned", reason=f"pruned at epoch {state.epoch}")
             raise Pruned
-        if _told():
+        if _told() or self.trouble or state.over:
             raise Left
         if code < 0:
             name = signals.name(-code)
@@ -230,16 +283,33 @@ class Worker:
         died.diverged = str(summary.get("error")) == "NonFiniteLoss"
         raise died
 
+    def _prepare(self, claimed: Claimed, part: Part, folder: Path) -> None:
+        """Makes the run, if that was not done.
+
+        Raises:
+            Dead: the values do not go together, or something on this machine is missing.
+        """
+        if (folder / "config.yaml").is_file():
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # whoever made it was killed before it was a run
+        try:
+            self.prepare([*self.study.asked["train"], *overrides(claimed.params), *part.overrides], folder)
+        except UserError as e:
+            shutil.rmtree(folder, ignore_errors=True)
+            died = Dead(" ".join(str(e).split())[:500])
+            died.hopeless = True
+            raise died from None
+
     def _look(self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]) -> bool:
         """Reads what a run has logged, tells the study what is new, and returns whether to prune."""
-        metric = next(iter(self.study.objectives))
-        values = [value for value in column(folder, metric) if math.isfinite(value)]
+        values = column(folder, next(iter(self.study.objectives)))
         before = len(series.get(part.label, []))
         series[part.label] = values
         state.epoch = len(values)
         if not self._prunes:
             return False
-        done = sum(len(series[p.label]) for p in self.parts[: self.parts.index(part)] if p.label in series)
+        # A part that stopped early is as long as the others: the same step is the same epoch of the same part.
+        done = self.parts.index(part) * self.study.asked["validations"]
         for epoch in range(before, len(values)):
             mean = statistics.fmean(s[epoch] for s in series.values() if len(s) > epoch)
             state.value = mean
@@ -253,14 +323,18 @@ class Worker:
         Raises:
             Dead: there is none.
         """
-        logged = [value for value in column(folder, metric) if math.isfinite(value)]
-        if logged:
-            return max(logged) if mode == "max" else min(logged)
         summary = runs.read_summary(folder)
+        logged = [value for value in column(folder, metric) if math.isfinite(value)]
         flat = {k: v for name in ("final", "test") for k, v in (summary.get(name) or {}).items()}
-        value = flat.get(metric, summary.get(metric) if metric in FROM_SUMMARY else None)
+        value = summary.get(metric) if metric in FROM_SUMMARY else flat.get(metric)
+        if logged and metric not in FROM_SUMMARY:
+            value = max(logged) if mode == "max" else min(logged)
         if not isinstance(value, int | float):
             raise Dead(f"the run has no {metric}; it has {', '.join(sorted(flat)) or 'no metric'}")
+        if not math.isfinite(value):
+            died = Dead(f"{metric} is {value}")
+            died.diverged = True
+            raise died
         return float(value)
 
 
@@ -286,4 +360,4 @@ def _stamp(path: Path) -> int:
 
 
 def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) >= 1000 or value == int(value) else f"{value:.4f}"
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.5g}"
