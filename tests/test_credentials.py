@@ -132,6 +132,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     (home / ".netrc").write_text(f"machine api.example.org login user password {NETRC_PASSWORD}\n")
     shutil.copytree(Path(runs.__file__).parents[1], clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(Path(runs.__file__).parents[2] / "configs", clone / "configs")
+    (clone / ".gitignore").write_text("__pycache__/\nlogs/\n")
     who = ("-c", "user.name=a", "-c", "user.email=a@b")
     remote = f"https://me:{URL_PASSWORD}@git.example.org/a.git"
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "first"], ["remote", "add", "origin", remote]):

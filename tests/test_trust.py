@@ -225,7 +225,9 @@ def test_a_checkpoint_builds_parts_of_models_only():
 
 
 def shipped_targets():
-    texts = [path.read_text() for path in sorted(CONFIG_DIR.rglob("*.yaml"))]
+    groups_of_sweep = ("sweep", "sampler", "pruner")  # which are in no run's config
+    files = [path for path in sorted(CONFIG_DIR.rglob("*.yaml")) if path.parent.name not in groups_of_sweep]
+    texts = [path.read_text() for path in files]
     return sorted(
         {
             line.split("_target_:")[1].split("#")[0].strip(" {},")

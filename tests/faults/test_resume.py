@@ -549,11 +549,11 @@ def test_an_evaluation_is_not_trained(run, boltlab, tmp_path, monkeypatch):
     code, _, err = boltlab("eval", "run=latest")
     assert code == 0, err
     (evaluation,) = Path("logs/eval").iterdir()
-    before = {path.name: path.read_bytes() for path in evaluation.iterdir()}
+    before = {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()}
     code, _, err = boltlab("train", f"resume={evaluation}")
     assert code == 1, err
     assert f"is an evaluation, no training: resume={found.name}" in err
-    assert before == {path.name: path.read_bytes() for path in evaluation.iterdir()}
+    assert before == {path: path.read_bytes() for path in evaluation.rglob("*") if path.is_file()}
 
 
 def test_what_belongs_to_a_new_run_is_refused(run):

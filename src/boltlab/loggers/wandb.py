@@ -312,7 +312,7 @@ class WandbLogger(LightningWandbLogger):
             log.warning("W&B is offline (%s). To upload this run: wandb sync '%s'", reason, folder)
         return run
 
-    def _init(self, mode: Mode, init_timeout: float = 10.0) -> "Run | RunDisabled":
+    def _init(self, mode: Mode, init_timeout: float = 60.0) -> "Run | RunDisabled":  # a busy machine starts it late
         global _staged
         import wandb
 
