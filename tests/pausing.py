@@ -1,4 +1,5 @@
-"""For the tests that stop runs: at a step, a run says that it is there, and waits until it is told to stop."""
+"""For the tests that stop runs: at a step, a run says that it is there, and waits until it is told to stop; no more
+once there is a file `go` where it runs."""
 
 SOURCE = """
 import os, time
@@ -12,7 +13,7 @@ class Pause(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         folder = Path(trainer.default_root_dir)
-        if trainer.global_step == self.step and not (folder / "paused").exists():
+        if trainer.global_step == self.step and not (folder / "paused").exists() and not Path("go").exists():
             (folder / "paused").write_text(str(os.getpid()))
             end = time.monotonic() + 300
             while not signals.inbox.stop and time.monotonic() < end:

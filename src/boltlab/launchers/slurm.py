@@ -234,7 +234,8 @@ def main(entry: str, folder: Path, requeue: bool) -> int:
     warned = code == 128 + signal.SIGUSR1
     if warned and requeue and int(os.environ.get("SLURM_PROCID", 0)) == 0:
         done = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        print("queued again, to go on" if done.returncode == 0 else "scontrol requeue failed", flush=True)
+        queued = done.returncode in (0, -signal.SIGTERM)  # it belongs to the job that Slurm ends for it
+        print("queued again, to go on" if queued else "scontrol requeue failed", flush=True)
     return code
 
 
