@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals
+from boltlab import runs, signals, world
 from boltlab.errors import UserError
 from boltlab.launchers import process
 from boltlab.signals import Stopped
@@ -233,9 +233,9 @@ def main(entry: str, folder: Path, requeue: bool) -> int:
     code = process.main(entry, folder)
     warned = code == 128 + signal.SIGUSR1
     if warned and requeue and int(os.environ.get("SLURM_PROCID", 0)) == 0:
-        done = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        queued = done.returncode in (0, -signal.SIGTERM)  # it belongs to the job that Slurm ends for it
-        print("queued again, to go on" if queued else "scontrol requeue failed", flush=True)
+        # Of an array's job, SLURM_JOB_ID may be the number of the whole array.
+        done = subprocess.run(["scontrol", "requeue", str(world.slurm_job())], check=False)
+        print("queued again, to go on" if done.returncode == 0 else "scontrol requeue failed", flush=True)
     return code
 
 
