@@ -14,6 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from boltlab import runs
+from boltlab.check import ConfigError, Mistake
 from boltlab.errors import UserError
 
 
@@ -273,3 +274,9 @@ def test_the_id_of_a_run_is_read_as_text():
         name = runs.new_folder("logs", "train", f"n{number}").name[-6:]
         assert yaml.safe_load(name) == name
         assert not name[0].isdigit()
+
+
+def test_the_reason_of_a_config_names_its_mistakes():
+    error = ConfigError([Mistake("trainer.max_epochs=ten", "takes int"), Mistake("data", "is missing")])
+    assert runs.reason(error) == "trainer.max_epochs=ten: takes int; data: is missing"
+    assert runs.reason(ValueError("first\nsecond")) == "ValueError: first"

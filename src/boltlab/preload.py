@@ -20,3 +20,5 @@ _MODULES = (
 )
 for _name in _MODULES:
     importlib.import_module(f"boltlab.{_name}")
+for _name in ("hydra.utils", "hydra.core.override_parser.overrides_parser", "filelock"):  # what these import when used
+    importlib.import_module(_name)

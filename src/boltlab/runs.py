@@ -220,8 +220,9 @@ def end(folder: Path, **values: Any) -> dict[str, Any]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an error says."""
-    text = getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    """The first line of what an error says; of the mistakes of a config, all of them."""
+    mistakes = [f"{m.where}: {m.message}" for m in getattr(error, "mistakes", [])]
+    text = "; ".join(mistakes) or getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
     return credentials.masked(str(text).splitlines()[0][:500])
 
 
