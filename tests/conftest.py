@@ -35,11 +35,15 @@ def boltlab(capsys):
 def boltlab_process(tmp_path):
     """Runs `boltlab <arguments>` as a command of its own: the finished process with its text."""
 
+    # What an earlier test's W&B runs have left in this process: a service that is gone, a folder that is not ours.
+    leftovers = ("WANDB_SERVICE", "_WANDB", "WANDB_DATA_DIR", "WANDB_ARTIFACT", "WANDB_RUN")
+
     def run(*arguments, timeout=120, **environment):
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(leftovers)}
         return subprocess.run(
             [sys.executable, "-m", "boltlab", *arguments],
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env={**kept, **environment},
             capture_output=True,
             text=True,
             timeout=timeout,
