@@ -35,8 +35,8 @@ def boltlab(capsys):
 def boltlab_process(tmp_path):
     """Runs `boltlab <arguments>` as a command of its own: the finished process with its text."""
 
-    # What an earlier test's W&B runs have left in this process: a service that is gone, a folder that is not ours.
-    leftovers = ("WANDB_SERVICE", "_WANDB", "WANDB_DATA_DIR", "WANDB_ARTIFACT", "WANDB_RUN")
+    # What an earlier test's W&B runs have left in this process: a folder that is not ours.
+    leftovers = ("WANDB_DATA_DIR", "WANDB_ARTIFACT", "WANDB_RUN")
 
     def run(*arguments, timeout=120, **environment):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(leftovers)}
@@ -57,7 +57,7 @@ def boltlab_process(tmp_path):
 def warm_server():
     from warm import SERVER  # which imports torch
 
-    # Its children end without saving what coverage counts, and W&B's service of another test may be gone.
+    # Its children end without saving what coverage counts, and W&B's service of one test is none of another's.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "WANDB_SERVICE", "_WANDB"))}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER],

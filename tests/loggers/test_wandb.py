@@ -434,6 +434,12 @@ def start(tmp_path, caplog, **arguments):
     return mode, found[0] if found else None, seconds
 
 
+def test_the_service_of_a_process_that_is_gone_is_replaced(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/gone")
+    mode, warning, _ = start(tmp_path, caplog, mode="offline")
+    assert (mode, "as asked for" in warning) == ("offline", True)
+
+
 def test_a_closed_port(tmp_path, caplog, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -284,7 +284,12 @@ class WandbLogger(LightningWandbLogger):
             from wandb.analytics.opentelemetry import opentelemetry_proxy
 
             opentelemetry_proxy.disable()
-        wandb.setup(wandb.Settings(silent=True))
+        try:
+            wandb.setup(wandb.Settings(silent=True))
+        except Exception:
+            if os.environ.pop("WANDB_SERVICE", None) is None:
+                raise
+            wandb.setup(wandb.Settings(silent=True))  # it named the service of a process that is gone
         mode, reason = self._choose_mode(deadline)
         run = None
         if mode == "online":
