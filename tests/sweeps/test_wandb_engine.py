@@ -1,9 +1,18 @@
 """What is given to the W&B server, and what its agents would start; the server itself is not to be had in a test."""
 
+import os
+import signal
+import sys
+import threading
+import time
+
 import pytest
+from omegaconf import OmegaConf
 
 from boltlab.check import ConfigError
 from boltlab.config import compose
+from boltlab.errors import UserError
+from boltlab.signals import Stopped
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import wandb_engine
 
@@ -70,3 +79,71 @@ def test_without_a_key_a_line_says_what_is_missing(boltlab, monkeypatch, tmp_pat
     space = ("optimizer.lr=interval(0.1,0.2)", "pruner=none", "sweep.engine=wandb")
     code, _, err = boltlab("sweep", *space)
     assert code == 1 and "wandb login" in err, err
+
+
+@pytest.fixture
+def agents(tmp_path, monkeypatch):
+    """Makes a sweep whose agents are this script of the shell, and serves it by two of them: the exit code."""
+
+    def run(script):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr("sys.executable", str(python))
+        monkeypatch.setattr("wandb.login", lambda **_: True)
+        monkeypatch.setattr("wandb.sweep", lambda *_, **__: "abc")
+        config = OmegaConf.create({"logger": {"wandb": {"entity": None, "project": "p"}}, "log_dir": "logs"})
+        return wandb_engine.run({}, config, 2)
+
+    return run
+
+
+def test_a_sweep_ends_with_its_agents_and_fails_with_them(agents):
+    with pytest.raises(UserError, match="no training of these agents came to its end"):
+        agents("exit 0")  # as an agent does whose trainings all fail
+    folder = "logs/train/$$"
+    trained = (
+        f'mkdir -p {folder}; touch {folder}/config.yaml; echo \'{{"status": "finished"}}\' > {folder}/summary.json'
+    )
+    assert agents(trained) == 0
+    assert agents(f"{trained}; mkdir ../killed && kill -9 $$; exit 0") == 137
+
+
+# W&B's own agent, which is given one training.
+SERVED = """
+import sys, wandb
+from wandb import wandb_agent
+from wandb.apis.public import sweeps
+from wandb.cli.cli import cli
+
+given = iter([[{"type": "run", "run_id": "r", "program": "", "args": {}}]])
+sweeps._sweep_with_runs = lambda *_: {"config": "command: [sh, training]"}
+sweeps._register_agent = lambda *_, **__: {"id": "a"}
+sweeps._agent_heartbeat = lambda *_: next(given, [])
+wandb_agent.Agent.POLL_INTERVAL = 0.05
+wandb_agent.wandb_login._login = lambda **_: True
+wandb.Api = lambda: None
+cli(sys.argv[3:])
+"""
+TRAINING = """
+trap 'touch saved-$$; exit 143' TERM
+touch begun-$$
+for i in $(seq 1000); do sleep 0.05; done
+"""
+
+
+def test_a_sweep_that_is_told_to_stop_has_its_trainings_save(agents, tmp_path):
+    (tmp_path / "training").write_text(TRAINING)
+    (tmp_path / "served.py").write_text(SERVED)
+
+    def stop():
+        end = time.monotonic() + 120
+        while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(Stopped):
+        agents(f'exec {sys.executable} served.py "$@"')
+    begun, saved = ({path.name.partition("-")[2] for path in tmp_path.glob(f"{kind}-*")} for kind in ("begun", "saved"))
+    assert len(begun) == 2 and begun == saved

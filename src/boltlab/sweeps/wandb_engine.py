@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.errors import UserError
 from boltlab.sweeps.space import Dimension
@@ -90,7 +91,8 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
     """Creates the sweep on the server, and serves it with so many agents of this machine until it is done.
 
     Raises:
-        UserError: W&B is not set up here, or refuses.
+        UserError: W&B is not set up here, or refuses; or none of the trainings came to its end.
+        Stopped: this command was told to stop; the trainings at work have saved, and the agents have ended.
     """
     import wandb
 
@@ -104,11 +106,27 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
     except (wandb.Error, OSError) as e:
         raise UserError(f"sweep.engine=wandb: {str(e).splitlines()[0]}") from None
     path = "/".join(filter(None, (logger.entity, logger.project, name)))
-    command = [sys.executable, "-m", "wandb", "agent", path]
+    # An agent that is told to stop leaves its training alone, if it is not to forward signals.
+    command = [sys.executable, "-m", "wandb", "agent", "--forward-signals", path]
     print(f"on any machine with this clone: wandb agent {path}", flush=True)
-    agents = [subprocess.Popen(command) for _ in range(workers)]
-    try:
-        return max(agent.wait() for agent in agents)
-    finally:
-        for agent in agents:
-            agent.terminate()
+    agents: list[subprocess.Popen[bytes]] = []
+
+    def stop(signum: int) -> None:
+        for agent in agents if signum != signals.SAVING else ():
+            agent.terminate()  # by any other signal, an agent would go on with the next training
+
+    before = set(runs.folders(config.log_dir))
+    with signals.caught(at_once=stop, forward=stop):
+        # Sessions of their own: a terminal's Ctrl-C comes to them once, from here.
+        agents.extend(subprocess.Popen(command, start_new_session=True) for _ in range(workers))
+        if signals.inbox.stop:  # while they were started
+            stop(signals.inbox.stop)
+        codes = [agent.wait() for agent in agents]
+        stopped = signals.inbox.stop
+    if stopped:
+        raise signals.Stopped(stopped)
+    code = max(code if code >= 0 else 128 - code for code in codes)
+    ended = set(runs.folders(config.log_dir)) - before
+    if code == 0 and not any(runs.read_summary(folder).get("status") == "finished" for folder in ended):
+        raise UserError("sweep.engine=wandb: no training of these agents came to its end")
+    return code
