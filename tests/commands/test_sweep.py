@@ -169,10 +169,23 @@ def test_several_objectives_end_in_a_front(boltlab):
     assert "no other is better in all" in out and (folder() / "pareto.png").exists()
 
 
-def test_a_time_limit_ends_a_sweep(boltlab):
-    code, out, _ = boltlab("sweep", *QUICK, *LR, "trainer.max_epochs=1", "sweep.timeout_minutes=0.0001")
-    assert code == 1 or "of 20 trials; the same command goes on" in out
-    assert len(known()) <= 2
+def test_after_the_time_limit_nothing_begins_not_even_in_a_worker_that_is_requeued(boltlab, capsys, monkeypatch):
+    code, out, err = boltlab("sweep", *QUICK, *LR, "sweep.trials=2", "sweep.timeout_minutes=1e-9")
+    assert code == 1 and "came to its end" in err and not known(), (out, err)
+    content = runs.read_json(folder() / "sweep.json")
+    runs.write_json(folder() / "sweep.json", content | {"timeout_minutes": 30})
+    place = folder() / "workers" / "0"
+    place.mkdir(parents=True)
+    runs.write_summary(place, status="queued", begun=time.time() - 3600)
+    assert command.work(place) == 0
+    assert not known() and runs.read_summary(place)["status"] == "finished"
+
+    again = studies.Study(folder(), content["asked"], 2, None)
+    again.complete(again.take(), [0.5])
+    again.leave(again.take())  # what waits is at work nowhere
+    for function in ("write", "show"):
+        monkeypatch.setattr(f"boltlab.sweeps.report.{function}", lambda _: None)
+    assert command._end(again) == 0 and "1 of 2 trials; the same command goes on" in capsys.readouterr().out
 
 
 FAULTY = """

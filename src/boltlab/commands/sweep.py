@@ -272,11 +272,16 @@ def _begin(overrides: list[str], folder: Path, auto: list[str] | None = None) ->
 
 
 def _work(
-    study: Study, parts: list[Part], places: list[process.Place], minutes: float | None, live: bool = False
+    study: Study,
+    parts: list[Part],
+    places: list[process.Place],
+    minutes: float | None,
+    begun: float | None = None,
+    live: bool = False,
 ) -> None:
     from boltlab.sweeps.table import Table
 
-    deadline = time.time() + 60 * minutes if minutes else None
+    deadline = (begun or time.time()) + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
     begin = partial(_begin, auto=study.asked["auto"])
     worker = Worker(study, parts, places, begin, world.function_name(train.job), deadline, table.say)
@@ -317,13 +322,12 @@ def work(folder: Path) -> int:
             if url is None and asked["storage"] not in (None, "journal"):
                 raise UserError(f"the variable {URL}, with the URL of the study, did not come to this job")
             study = Study(top, asked, content["trials"], url or asked["storage"], key=folder.name)
-            minutes = content["timeout_minutes"]
-            left = None if minutes is None else max(0.001, minutes - (time.time() - begun) / 60)
             with _composing:
                 point = spaces.overrides(next(spaces.samples(study.space)))
                 base = compose("train", [*asked["train"], *point, *parts[0].overrides], check=False)
             given = os.environ.get("OMP_NUM_THREADS", "")
-            _work(study, parts, _places(base, 1, study, int(given) if given.isdigit() else "auto"), left)
+            places = _places(base, 1, study, int(given) if given.isdigit() else "auto")
+            _work(study, parts, places, content["timeout_minutes"], begun)
             runs.end(folder, status="finished")
         return 0
 
@@ -335,8 +339,8 @@ def _end(study: Study) -> int:
     from boltlab.sweeps import report
 
     trials = study.trials()
-    done = sum(map(studies.counts, trials))
-    at_work = [t.number for t in trials if t.state.name == "RUNNING"]
+    done = sum(studies.counts(t) and t.state.is_finished() for t in trials)
+    at_work = [t.number for t in trials if t.state.name == "RUNNING" and t.user_attrs.get("at") is not None]
     good = [t for t in trials if t.state.name == "COMPLETE"]
     if not good:
         reasons = [f"trial {t.number}: {t.user_attrs['reason']}" for t in trials if "reason" in t.user_attrs]

@@ -183,12 +183,14 @@ class Study:
         with self._lock:
             return self.study.get_trials(deepcopy=False)
 
-    def take(self) -> Claimed | None:
-        """The next trial: one whose worker is gone, else a new one; None where there are enough."""
+    def take(self, new: bool = True) -> Claimed | None:
+        """The next trial: one whose worker is gone, else, if asked for, a new one; None where there are enough."""
         with self._asking():
             known = self.trials()
             if (orphan := self._orphan(known)) is not None:
                 return orphan
+            if not new:
+                return None
             again = any(t.state.name == "WAITING" for t in known)  # counted already
             return self._ask() if again or sum(map(counts, known)) < self.total else None
 

@@ -137,12 +137,13 @@ class Worker:
     def _work(self) -> None:
         try:
             while not self._over():
-                if (claimed := self.study.take()) is not None:
+                # A worker that comes back after the time limit goes on with what had begun.
+                if (claimed := self.study.take(new=not self._late())) is not None:
                     self._try(claimed)
-                elif self.study.others():  # one that dies is for those who are left
-                    time.sleep(WAIT_SECONDS)
-                else:
+                if self._late() or (claimed is None and not self.study.others()):
                     break
+                if claimed is None:  # one that dies is for those who are left
+                    time.sleep(WAIT_SECONDS)
         except BaseException as e:
             self._fails(e)
 
@@ -151,7 +152,7 @@ class Worker:
 
     def _over(self) -> bool:
         hopeless = self.dead >= MAX_DEAD and not self._ended_well
-        return bool(_told() or self._late() or hopeless or self.trouble)
+        return bool(_told() or hopeless or self.trouble)
 
     def _try(self, claimed: Claimed) -> None:
         try:
@@ -163,10 +164,9 @@ class Worker:
     def _try_it(self, claimed: Claimed) -> None:
         number = claimed.number
         if claimed.taken >= MOST_TAKEOVERS:
-            again = self.study.fail(claimed, f"its worker was killed {claimed.taken} times, each time with this trial")
-            self.say(
-                f"trial {number} died{' and is tried again' if again else ', twice'}: its worker was killed with it"
-            )
+            reason = f"its worker was killed {claimed.taken} times, each time with this trial"
+            self.study.fail(claimed, reason, again=False)
+            self.say(f"trial {number} is given up: {reason}")
             return
         state = self.at_work[number] = State(claimed.params)
         try:
