@@ -167,6 +167,15 @@ def test_alone_a_sweep_repeats_itself_and_another_process_draws_something_else(t
     assert drawn["a"] == drawn["b"] != drawn["c"]
 
 
+def test_two_folders_that_share_a_database_share_a_study_and_draw_different_samples(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    studies = [Study(tmp_path / name, ASKED, 3, f"sqlite:///{tmp_path}/shared.db") for name in "ab"]
+    taken = [study.take() for study in studies]
+    assert [claimed.number for claimed in taken] == [0, 1]
+    assert taken[0].params["lr"] != taken[1].params["lr"]
+
+
 def test_a_sweep_is_found_by_all_that_it_asks_for(tmp_path):
     folder = tmp_path / "train" / "2026_s"
     folder.mkdir(parents=True)

@@ -153,6 +153,8 @@ class Study:
             name = f"{name}-{definition(asked)}"
         with quiet(), self._asking():
             known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
+            if url not in (None, "journal") and name in known:  # perhaps by another folder, whose keys are the same
+                key += self._here
             drawn = {"seed": asked["seed"], "known": known.get(name, 0), "key": key}
             if asked["sampler"]["_target_"].endswith("QMCSampler"):  # all workers draw from one sequence
                 drawn = {"seed": asked["seed"]}
