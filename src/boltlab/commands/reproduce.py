@@ -7,20 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import resume, runs, signals
+from boltlab import history, resume, runs, signals
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import differ, train
 from boltlab.config import Composed, build, compose, edit, split_overrides
 from boltlab.errors import UserError
 
-# What of a run's config may be another one, because it cannot change what is trained: where things lie, what is shown,
-# who is told. (Of `resume.FREE` the length of a run and much else would change it.)
-HARMLESS = (
-    *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "path", "cache_dir", "device_memory_share")),
-    *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
-    *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
-)
+# What of a run's config may be another one. (Of `resume.FREE` the length of a run and much else would change the result.)
+# The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
+HARMLESS = (*history.HARMLESS, "data.root", "data.path")
 
 
 def main(overrides: list[str]) -> int:

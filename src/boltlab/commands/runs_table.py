@@ -1,5 +1,6 @@
 """What the table of `boltlab runs` says: its columns, its order, and runs that differ in their seed as one row."""
 
+import itertools
 import math
 import re
 import statistics
@@ -94,6 +95,8 @@ def _value(group: list[Row], key: str) -> Any:
     values = [row.get(key) for row in group]
     if all(value == values[0] for value in values):
         return values[0]
+    if key == "tags":
+        values = [tag for tags in values if isinstance(tags, list) for tag in tags]
     return _distinct(values)
 
 
@@ -178,7 +181,7 @@ def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
     for key in keys:
         if of_seeds and key == "seed":
             continue
-        values = [history.as_text(row.get(key, "")) for row in rows]
+        values = tuple(history.as_text(row.get(key, "")) for row in rows)
         if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
             continue
         within = len(set(zip(kind, values, strict=True))) > len(set(kind))
@@ -186,8 +189,11 @@ def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
             continue
         having = sum(key in row for row in rows)
         rank = (not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
-        found[tuple(values)] = min(rank, found.get(tuple(values), rank))  # of two that say the same, one
-    return [rank[-1] for rank in sorted(found.values())[:_MOST_DIFFERING]]
+        found[values] = min(rank, found.get(values, rank))  # of two that say the same, one
+    told: dict[tuple[int, ...], list[str]] = {}  # keys by the runs that they tell apart: of each kind one goes first
+    for values, rank in sorted(found.items(), key=lambda item: item[1]):
+        told.setdefault(tuple(map(values.index, values)), []).append(rank[-1])
+    return [key for same in itertools.zip_longest(*told.values()) for key in same if key][:_MOST_DIFFERING]
 
 
 def _cell(group: list[Row], name: str) -> str:
