@@ -420,7 +420,7 @@ def test_filters(several, filters, wanted):
         ("optimizer.lrr<0.1", "did you mean 'optimizer.lr'?"),
         (
             "optimizer=sgd",
-            "optimizer is a group, and no value: optimizer._target_, optimizer.lr; did you mean 'optimizer._target_~sgd'?",
+            "is a group, and no value: optimizer._target_, optimizer.lr; did you mean 'optimizer._target_~sgd'?",
         ),
         ("best_val_acc=>0.9", "has no operator =>"),
         ("best_val_acc>nan", "'nan' is no number"),

@@ -498,12 +498,12 @@ def _fits(value: Any, how: str, text: str, wanted: float | None) -> bool:
     if how.startswith("!"):
         return not _fits(value, how[1:], text, wanted)
     if how in _ORDERED:
-        return _is_number(value) and _ORDERED[how](value, wanted)
+        return is_number(value) and _ORDERED[how](value, wanted)
     if isinstance(value, list) and any(_fits(part, how, text, wanted) for part in value):
         return True
     if how == "~":
         return value is not None and text.casefold() in as_text(value).casefold()
-    if wanted is not None and _is_number(value):
+    if wanted is not None and is_number(value):
         return bool(value == wanted)
     if value is None or isinstance(value, bool):
         text = text.casefold()  # True is true
@@ -527,5 +527,5 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

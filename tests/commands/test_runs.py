@@ -241,7 +241,7 @@ def test_seeds_are_one_row_with_mean_and_deviation(boltlab, seeds):
     first, second = out.splitlines()[1:]
     # 0.90, 0.94, 0.98: the mean is 0.94, the squares of the differences 0.0016 + 0 + 0.0016, half of that 0.04²
     assert "val_acc 0.9400 ± 0.0400 (3)" in first and "test_acc 0.4700 ± 0.0200 (3)" in first
-    assert "3 finished, 1 failed" in first and "good3 +3" in first and "0m20s" in first and "epoch 5" in first
+    assert "3 finished, 1 failed" in first and "good3 +3" in first and "20.0s" in first and "epoch 5" in first
     assert "val_acc 0.5000 " in second and "other " in second and "±" not in second
     assert "0.1" in first.split() and "0.2" in second.split()  # the learning rates
     assert "1,2,3,x" in first.split()  # all their tags

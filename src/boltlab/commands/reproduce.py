@@ -13,7 +13,7 @@ from boltlab.commands import differ, train
 from boltlab.config import Composed, build, compose, edit, split_overrides
 from boltlab.errors import UserError
 
-# What of a run's config may be another one. (Of `resume.FREE` the length of a run and much else would change the result.)
+# What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
 HARMLESS = (*history.HARMLESS, "data.root", "data.path")
 
@@ -60,10 +60,11 @@ def _main(overrides: list[str]) -> int:
     known = {"experiment": summary.get("name"), **{key: summary.get(key) for key in ("data", "model")}}
     composed = Composed("train", config, overrides, known)
     folder = runs.new_folder(options.log_dir, "train", train.name_of(composed))
+    runs.write_summary(folder, reproduces=str(source))
     print(flush=True)
     train.run(composed, folder, git)
     code = show_results(source, folder, options.digits)
-    runs.write_summary(folder, reproduces=str(source), reproduced=code == 0)
+    runs.write_summary(folder, reproduced=code == 0)
     return code
 
 

@@ -5,13 +5,13 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import Any
 
 from boltlab import history
 from boltlab.check import Mistake
-from boltlab.history import Row
+from boltlab.history import Row, is_number
 
 # Columns that are no key of a run, and the keys that they stand for in csv and json.
 _MADE = {"best": r"best_.*", "test": r"(test|val|train)_.*", "reached": "epochs|steps|step", "time": "seconds"}
@@ -21,7 +21,7 @@ _MEASURED = re.compile(r"(best|final|test|val|train)_|((fit_)?seconds|samples_pe
 _SMALL_IS_GOOD = re.compile(r"loss|mse|mae|rmse|error|perplexity|seconds$|wait", re.IGNORECASE)
 # What differs without telling more than the columns for data and model do, or where a run was and not what it was.
 _TELLS_NOTHING = re.compile(
-    r"(run_dir|log_dir|data_dir|name|tags|logger|launcher|callbacks|resume|resume_changed|monitor|mode)(\.|$)"
+    r"(run_dir|log_dir|data_dir|name|tags|logger|launcher|callbacks|resume|resume_changed|monitor|mode|test)(\.|$)"
     r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|num_workers|root|url.*|cache_dir|files?)$"
     r"|(data|model|augment)\._target_$|(data\.)?augment\.(input_shape|allow_flip)$"
     r"|model\.(num_classes|optimizer|scheduler|net\.(input_shape|num_outputs|num_classes|_target_))(\.|$)"
@@ -72,13 +72,13 @@ def in_order(groups: list[list[Row]], sort: str) -> list[list[Row]]:
 def _number(group: list[Row], key: str) -> Any:
     """A number to sort by, or None; a NaN is none."""
     value = _value(group, key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) else None
+    return value if is_number(value) and not math.isnan(value) else None
 
 
 def _measured(group: list[Row], key: str) -> list[float]:
     """A key's numbers of the runs of a group that have finished."""
     values = [row.get(key) for row in group if row.status == "finished"]
-    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [value for value in values if is_number(value)]
 
 
 def _value(group: list[Row], key: str) -> Any:
@@ -87,7 +87,7 @@ def _value(group: list[Row], key: str) -> Any:
         return group[0].get(key)
     if _MEASURED.match(key):
         values = _measured(group, key)
-        return _mean(values) if values else None
+        return mean(values) if values else None
     if key == "status":
         return ", ".join(f"{n} {status}" for status, n in Counter(row.status for row in group).most_common())
     if key in ("run", "started", "ended"):
@@ -100,11 +100,12 @@ def _value(group: list[Row], key: str) -> Any:
     return _distinct(values)
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """NaN where one of them is no ordinary number."""
     return statistics.fmean(values) if _ordinary(values) else math.nan
 
 
-def _deviation(values: list[float]) -> float:
+def deviation(values: list[float]) -> float:
     """The sample standard deviation of two or more."""
     return statistics.stdev(values) if _ordinary(values) else math.nan
 
@@ -136,7 +137,7 @@ def records(
             record[key] = _value(group, key)
             if several and _MEASURED.match(key):
                 values = _measured(group, key)
-                record[f"{key}_std"] = _deviation(values) if len(values) > 1 else None
+                record[f"{key}_std"] = deviation(values) if len(values) > 1 else None
         if several:
             record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
         found.append(record)
@@ -172,8 +173,10 @@ def cells(
     return names, table
 
 
-def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
-    """The config keys that tell the runs apart, the most telling first, four at most."""
+def differing(
+    rows: Sequence[Row], of_seeds: bool = False, first: Container[str] = (), most: int = _MOST_DIFFERING
+) -> list[str]:
+    """The config keys that tell the runs apart: those of `first`, then the most telling ones."""
     layouts = {id(row._layout): row._layout for row in rows}.values()
     keys = [key for key in {key for layout in layouts for key in layout.keys} if not _TELLS_NOTHING.match(key)]
     kind = [(row.get("data"), row.get("model")) for row in rows]
@@ -185,15 +188,15 @@ def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
         if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
             continue
         within = len(set(zip(kind, values, strict=True))) > len(set(kind))
-        if not within and not _ALWAYS_TELLS.match(key):
+        if not within and not _ALWAYS_TELLS.match(key) and key not in first:
             continue
         having = sum(key in row for row in rows)
-        rank = (not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
+        rank = (key not in first, not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
         found[values] = min(rank, found.get(values, rank))  # of two that say the same, one
     told: dict[tuple[int, ...], list[str]] = {}  # keys by the runs that they tell apart: of each kind one goes first
     for values, rank in sorted(found.items(), key=lambda item: item[1]):
         told.setdefault(tuple(map(values.index, values)), []).append(rank[-1])
-    return [key for same in itertools.zip_longest(*told.values()) for key in same if key][:_MOST_DIFFERING]
+    return [key for same in itertools.zip_longest(*told.values()) for key in same if key][:most]
 
 
 def _cell(group: list[Row], name: str) -> str:
@@ -210,7 +213,7 @@ def _cell(group: list[Row], name: str) -> str:
     key = "seconds" if name == "time" else name
     value = _value(group, key)
     if key in ("seconds", "fit_seconds"):
-        return _duration(value)
+        return duration(value)
     if key in ("started", "ended"):
         known = isinstance(value, int | float) and 0 < value < 1e11
         return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}" if known else ""
@@ -231,7 +234,7 @@ def _metric(group: list[Row], key: str) -> str:
     values = _measured(group, key)
     if len(values) < 2:
         return f"{values[0]:.4f} (1)" if values else ""
-    return f"{_mean(values):.4f} ± {_deviation(values):.4f} ({len(values)})"
+    return f"{mean(values):.4f} ± {deviation(values):.4f} ({len(values)})"
 
 
 def _reached(row: Row) -> tuple[int | None, str]:
@@ -242,9 +245,11 @@ def _reached(row: Row) -> tuple[int | None, str]:
     return None, ""
 
 
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+def duration(seconds: Any) -> str:
+    if not is_number(seconds) or not 0 <= seconds < 1e11:
         return ""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
