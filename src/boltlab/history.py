@@ -385,7 +385,8 @@ def _flat(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
         within = enumerate(value)
     if not within or depth == _DEEPEST:
-        yield path, _plain(value)
+        if path:  # not of an empty config
+            yield path, _plain(value)
         return
     for key, part in within:
         name = f"{path}.{key}" if path else str(key)

@@ -253,6 +253,12 @@ def test_seeds_are_one_row_with_mean_and_deviation(boltlab, seeds):
     assert "failed" in none and "val_acc 0.0000" in none
 
 
+def test_a_seed_that_was_trained_twice_counts_once(boltlab, seeds):
+    make_run("again", sgd(0.1, 3), best={"val_acc": 0.98}, started=1.71e9, reproduces="good3")
+    assert "val_acc 0.9400 ± 0.0400 (3)" in boltlab("runs", "seeds=true")[1]
+    assert json.loads(boltlab("runs", "seeds=true", "format=json")[1])[0]["n"] == 3
+
+
 def test_seeds_are_exported_unrounded(boltlab, seeds):
     rows = json.loads(boltlab("runs", "seeds=true", "format=json", "sort=best_val_acc")[1])
     assert [row["run"] for row in rows] == ["good3", "other"]
@@ -439,6 +445,7 @@ def test_diff_of_what_is_broken_is_no_crash(boltlab, content):
         (a / name).write_bytes(content)
     code, out, err = boltlab("runs", "diff", "a", "b")
     assert (code, err) == (0, "") and "\x1b" not in out
+    assert ("that of a cannot be read" in out) is not content.startswith(b"{")
     (b / "environment.json").symlink_to("/dev/zero")
     assert boltlab("runs", "diff", "a", "b")[0] == 0
 

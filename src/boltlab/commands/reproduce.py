@@ -88,6 +88,8 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
     status = runs.status(summary, folder)
     if status != "finished":
         cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
+        if status == "unknown":
+            return "its summary.json is not there or broken, so how it ended is not known"
         return f"it is {status}, and has no end to be compared with{cure}"
     for again in summary.get("resumed", []):
         given, changed = (

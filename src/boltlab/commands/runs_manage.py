@@ -323,22 +323,19 @@ def diff(words: list[str], options: Any) -> int:
     commits = [("git_commit", *(differ.text(side.get("git_commit")) for side in (a, b)))]
     data, others = differ.data(*(runs.read_json(row.folder / "data.json") for row in both))
     patches = differ.patches(*(_bytes(row.folder / "git.patch") for row in both), sides=("a", "b"))
-    tables = {
-        "config": _differing(*(_own(row.config) for row in both)),
+    unread = [f"that of {name} cannot be read" for name, row in zip("ab", both, strict=True) if not row.config]
+    parts: dict[str, list[Any]] = {
+        "config": unread or _differing(*(_own(row.config) for row in both)),
         "environment": [row for row in commits if row[1] != row[2]] + differ.environments(a, b),
+        "data": [line.replace(", now ", " in a, in b ") for line in others],
+        "uncommitted changes": patches,
     }
-    for name, rows in tables.items():
-        _print_rows(name, rows)
-    lines = {"data": [line.replace(", now ", " in a, in b ") for line in others], "uncommitted changes": patches}
-    for name, said in lines.items():
-        if said:
-            print("\n".join([f"\n{name}", *(f"  {line}" for line in said)]))
-    results = [
-        {k: v for k, v in row.values.items() if k.startswith(("best_", "test_", "val_", "train_"))} for row in both
-    ]
-    _print_rows("results", _differing(*results))
-    same = [name for name, found in (tables | lines).items() if not found and (name != "data" or data)]
-    if same:
+    for name, found in parts.items():
+        _print_part(name, found)
+    measured = ("best_", "test_", "val_", "train_")
+    results = [{key: value for key, value in row.values.items() if key.startswith(measured)} for row in both]
+    _print_part("results", _differing(*results))
+    if same := [name for name, found in parts.items() if not found and (name != "data" or data)]:
         print(f"\nequal: {', '.join(same)}")
     return 0
 
@@ -375,15 +372,19 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str
     return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]
 
 
-def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
-    if not rows:
+def _print_part(title: str, found: list[Any]) -> None:
+    """`found`: lines, or rows of a table."""
+    if not found:
+        return
+    if isinstance(found[0], str):
+        print("\n".join([f"\n{title}", *(f"  {line}" for line in found)]))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title, "a", "b", box=None)
-    for row in rows:
+    for row in found:
         table.add_row(*(Text(_short(_printable(cell))) for cell in row))
     print()
     Console(width=None if Console().is_terminal else 400).print(table)

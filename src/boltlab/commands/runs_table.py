@@ -75,10 +75,16 @@ def _number(group: list[Row], key: str) -> Any:
     return value if is_number(value) and not math.isnan(value) else None
 
 
+def counted(group: list[Row]) -> list[Row]:
+    """The runs of a group that means are taken of: those finished, the newest of each seed. (The same seed once more,
+    by `boltlab reproduce` or by hand, is no other sample.)"""
+    finished = [row for row in reversed(group) if row.status == "finished"]
+    return [*{tuple(history.as_text(row.get(key)) for key in ("seed", "data.seed")): row for row in finished}.values()]
+
+
 def _measured(group: list[Row], key: str) -> list[float]:
-    """A key's numbers of the runs of a group that have finished."""
-    values = [row.get(key) for row in group if row.status == "finished"]
-    return [value for value in values if is_number(value)]
+    """A key's numbers of the runs of a group that count."""
+    return [value for row in counted(group) if is_number(value := row.get(key))]
 
 
 def _value(group: list[Row], key: str) -> Any:
@@ -124,7 +130,7 @@ def records(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """All keys, and of each row what it has, unrounded.
 
-    several: a row may stand for several runs: `runs` are their names, `n` counts those finished, and <metric>_std is
+    several: a row may stand for several runs: `runs` are their names, `n` counts the seeds finished, and <metric>_std is
     the sample standard deviation, null of less than two.
     """
     found: list[dict[str, Any]] = []
@@ -139,7 +145,7 @@ def records(
                 values = _measured(group, key)
                 record[f"{key}_std"] = deviation(values) if len(values) > 1 else None
         if several:
-            record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
+            record |= {"runs": [row.run for row in group], "n": len(counted(group))}
         found.append(record)
     keys = list(dict.fromkeys(key for record in found for key in record))
     return keys or [str(column) for column in columns or ["run"]], found

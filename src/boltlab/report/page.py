@@ -197,10 +197,12 @@ def recipes(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]) -
         name = first.name if len(group) == 1 else f"{first.row.get('name') or first.name}: {_listed(group)}"
         cells = [Cell(name, first.number, "long", first.id), Cell(str(len(group)), len(group), "number")]
         cells += [value(first.row.get(key), key) for key in keys]
-        ended = [run.row for run in group if run.row.get("status") == "finished"]
+        ended = runs_table.counted([run.row for run in group])
         cells += [spread([row.get(metric) for row in ended]) for metric in metrics]
         rows.append([*cells, spread([row.get("seconds") for row in ended], duration)])
-    caption = "Runs that differ only in their seed together: mean ± standard deviation of those finished (their number)"
+    caption = (
+        "Runs that differ only in their seed together: mean ± standard deviation of the seeds finished (their number)"
+    )
     return Table(caption, columns, rows)
 
 
