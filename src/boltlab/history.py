@@ -42,8 +42,14 @@ HARMLESS = (
     *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
     *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
 )
-# Two runs are one recipe where nothing else in their configs differs.
-_NOT_OF_RECIPE = re.compile(rf"({'|'.join(map(re.escape, ('seed', 'data.seed', *HARMLESS)))})(\.|$)")
+
+
+def under(*keys: str) -> re.Pattern[str]:
+    """What matches these keys and all below them."""
+    return re.compile(rf"({'|'.join(map(re.escape, keys))})(\.|$)")
+
+
+_NOT_OF_RECIPE = under("seed", "data.seed", *HARMLESS)  # two runs are one where nothing else in their configs differs
 
 # Stamps of its files, status, start, recipe, number of the config's layout, what differs from its base, values as JSON.
 _Entry = tuple[str, str, float, str, int, list[int], str]

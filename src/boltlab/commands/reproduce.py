@@ -16,6 +16,7 @@ from boltlab.errors import UserError
 # What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
 HARMLESS = (*history.HARMLESS, "data.root", "data.path")
+_HARMLESS = history.under(*HARMLESS)
 
 
 def main(overrides: list[str]) -> int:
@@ -76,7 +77,7 @@ def refuse_changes(overrides: list[str]) -> None:
     mistakes = []
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS) or key == "launcher":
+        if not _HARMLESS.match(key) or key == "launcher":
             allowed = "logger, name, tags, data_dir, data.root, data.num_workers, trainer.enable_progress_bar, …"
             mistakes.append(Mistake(text, f"could change the result, so it is not the same run; free are {allowed}"))
     if mistakes:
@@ -98,7 +99,7 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
         keys = [str(text).lstrip("+~").partition("=")[0] for text in given]
         keys += [str(change[0]) for change in changed if isinstance(change, list) and change]
         for key in keys:
-            if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS):
+            if not _HARMLESS.match(key):
                 return f"it was resumed with another {differ.text(key)}, so no one config has made it"
     if config.trainer.get("fast_dev_run"):
         return "trainer.fast_dev_run keeps nothing that could be compared"

@@ -21,8 +21,8 @@ _MEASURED = re.compile(r"(best|final|test|val|train)_|((fit_)?seconds|samples_pe
 _SMALL_IS_GOOD = re.compile(r"loss|mse|mae|rmse|error|perplexity|seconds$|wait", re.IGNORECASE)
 # What differs without telling more than the columns for data and model do, or where a run was and not what it was.
 _TELLS_NOTHING = re.compile(
-    r"(run_dir|log_dir|data_dir|name|tags|logger|launcher|callbacks|resume|resume_changed|monitor|mode|test)(\.|$)"
-    r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|num_workers|root|url.*|cache_dir|files?)$"
+    history.under(*history.HARMLESS, "callbacks", "monitor", "mode", "test").pattern
+    + r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|root|url.*|files?)$"
     r"|(data|model|augment)\._target_$|(data\.)?augment\.(input_shape|allow_flip)$"
     r"|model\.(num_classes|optimizer|scheduler|net\.(input_shape|num_outputs|num_classes|_target_))(\.|$)"
 )
@@ -130,8 +130,8 @@ def records(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """All keys, and of each row what it has, unrounded.
 
-    several: a row may stand for several runs: `runs` are their names, `n` counts the seeds finished, and <metric>_std is
-    the sample standard deviation, null of less than two.
+    several: a row may stand for several runs: `runs` are their names, `n` counts the seeds finished, and
+    <metric>_std is the sample standard deviation, null of less than two.
     """
     found: list[dict[str, Any]] = []
     for group in groups:

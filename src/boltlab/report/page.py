@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from boltlab import __version__, runs
+from boltlab import __version__, history, runs
 from boltlab.commands import runs_table
 from boltlab.commands.runs_table import duration
 from boltlab.history import Row, as_text, is_number
@@ -30,7 +30,7 @@ MAX_NUMBERS = 40  # rows below a plot
 MAX_VALUE = 120  # characters of a config's value
 PICTURES, PICTURES_OF_A_RUN = 10_000_000, 300_000  # bytes
 # Settings that say nothing about a result, or follow from others.
-NOT_COMPARED = ("run_dir", "log_dir", "data_dir", "resume", "resume_changed", "callbacks", "logger", "launcher", "mode")
+NOT_COMPARED = history.under(*history.HARMLESS, "callbacks", "mode")
 
 
 @dataclass
@@ -145,7 +145,7 @@ def differing(rows: Sequence[Row]) -> list[str]:
         known.update(dict.fromkeys(row.config))
     found: dict[tuple[str, ...], str] = {}
     for key in ["data", "model", *sorted(known, key=lambda key: (key.count("."), key))]:
-        if key.split(".")[0] in NOT_COMPARED or key in ("name", "tags"):
+        if NOT_COMPARED.match(key):
             continue
         values = tuple(as_text(row.get(key)) if key in row else "" for row in rows)
         if len(set(values)) > 1:
@@ -200,9 +200,7 @@ def recipes(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]) -
         ended = runs_table.counted([run.row for run in group])
         cells += [spread([row.get(metric) for row in ended]) for metric in metrics]
         rows.append([*cells, spread([row.get("seconds") for row in ended], duration)])
-    caption = (
-        "Runs that differ only in their seed together: mean ± standard deviation of the seeds finished (their number)"
-    )
+    caption = "Runs that differ only in their seed together: mean ± standard deviation of those finished (seeds)"
     return Table(caption, columns, rows)
 
 
