@@ -322,13 +322,13 @@ def diff(words: list[str], options: Any) -> int:
     a, b = (runs.read_json(row.folder / "environment.json") for row in both)
     commits = [("git_commit", *(differ.text(side.get("git_commit")) for side in (a, b)))]
     data, others = differ.data(*(runs.read_json(row.folder / "data.json") for row in both))
-    patches = differ.patches(*(_bytes(row.folder / "git.patch") for row in both), sides=("a", "b"))
+    ours, theirs = (_bytes(row.folder / "git.patch") for row in both)
     unread = [f"that of {name} cannot be read" for name, row in zip("ab", both, strict=True) if not row.config]
     parts: dict[str, list[Any]] = {
         "config": unread or _differing(*(_own(row.config) for row in both)),
         "environment": [row for row in commits if row[1] != row[2]] + differ.environments(a, b),
         "data": [line.replace(", now ", " in a, in b ") for line in others],
-        "uncommitted changes": patches,
+        "uncommitted changes": differ.patches(ours, theirs, ("a", "b")),
     }
     for name, found in parts.items():
         _print_part(name, found)

@@ -92,13 +92,12 @@ def _value(group: list[Row], key: str) -> Any:
     if len(group) == 1:
         return group[0].get(key)
     if _MEASURED.match(key):
-        values = _measured(group, key)
-        return mean(values) if values else None
+        return mean(known) if (known := _measured(group, key)) else None
     if key == "status":
         return ", ".join(f"{n} {status}" for status, n in Counter(row.status for row in group).most_common())
     if key in ("run", "started", "ended"):
         return group[0].get(key)
-    values = [row.get(key) for row in group]
+    values: list[Any] = [row.get(key) for row in group]
     if all(value == values[0] for value in values):
         return values[0]
     if key == "tags":
