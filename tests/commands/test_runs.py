@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from boltlab import history, runs
 from boltlab.commands import runs_manage, runs_table
@@ -29,10 +30,10 @@ def make_run(run, /, config=None, verb="train", **summary):
     return folder
 
 
-def make_sweep(name, count, **summary):
+def make_sweep(name, count, kept="jobs.json", **summary):
     for number in range(count):
         make_run(f"{name}/{number}", **summary)
-    (Path("logs/train") / name / "jobs.json").write_text("{}")
+    (Path("logs/train") / name / kept).write_text("{}")
     return Path("logs/train") / name
 
 
@@ -384,7 +385,7 @@ def test_tags_and_notes_are_shown_filtered_and_exported(boltlab):
 
 def test_a_sweep_is_tagged_as_a_whole(boltlab):
     make_sweep("sweep_x", 2)
-    assert boltlab("runs", "tag", "sweep_x", "old")[0] == 0
+    assert boltlab("runs", "tag", "sweep_x", "old")[1] == "sweep_x/0  old\nsweep_x/1  old\n"
     assert [row.get("tags") for row in history.rows("logs")] == [["old"], ["old"]]
 
 
@@ -478,7 +479,11 @@ def test_rm_removes_runs_and_sweeps(boltlab):
     for name in ("a", "b", "c"):
         make_run(name)
     make_sweep("sweep_x", 2)
-    make_sweep("sweep_y", 2)
+    make_sweep("sweep_y", 2, "sweep.json")  # of `boltlab sweep`
+    (Path("logs/train/sweep_y/claims")).mkdir()
+    with FileLock("logs/train/sweep_y/claims/first"):  # between two trials
+        code, _, err = boltlab("runs", "rm", "weep_y", "yes=true")
+        assert code == 1 and "sweep_y is at work: let the sweep end first" in err and len(history.rows("logs")) == 7
     boltlab("runs")
     code, out, err = boltlab("runs", "rm", "a", "logs/train/b", "sweep_x", "logs/train/sweep_y/0", "yes=true")
     assert code == 0 and "removed 5 runs" in out, err

@@ -44,7 +44,7 @@ def _folder(word: str, options: Any) -> Path:
         if path.is_symlink() or path.exists():
             return path
     if word != "latest" and word and top.is_dir():
-        sweeps = [path for path in top.iterdir() if word in path.name and (path / "jobs.json").is_file()]
+        sweeps = [path for path in top.iterdir() if word in path.name and _is_sweep(path)]
         if len(sweeps) == 1 and not any(word in folder.name for folder in runs.folders(options.log_dir, options.verb)):
             return sweeps[0]
     return runs.find(word, options.log_dir, options.verb)
@@ -65,6 +65,10 @@ def _named(words: list[str], options: Any) -> list[str]:
     if not chosen:
         raise UserError(f"none of the {len(everything)} runs under {top} passes {' '.join(filters)}")
     return [word for word in words if word not in filters] + [str(row.folder) for row in chosen]
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "jobs.json").is_file() or (folder / "sweep.json").is_file()  # train -m, sweep
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -94,7 +98,7 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
             continue
         inside = _runs_in(folder)
         sweep = not (folder / "config.yaml").is_file()
-        if not inside or (sweep and (depth != 2 or not (folder / "jobs.json").is_file())):
+        if not inside or (sweep and (depth != 2 or not _is_sweep(folder))):
             problems.append(f"{word} is neither a run folder, for it has no config.yaml, nor one of a sweep")
             continue
         busy = [row for row in map(history.read, inside) if row.status in runs.AT_WORK]
@@ -108,9 +112,16 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
 
 def _held(folders: list[Path]) -> None:
     """Raises UserError where another process holds one of the folders."""
+    from filelock import FileLock, Timeout
+
     for folder in folders:
         with runs.lock(folder):
             pass
+        for claim in (folder / "claims").glob("*"):  # of `boltlab sweep`: its workers may be between two trials
+            try:
+                FileLock(claim).acquire(timeout=0).lock.release()
+            except Timeout:
+                raise UserError(f"{runs.shown(folder)} is at work: let the sweep end first") from None
 
 
 def _take_away(folder: Path, logs: Path) -> None:
@@ -256,7 +267,7 @@ def tag(words: list[str], options: Any) -> int:
     for row in chosen:
         if tags:
             _mark(row.folder, partial(_retagged, _tags(row), added, gone))
-        print(f"{_printable(row.run)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
+        print(f"{_named_in_table(row.folder)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
     return 0
 
 
@@ -282,9 +293,14 @@ def note(words: list[str], options: Any) -> int:
     for folder in _marked(name, options):
         if texts:
             _mark(folder, lambda _: {"note": text})
-        row = history.read(folder)
-        print(f"{_printable(row.run)}  {_printable(str(row.get('note') or '')) or 'no note'}")
+        kept = history.read(folder).get("note")
+        print(f"{_named_in_table(folder)}  {_printable(str(kept or '')) or 'no note'}")
     return 0
+
+
+def _named_in_table(folder: Path) -> str:
+    sweep, _ = runs.place(folder)
+    return _printable(f"{sweep}/{folder.name}" if sweep else folder.name)
 
 
 def _marked(name: str, options: Any) -> list[Path]:
