@@ -422,7 +422,7 @@ def _listed(group: Sequence[Run]) -> str:
 def value(found: Any, key: str = "") -> Cell:
     if found is None:
         return Cell("")
-    text = as_text(found)
+    text = f"{found:g}" if isinstance(found, float) else as_text(found)
     if key.endswith("._target_"):
         text = text.rpartition(".")[2]
     text = text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
