@@ -122,6 +122,7 @@ MISTAKES = {
     # paths
     "data_dir=/a=b": ("data_dir=/a=b", f"""cannot be read; {QUOTE} 'data_dir="/a=b"'"""),
     "data_dir=/数据": ("data_dir=/数据", f"""cannot be read; {QUOTE} 'data_dir="/数据"'"""),
+    "tags=[good,très bon]": ("tags=[good,très bon]", f"""cannot be read; {QUOTE} 'tags=["good","très bon"]'"""),
     "data_dir=/a,b": (
         "data_dir=/a,b",
         f"""names several values: add -m to run them all; if it is one text, {QUOTE} 'data_dir="/a,b"'""",

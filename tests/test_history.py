@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -337,10 +338,16 @@ def test_runs_of_one_recipe_differ_in_seed_and_names_only():
     make_run("a", sgd(0.1, seed=1, name="x", tags=["t"], log_dir="/one", logger={"csv": {"dir": "a"}}))
     other = sgd(0.1, seed=2, name="y", tags=[], log_dir="/two", logger={"wandb": {"name": "y"}})
     make_run("b", dict(reversed(other.items())))  # the order means nothing
+    places = {"trainer": {"enable_progress_bar": False}, "data_dir": "/mine", "callbacks": {"progress": {"a": 1}}}
+    other = sgd(0.1, seed=3, **places)
+    other["data"] |= {"num_workers": 3, "data_dir": "/mine"}
+    make_run("e", other)
+    other["data"]["root"] = "/cats"  # in it are other pictures
+    make_run("f", other)
     make_run("c", sgd(0.2, seed=1, log_dir="/one"))
     make_run("d", sgd(0.1, seed=1, model={"seed": 1}, log_dir="/one"))
     recipe = {row.run: row.recipe for row in history.rows("logs")}
-    assert recipe["a"] == recipe["b"] and len(set(recipe.values())) == 3
+    assert recipe["a"] == recipe["b"] == recipe["e"] and len(set(recipe.values())) == 4
     assert recipe == {row.run: row.recipe for row in _afresh()}
 
 
@@ -355,7 +362,9 @@ def several():
         started=1.70e9,
     )
     make_run("b", sgd(0.01), data="mnist", best={"val_acc": 0.99}, name="lenet", status="failed", started=1.71e9)
-    make_run("c", {"flag": True, "sizes": [1, 2]}, {"tags": ["good", "old"]}, data="digits", started=1.72e9)
+    make_run(
+        "c", {"flag": True, "sizes": [1, 2]}, {"tags": ["good", "old"]}, data="digits", started=1.72e9, loss=math.nan
+    )
     return history.rows("logs")
 
 
@@ -384,6 +393,11 @@ def several():
         (["note=null"], "cba"),
         (["flag=true"], "c"),
         (["flag=1"], ""),
+        (["flag=True"], "c"),
+        (["seed==3"], "a"),
+        (["best_val_acc=nan"], ""),
+        (["loss=nan"], "c"),
+        (["loss!=nan"], "ba"),
         (["sizes=[1, 2]"], "c"),
         (["sizes=2"], "c"),
         (["optimizer._target_~sgd"], "ba"),
@@ -404,7 +418,12 @@ def test_filters(several, filters, wanted):
         ("best>0.9", "did you mean 'best_val_acc'?"),
         ("optimzer.lr<0.1", "did you mean 'optimizer.lr'?"),
         ("optimizer.lrr<0.1", "did you mean 'optimizer.lr'?"),
-        ("optimizer=sgd", "optimizer is a group, and no value: optimizer._target_, optimizer.lr"),
+        (
+            "optimizer=sgd",
+            "is a group, and no value: optimizer._target_, optimizer.lr; did you mean 'optimizer._target_~sgd'?",
+        ),
+        ("best_val_acc=>0.9", "has no operator =>"),
+        ("best_val_acc>nan", "'nan' is no number"),
         ("best_val_acc>high", "'high' is no number"),
         ("started>soon", "'soon' is no number and no date"),
         ("mnist", "is no filter"),

@@ -514,7 +514,10 @@ def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]
     parsed, mistakes = [], []
     for text in overrides:
         key, _, value = text.partition("=")
-        quoted = f"""quote it for the shell and for Hydra: '{key}="{value}"'"""
+        inner = f'"{value}"'
+        if re.fullmatch(r"\[[^\[\]{}\"']*\]", value):  # in quotes as a whole, a list would be a text
+            inner = '["' + '","'.join(part.strip() for part in value[1:-1].split(",")) + '"]'
+        quoted = f"quote it for the shell and for Hydra: '{key}={inner}'"
         try:
             override = parser.parse_override(text)
         except HydraException:

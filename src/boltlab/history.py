@@ -9,6 +9,7 @@ Run folders may come from anybody: what is read of them is bounded, and made of 
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -27,15 +28,28 @@ from boltlab.check import ConfigError, Mistake, suggest
 
 MARKS = "marks.json"  # tags and note given afterwards: the summary of a run at work is the run's own to write
 
-_VERSION = 1
+_VERSION = 2
 _CONFIG, _SUMMARY = "config.yaml", "summary.json"
 _LARGEST = {_CONFIG: 1_000_000, _SUMMARY: 1_000_000, MARKS: 100_000}  # what has more bytes is not read
 _PLAIN = {str, int, float, bool, list, type(None)}
 _BLOCK = re.compile(r"\n(?=[A-Za-z_])")
 _MOST_KEYS, _LONGEST_KEY, _LONGEST_TEXT, _DEEPEST = 3000, 200, 20_000, 30
 _UNSETTLED = (*runs.AT_WORK, "interrupted")  # a lock, a process or the cluster may say something else
-# Two runs are one recipe where nothing else in their configs differs.
-_NOT_OF_RECIPE = re.compile(r"(seed|data\.seed|name|tags|run_dir|log_dir|resume|resume_changed|launcher|logger)(\.|$)")
+# What of a config cannot change what is trained: where things lie, what is shown, who is told.
+HARMLESS = (
+    *(f"data.{key}" for key in ("num_workers", "data_dir", "cache_dir", "device_memory_share")),
+    *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
+    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
+    *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
+)
+
+
+def under(*keys: str) -> re.Pattern[str]:
+    """What matches these keys and all below them."""
+    return re.compile(rf"({'|'.join(map(re.escape, keys))})(\.|$)")
+
+
+_NOT_OF_RECIPE = under("seed", "data.seed", *HARMLESS)  # two runs are one where nothing else in their configs differs
 
 # Stamps of its files, status, start, recipe, number of the config's layout, what differs from its base, values as JSON.
 _Entry = tuple[str, str, float, str, int, list[int], str]
@@ -377,7 +391,8 @@ def _flat(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list) and any(isinstance(part, dict) for part in value):
         within = enumerate(value)
     if not within or depth == _DEEPEST:
-        yield path, _plain(value)
+        if path:  # not of an empty config
+            yield path, _plain(value)
         return
     for key, part in within:
         name = f"{path}.{key}" if path else str(key)
@@ -408,7 +423,7 @@ def _plain(value: Any) -> Any:
 # ---------------------------------------------------------------- choosing
 
 
-_FILTER = re.compile(r"(?P<key>[^=<>!~]+?)(?P<how><=|>=|!=|!~|=|<|>|~)(?P<value>.*)", re.DOTALL)
+_FILTER = re.compile(r"(?P<key>[^=<>!~]+?)(?P<how><=|>=|!=|!~|==?|<|>|~)(?P<value>.*)", re.DOTALL)
 _ORDERED = {
     "<": lambda a, b: a < b,
     "<=": lambda a, b: a <= b,
@@ -439,7 +454,12 @@ def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
         if fits is None:
             mistakes.append(Mistake(text, "is no filter: key=value, or one of != < <= > >= ~ (contains) !~"))
             continue
-        key, how, value = fits["key"].strip(), fits["how"], fits["value"].strip()
+        key, how, value = fits["key"].strip(), fits["how"].replace("==", "="), fits["value"].strip()
+        if how + value[:1] in ("=>", "=<", "=~", "~="):
+            mistakes.append(
+                Mistake(text, f"has no operator {how + value[:1]}: there are = != < <= > >= ~ (contains) !~")
+            )
+            continue
         if rows:
             mistakes += unknown_key(rows, key, text)
         wanted = _number(value)
@@ -465,7 +485,12 @@ def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
         return []
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
-        return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}")]
+        cure = (
+            f"; did you mean '{key}._target_~{where.partition('=')[2].lstrip('=')}'?"
+            if where.startswith(f"{key}=")
+            else ""
+        )
+        return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}{cure}")]
     nearest: list[str] = []
     if "." not in key:  # best: best_val_acc; lr: optimizer.lr, and not model.optimizer.lr
         nearest = [name for name in names if name.startswith(key)]
@@ -480,13 +505,15 @@ def _fits(value: Any, how: str, text: str, wanted: float | None) -> bool:
     if how.startswith("!"):
         return not _fits(value, how[1:], text, wanted)
     if how in _ORDERED:
-        return _is_number(value) and _ORDERED[how](value, wanted)
+        return is_number(value) and _ORDERED[how](value, wanted)
     if isinstance(value, list) and any(_fits(part, how, text, wanted) for part in value):
         return True
     if how == "~":
         return value is not None and text.casefold() in as_text(value).casefold()
-    if wanted is not None and _is_number(value):
+    if wanted is not None and is_number(value):
         return bool(value == wanted)
+    if value is None or isinstance(value, bool):
+        text = text.casefold()  # True is true
     return as_text(value) == (text.replace(" ", "") if isinstance(value, list) else text)
 
 
@@ -500,11 +527,12 @@ def as_text(value: Any) -> str:
 
 
 def _number(text: str) -> float | None:
+    """None also for `nan`, which is compared as a text: as a number it is equal to none."""
     try:
-        return float(text)
+        return None if math.isnan(number := float(text)) else number
     except ValueError:
         return None
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

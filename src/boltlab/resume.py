@@ -5,23 +5,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import credentials, runs
+from boltlab import credentials, history, runs
 from boltlab.errors import DataError, UserError
 from boltlab.trust import paths_inside
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
 # read, what is logged, how long the run is. (The command says it where a schedule follows the new length.)
 FREE = (
-    *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "device_memory_share", "max_bad_files", "download")),
-    *(f"data.{key}" for key in ("cache_dir", "class_names")),
+    *history.HARMLESS,
+    *(f"data.{key}" for key in ("root", "max_bad_files", "download", "class_names")),
     *(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
-    *(f"trainer.{key}" for key in ("default_root_dir", "log_every_n_steps", "enable_progress_bar", "profiler")),
-    *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "detect_anomaly", "inference_mode")),
-    *(f"callbacks.{key}" for key in ("progress", "summary", "throughput", "lr_monitor", "confusion_matrix", "last")),
-    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.best", "callbacks.latency"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "test", "resume", "resume_changed", "launcher"),
-    *("timeout_seconds", "max_restarts", "trainer.strategy.timeout", "init_from", "init_strict", "monitor", "mode"),
-    *("data_fingerprint", "callbacks.mistakes"),
+    *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "log_every_n_steps", "profiler")),
+    *("trainer.detect_anomaly", "trainer.inference_mode", "test", "init_from", "init_strict", "monitor", "mode"),
+    *(f"callbacks.{key}" for key in ("throughput", "lr_monitor", "confusion_matrix", "mistakes", "last", "best")),
+    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.latency"),
     "augment",  # it stands in data as well
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")

@@ -299,7 +299,7 @@ def sound(summary: dict[str, Any]) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A file of JSON, or nothing where there is none or it is broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes() if path.is_file() else "")  # a device or a pipe may have no end
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

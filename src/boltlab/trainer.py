@@ -20,6 +20,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     adapt: changes the content of a checkpoint in place before a fit goes on from it.
     """
     import torch
+    from lightning.pytorch.callbacks import ProgressBar
 
     from boltlab.checkpoint import SafeCheckpointIO
 
@@ -35,6 +36,9 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Epoch values are logged whatever the interval is.
     warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
     plain = credentials.plain(config)
+    callbacks = [build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}]
+    if config.trainer.get("enable_progress_bar") is False:  # Lightning refuses a progress callback then
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     if config.trainer.get("strategy", "auto") == "auto" and process_count(config) > 1:
         from lightning.pytorch.strategies import DDPStrategy
 
@@ -43,7 +47,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     trainer = build(
         config,
         "trainer",
-        callbacks=[build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}],
+        callbacks=callbacks,
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
         plugins=[SafeCheckpointIO(plain), _environment(config), *_batch_norm(config)],
         **arguments,

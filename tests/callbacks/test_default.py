@@ -41,7 +41,7 @@ def test_fit_and_test_leave_a_whole_run_folder(make_trainer, tiny_module, tiny_d
     assert "epoch 2/2  train_loss" in out
     warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == 1
-    assert "wandb sync" in warned[0]
+    assert "boltlab sync" in warned[0]
 
 
 def test_several_can_be_chosen_and_one_taken_away(composed, tmp_path):

@@ -8,6 +8,8 @@ from rich.console import Console
 
 from boltlab.callbacks.progress import ProgressLines, _clock
 from boltlab.callbacks.throughput import Throughput
+from boltlab.config import compose
+from boltlab.trainer import make_trainer as make_trainer_of
 
 
 @pytest.fixture
@@ -95,3 +97,9 @@ def test_other_processes_are_silent(make_trainer, tiny_module, tiny_data, capsys
 @pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (9.94, "9.9 s"), (59.6, "1:00"), (3725, "1:02:05")])
 def test_clock(seconds, text):
     assert _clock(seconds) == text
+
+
+def test_the_default_callbacks_do_without_a_progress_bar(run_dir):
+    config = compose("train", ["trainer.enable_progress_bar=false", "logger=none"]).config
+    config.run_dir = str(run_dir)
+    assert "progress" in config.callbacks and make_trainer_of(config).progress_bar_callback is None

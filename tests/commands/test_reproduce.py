@@ -178,6 +178,7 @@ def test_a_resumed_run_with_the_same_config_is_reproduced(boltlab, run):
     [
         ({"status": "interrupted"}, None, "it is interrupted, and has no end to be compared with: boltlab train "),
         ({"status": "failed"}, None, "it is failed, and has no end to be compared with\n"),
+        ({"status": "unknown"}, None, "its summary.json is not there or broken"),
         ({"evaluated": "logs/train/x"}, None, "is an evaluation, no training"),
         ({"resumed": [{"time": 1.0, "seconds": 1.0, "changed": [["seed", 0, 1]]}]}, None, "resumed with another seed"),
         ({}, ("fast_dev_run: false", "fast_dev_run: true"), "fast_dev_run keeps nothing"),

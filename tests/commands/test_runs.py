@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from boltlab import history, runs
 from boltlab.commands import runs_manage, runs_table
@@ -29,10 +30,10 @@ def make_run(run, /, config=None, verb="train", **summary):
     return folder
 
 
-def make_sweep(name, count, **summary):
+def make_sweep(name, count, kept="jobs.json", **summary):
     for number in range(count):
         make_run(f"{name}/{number}", **summary)
-    (Path("logs/train") / name / "jobs.json").write_text("{}")
+    (Path("logs/train") / name / kept).write_text("{}")
     return Path("logs/train") / name
 
 
@@ -139,8 +140,16 @@ def test_a_column_tells_something():
         config["data"] |= {"mean": [number], "root": f"/data/{number}", "batch_size": 8 * (number // 2)}
         config["trainer"] = {"max_epochs": number, "devices": [1, 2, 1, 2][number], "dir": "${run_dir}" * number}
         make_run(str(number), config)
-    wanted = ["data.batch_size", "optimizer.lr", "trainer.max_epochs", "trainer.devices"]
+    wanted = ["data.batch_size", "optimizer.lr", "trainer.devices", "trainer.max_epochs"]
     assert runs_table.differing(history.rows("logs")) == wanted  # the seed says the same as max_epochs here
+
+
+def test_of_keys_that_tell_the_same_runs_apart_one_is_among_the_first_columns():
+    for seed, (kind, decay) in enumerate((("SGD", 0.5), ("SGD", 0.5), ("Adam", 0.1), ("Adam", 0.1))):
+        make_run(
+            str(seed), {"seed": seed, "optimizer": {"_target_": kind, "weight_decay": decay}, "k": [1, 2, 2, 1][seed]}
+        )
+    assert runs_table.differing(history.rows("logs")) == ["optimizer._target_", "k", "seed", "optimizer.weight_decay"]
 
 
 def test_columns_may_be_chosen(boltlab, three):
@@ -223,7 +232,7 @@ def seeds():
             seconds=10 * seed,
             epochs=5,
         )
-    make_run("good4", sgd(0.1, 4), status="failed", best={"val_acc": 0.0}, started=1.7e9)
+    make_run("good4", sgd(0.1, 4, tags=["2", "x"]), status="failed", best={"val_acc": 0.0}, started=1.7e9)
     make_run("other", sgd(0.2, 1), best={"val_acc": 0.5}, started=1.6e9)
 
 
@@ -233,15 +242,22 @@ def test_seeds_are_one_row_with_mean_and_deviation(boltlab, seeds):
     first, second = out.splitlines()[1:]
     # 0.90, 0.94, 0.98: the mean is 0.94, the squares of the differences 0.0016 + 0 + 0.0016, half of that 0.04²
     assert "val_acc 0.9400 ± 0.0400 (3)" in first and "test_acc 0.4700 ± 0.0200 (3)" in first
-    assert "3 finished, 1 failed" in first and "good3 +3" in first and "0m20s" in first and "epoch 5" in first
+    assert "3 finished, 1 failed" in first and "good3 +3" in first and "20.0s" in first and "epoch 5" in first
     assert "val_acc 0.5000 " in second and "other " in second and "±" not in second
     assert "0.1" in first.split() and "0.2" in second.split()  # the learning rates
+    assert "1,2,3,x" in first.split()  # all their tags
     one = boltlab("runs", "seeds=true", "seed=1", "optimizer.lr=0.1")[1]
     assert "val_acc 0.9000 " in one and "±" not in one
     two = boltlab("runs", "seeds=true", "seed>2", "optimizer.lr=0.1")[1]
     assert "val_acc 0.9800 (1)" in two and "1 finished, 1 failed" in two
     none = boltlab("runs", "seeds=true", "status=failed")[1]
     assert "failed" in none and "val_acc 0.0000" in none
+
+
+def test_a_seed_that_was_trained_twice_counts_once(boltlab, seeds):
+    make_run("again", sgd(0.1, 3), best={"val_acc": 0.98}, started=1.71e9, reproduces="good3")
+    assert "val_acc 0.9400 ± 0.0400 (3)" in boltlab("runs", "seeds=true")[1]
+    assert json.loads(boltlab("runs", "seeds=true", "format=json")[1])[0]["n"] == 3
 
 
 def test_seeds_are_exported_unrounded(boltlab, seeds):
@@ -348,6 +364,8 @@ def test_tags_and_notes_are_shown_filtered_and_exported(boltlab):
     assert boltlab("runs", "tag", "one")[1] == "one  good, a=b\n"
     assert boltlab("runs", "note", "one", "lr=0.1 was", "too high")[1] == "one  lr=0.1 was too high\n"
     assert boltlab("runs", "note", "two", "-5 % worse")[0] == 0
+    assert boltlab("runs", "note", "two", "limit=0 was too few")[1] == "two  limit=0 was too few\n"
+    assert boltlab("runs", "note", "two", "-5 % worse")[0] == 0
     out = boltlab("runs")[1]
     assert "good,a=b" in out and "lr=0.1 was too high" in out and "-5 % worse" in out
     assert printed(boltlab("runs", "tags=good")[1]) == ["one"]
@@ -367,7 +385,7 @@ def test_tags_and_notes_are_shown_filtered_and_exported(boltlab):
 
 def test_a_sweep_is_tagged_as_a_whole(boltlab):
     make_sweep("sweep_x", 2)
-    assert boltlab("runs", "tag", "sweep_x", "old")[0] == 0
+    assert boltlab("runs", "tag", "sweep_x", "old")[1] == "sweep_x/0  old\nsweep_x/1  old\n"
     assert [row.get("tags") for row in history.rows("logs")] == [["old"], ["old"]]
 
 
@@ -401,19 +419,24 @@ def test_diff_says_where_two_runs_differ(boltlab):
     for folder, version, commit in ((a, "2.0", "abc"), (b, "2.1", "abc")):
         found = {"git_commit": commit, "cpu": "x", "packages": {"torch": version, "same": "1"}, "command": [version]}
         (folder / "environment.json").write_text(json.dumps(found))
-    (a / "git.patch").write_text("--- a\n+++ b\n+one\n")
-    (b / "git.patch").write_text("--- a\n+++ b\n+two\n")
+    patch = "diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n"
+    (a / "git.patch").write_text(f"{patch}+one\n")
+    (b / "git.patch").write_text(f"{patch}+two\n")
     code, out, err = boltlab("runs", "diff", "a", "logs/train/b")
     lines = [line.split() for line in out.splitlines()]
     assert (code, err) == (0, "")
     assert ["optimizer.lr", "0.1", "0.2"] in lines and ["extra", "–", "1"] in lines
     assert ["torch", "2.0", "2.1"] in lines and ["test_acc", "0.9", "0.8"] in lines
     assert "model.optimizer.lr" not in out and "same" not in out and "git_commit" not in out
-    assert ["-+one"] in lines and ["++two"] in lines and out.splitlines()[-1] == "equal: environment"
-    code, out, _ = boltlab("runs", "diff", "a", "a")
-    assert code == 0 and out.splitlines()[-1] == "equal: config, environment, packages, uncommitted changes"
+    assert "x.py: a +1 -0, b +1 -0" in out and ["a", "+one"] in lines and ["b", "+two"] in lines
+    assert "equal" not in out  # whether the data are is not known
     (b / "git.patch").write_bytes(b"")
-    assert "only a has any (3 lines" in boltlab("runs", "diff", "a", "b")[1]
+    assert "x.py: a +1 -0, b as committed" in boltlab("runs", "diff", "a", "b")[1]
+    for folder, samples in ((a, 8), (b, 9)):
+        (folder / "data.json").write_text(json.dumps({"splits": {"train": {"samples": samples, "labels": "x"}}}))
+    assert "  train: 8 samples in a, in b 9" in boltlab("runs", "diff", "a", "b")[1]
+    code, out, _ = boltlab("runs", "diff", "a", "a")
+    assert code == 0 and out.splitlines()[-1] == "equal: config, environment, data, uncommitted changes"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"packages": [1], "cpu": {"a": ["\\u001b[2J"]}}'])
@@ -423,6 +446,7 @@ def test_diff_of_what_is_broken_is_no_crash(boltlab, content):
         (a / name).write_bytes(content)
     code, out, err = boltlab("runs", "diff", "a", "b")
     assert (code, err) == (0, "") and "\x1b" not in out
+    assert ("that of a cannot be read" in out) is not content.startswith(b"{")
     (b / "environment.json").symlink_to("/dev/zero")
     assert boltlab("runs", "diff", "a", "b")[0] == 0
 
@@ -455,13 +479,36 @@ def test_rm_removes_runs_and_sweeps(boltlab):
     for name in ("a", "b", "c"):
         make_run(name)
     make_sweep("sweep_x", 2)
-    make_sweep("sweep_y", 2)
+    make_sweep("sweep_y", 2, "sweep.json")  # of `boltlab sweep`
+    (Path("logs/train/sweep_y/claims")).mkdir()
+    with FileLock("logs/train/sweep_y/claims/first"):  # between two trials
+        code, _, err = boltlab("runs", "rm", "weep_y", "yes=true")
+        assert code == 1 and "sweep_y is at work: let the sweep end first" in err and len(history.rows("logs")) == 7
     boltlab("runs")
     code, out, err = boltlab("runs", "rm", "a", "logs/train/b", "sweep_x", "logs/train/sweep_y/0", "yes=true")
     assert code == 0 and "removed 5 runs" in out, err
     assert [row.run for row in history.rows("logs")] == ["sweep_y/1", "c"]
     assert sorted(path.name for path in Path("logs").iterdir()) == [".index-train.json", "train"]
     assert sorted(path.name for path in Path("logs/train").iterdir()) == ["c", "sweep_y"]
+
+
+def test_actions_take_filters_in_place_of_names(boltlab):
+    for name in ("a", "b", "c"):
+        make_run(name, status="finished" if name == "a" else "failed", data="x=y" if name == "c" else "mnist")
+    make_run("named=so")
+    before = everything()
+    code, _, err = boltlab("runs", "rm", "status=gone", "yes=true")
+    assert code == 1 and "none of the 4 runs under logs/train passes status=gone" in err and everything() == before
+    code, _, err = boltlab("runs", "rm", "stats=failed", "yes=true")
+    assert code == 2 and "did you mean 'status'?" in err and everything() == before
+    assert boltlab("runs", "tag", "status=failed", "a=b")[1] == "c  a=b\nb  a=b\n"
+    code, out, _ = boltlab(
+        "runs", "rm", "status=failed", "data=mnist", "named=so", "yes=true"
+    )  # all filters, and a name
+    assert code == 0 and "removed 2 runs" in out and [row.run for row in history.rows("logs")] == ["c", "a"]
+    with runs.lock(make_run("busy", status="running")):
+        code, _, err = boltlab("runs", "rm", "status!=gone", "yes=true")
+        assert code == 1 and "busy is running" in err and len(history.rows("logs")) == 3
 
 
 def test_rm_asks_on_a_terminal_and_wants_a_word_elsewhere(boltlab, monkeypatch):

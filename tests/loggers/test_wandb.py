@@ -120,8 +120,10 @@ def test_an_offline_run_holds_what_was_logged(tmp_path, caplog, capfd):
     assert found[-1]["exit"]["exit_code"] == 0
 
     (warning,) = warnings_of(caplog)
-    assert warning.startswith("W&B is offline (no API key; `wandb login` saves one). To upload this run: wandb sync '")
-    assert Path(warning.split("'")[1]).resolve() == folder.resolve()
+    assert warning.startswith(
+        "W&B is offline (no API key; `wandb login` saves one). To upload this run: boltlab sync '"
+    )
+    assert Path(warning.split("'")[1]).resolve() == folder.resolve().parent.parent
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
 

@@ -49,6 +49,10 @@ def test_nothing_is_loaded_nothing_complains_and_nothing_overflows(browser, url)
             # What is wider than a phone scrolls in a box of its own.
             boxes = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
             assert browser.value(boxes) > (5 if width == 360 else 0)
+            box = "document.querySelector('.scroll')"  # where it does, the runs' names stay
+            browser.value(f"{box}.scrollLeft = 200")
+            left = f"[...{box}.querySelectorAll('tr > :first-child')].map(e => e.getBoundingClientRect().left)"
+            assert browser.value(f"Math.min(...{left}) >= {box}.getBoundingClientRect().left - 1")
             texts = "[...document.querySelectorAll('figure svg text')].map(e => e.getBoundingClientRect().height)"
             assert browser.value(f"Math.min(...{texts})") >= 9
             broken = "[...document.images].filter(e => !e.complete || !e.naturalWidth).length"

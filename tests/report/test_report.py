@@ -88,7 +88,7 @@ def test_each_run_can_be_repeated(make_run, page):
     again = {"time": 1.0, "seconds": 1.0, "overrides": ["trainer.max_epochs=9"]}
     (folder / "summary.json").write_text(json.dumps({**summary, "resumed": [again]}))
     seen = Seen(page())
-    for expected in (overrides, ["trainer.max_epochs=9"]):
+    for expected in (overrides, ["resume=logs/train/one", "trainer.max_epochs=9"]):
         command = shlex.join(["boltlab", "train", *expected])
         assert command in seen.text
         assert shlex.split(command) == ["boltlab", "train", *expected]
@@ -100,7 +100,26 @@ def test_the_latest_run_is_named_as_what_it_was(make_run, page):
     make_run("val", verb="eval", overrides=("run=latest", "split=val"), evaluated="/logs/train/it was this")
     make_run("new", {"init_from": "/logs/train/other"}, overrides=("init_from=latest", "seed=2"))
     assert "boltlab eval 'run=/logs/train/it was this' split=val" in Seen(page("verb=eval")).text
-    assert "boltlab train init_from=/logs/train/other seed=2" in Seen(page()).text
+    make_run("again", overrides=("run=latest", "logger=csv"), reproduces="/logs/train/new")
+    text = Seen(page()).text
+    assert "boltlab train init_from=/logs/train/other seed=2" in text
+    assert "boltlab reproduce run=/logs/train/new logger=csv" in text
+
+
+def test_of_many_keys_the_telling_ones_are_columns(make_run, page):
+    for number in range(2):
+        optimizer = {"_target_": "torch.optim.SGD", "lr": 0.1 * (number + 1)}
+        others = {key: f"{key}{number}" for key in "abcdefgh"}
+        make_run(str(number), {"optimizer": optimizer, **others}, overrides=("optimizer.lr=0.1", "g=g1", *"abcdef"))
+    columns = Seen(page()).tables[0][0]
+    assert "optimizer.lr" in columns and "a" in columns and "h" not in columns
+
+
+def test_a_mean_of_what_is_no_number_is_none(make_run, page):
+    for seed, acc in enumerate((0.5, float("nan"))):
+        make_run(str(seed), {"seed": seed}, best={"val_acc": acc})
+    (row,) = Seen(page()).table("runs", "n", "best_val_acc")
+    assert row["best_val_acc"] == "nan ± nan (2)"
 
 
 def test_what_failed_says_why_and_is_in_no_mean(make_run, page):

@@ -8,15 +8,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
+
+from boltlab.callbacks.at_test import AtTest, classification, sharing, tell
 
 MAX_NUMBERED_CLASSES = 20  # more cells are too small for a number
 MAX_NAMED_CLASSES = 200
 
 
-class ConfusionMatrix(Callback):
+class ConfusionMatrix(AtTest):
     """Writes three files at the end of test (and of ``trainer.validate``), from what ``test_step`` returns:
     ``{"output": [B, num_classes], "target": int64 [B]}``.
 
@@ -37,23 +38,14 @@ class ConfusionMatrix(Callback):
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         data: Any = getattr(trainer, "datamodule", None)
         self._counts = None
-        if getattr(data, "task", None) == "classification":
+        if classification(trainer):
             self._class_names = [str(name) for name in data.class_names]
             # Labels are checked when they are read, and a check here would wait for the device at every batch.
             counts = MulticlassConfusionMatrix(len(self._class_names), validate_args=False)
             self._counts = counts.to(pl_module.device)
-            if (mesh := pl_module.device_mesh) is not None:  # a tensor-parallel group shares its samples
-                self._counts.process_group = mesh["data_parallel"].get_group()
+            self._counts.process_group = sharing(pl_module)
 
-    def on_test_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
         if self._counts is not None and isinstance(outputs, Mapping):
             self._counts.update(outputs["output"].detach().argmax(dim=1), outputs["target"])
 
@@ -65,33 +57,11 @@ class ConfusionMatrix(Callback):
         if trainer.is_global_zero:
             self.dir.mkdir(parents=True, exist_ok=True)
             write_numbers(matrix, self._class_names, self.dir)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_confusion_matrix"):
-                    logger.log_confusion_matrix("confusion_matrix_plot", matrix, self._class_names)
+            tell(trainer, "log_confusion_matrix", "confusion_matrix_plot", matrix, self._class_names)
             if self.picture:
                 path = self.dir / "confusion_matrix.png"
                 draw(matrix, self._class_names, path)
-                for logger in trainer.loggers:
-                    if hasattr(logger, "log_image"):
-                        logger.log_image("confusion_matrix", [str(path)])
-
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == "validate":
-            self.on_test_start(trainer, pl_module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self.on_test_epoch_end(trainer, pl_module)
+                tell(trainer, "log_image", "confusion_matrix", [str(path)])
 
 
 def write_numbers(matrix: Tensor, class_names: list[str], folder: Path) -> None:

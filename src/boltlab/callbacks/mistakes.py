@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import lightning.pytorch as pl
 import torch
 from annotated_types import Ge
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from boltlab.callbacks.at_test import AtTest, classification, sharing, tell
 from boltlab.data.samplers import EvalSampler
 from boltlab.errors import DataError
 
@@ -26,7 +26,7 @@ MAX_SIDE = 224  # pixels of a kept picture
 UNIT = 2.0**-32
 
 
-class Mistakes(Callback):
+class Mistakes(AtTest):
     """Writes at the end of test (and of ``trainer.validate``), from what ``test_step`` returns:
     ``{"output": logits [B, num_classes], "target": int64 [B]}``.
 
@@ -50,7 +50,7 @@ class Mistakes(Callback):
         self._active = False
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._active = getattr(getattr(trainer, "datamodule", None), "task", None) == "classification"
+        self._active = classification(trainer)
         device = pl_module.device
         self._waiting: list[tuple[Tensor, ...]] = []
         self._seen = 0
@@ -61,15 +61,7 @@ class Mistakes(Callback):
         self._worst = torch.zeros(0, 3, dtype=torch.int64, device=device)  # place on this process, true, predicted
         self._shares = torch.zeros(0, 2, dtype=torch.float32, device=device)  # of the predicted and of the true class
 
-    def on_test_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
         if self._active and isinstance(outputs, Mapping):
             output, target = outputs["output"].detach(), outputs["target"]
             predicted = output.argmax(dim=1)
@@ -110,9 +102,7 @@ class Mistakes(Callback):
         loaders = trainer.val_dataloaders if trainer.state.fn == "validate" else trainer.test_dataloaders
         worst = self._worst.clone()
         worst[:, 0] = _places(worst[:, 0], loaders, trainer.world_size)
-        group = None
-        if (mesh := pl_module.device_mesh) is not None:  # a tensor-parallel group shares its samples
-            group = mesh["data_parallel"].get_group()
+        group = sharing(pl_module)
         counts = _joined(self._counts.unsqueeze(0), group).sum(0)
         losses, worst, shares = (_joined(part, group) for part in (self._losses, worst, self._shares))
         if trainer.is_global_zero:
@@ -146,15 +136,13 @@ class Mistakes(Callback):
         samples, right = counts[:, 0].sum().item(), counts[:, 1].sum().item()
         content = {"split": split, "samples": samples, "mistakes": samples - right, "worst": worst}
         write_json(self.dir / "mistakes.json", content)
-        for logger in trainer.loggers if sheet is not None else ():
-            if hasattr(logger, "log_image"):
-                logger.log_image("mistakes", [str(sheet)])
-        for logger in trainer.loggers if worst else ():
-            if hasattr(logger, "log_table"):
-                pictures = [self.dir / item["picture"] if "picture" in item else None for item in worst]
-                values = [[item[name] for name in COLUMNS[1:]] for item in worst]
-                rows = [[picture, *row] for picture, row in zip(pictures, values, strict=True)]
-                logger.log_table("worst_mistakes", COLUMNS, rows)
+        if sheet is not None:
+            tell(trainer, "log_image", "mistakes", [str(sheet)])
+        if worst:
+            pictures = [self.dir / item["picture"] if "picture" in item else None for item in worst]
+            values = [[item[name] for name in COLUMNS[1:]] for item in worst]
+            rows = [[picture, *row] for picture, row in zip(pictures, values, strict=True)]
+            tell(trainer, "log_table", "worst_mistakes", COLUMNS, rows)
 
     def _picture(self, data: Any, split: Any, worst: list[dict[str, Any]]) -> Path | None:
         """Adds files and pictures to the mistakes, and draws them on a sheet, where the data have any."""
@@ -186,24 +174,6 @@ class Mistakes(Callback):
             (item["true"], f"{item['probability']:.0%} {item['predicted']}") for item in worst
         ]
         return draw_images(pixels, titles, self.dir / "mistakes.png")
-
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == "validate":
-            self.on_test_start(trainer, pl_module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self.on_test_epoch_end(trainer, pl_module)
 
 
 def _places(places: Tensor, loaders: Any, processes: int) -> Tensor:

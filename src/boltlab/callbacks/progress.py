@@ -114,16 +114,8 @@ class ProgressLines(ProgressBar):
         self._validated = True
         self._open("validate")
 
-    def on_validation_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._evaluated(batch_idx, trainer.num_val_batches, dataloader_idx)
+    def on_validation_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+        self._evaluated(trainer.num_val_batches, *arguments)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.state.fn == "fit":
@@ -134,16 +126,8 @@ class ProgressLines(ProgressBar):
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open("test")
 
-    def on_test_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._evaluated(batch_idx, trainer.num_test_batches, dataloader_idx)
+    def on_test_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+        self._evaluated(trainer.num_test_batches, *arguments)
 
     def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._close()
@@ -151,21 +135,15 @@ class ProgressLines(ProgressBar):
     def on_predict_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open("predict")
 
-    def on_predict_batch_end(
-        self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._evaluated(batch_idx, trainer.num_predict_batches, dataloader_idx)
+    def on_predict_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+        self._evaluated(trainer.num_predict_batches, *arguments)
 
     def on_predict_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._close()
 
-    def _evaluated(self, batch_idx: int, totals: Any, dataloader_idx: int) -> None:
+    def _evaluated(
+        self, totals: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if self._bar is None or time.monotonic() < self._next_draw:
             return
         total = totals[dataloader_idx] if isinstance(totals, list) else totals

@@ -67,20 +67,19 @@ def _by_name(packages: Any) -> dict[str, str]:
     return {re.sub("[-_.]+", "-", str(name)).lower(): str(version) for name, version in found}
 
 
-def patches(then: bytes, now: bytes) -> list[str]:
+def patches(then: bytes, now: bytes, sides: tuple[str, str] = ("then", "now")) -> list[str]:
     """File by file, what two patches of uncommitted changes differ in; nothing where they are the same."""
+    wide = max(map(len, sides))
     ours, theirs = _by_file(then), _by_file(now)
     changed = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
     lines = []
     for name in changed[:SHOWN_FILES]:
         a, b = ours.get(name), theirs.get(name)
-        lines.append(f"{text(name)}: then {_counted(a)}, now {_counted(b)}")
+        lines.append(f"{text(name)}: {sides[0]} {_counted(a)}, {sides[1]} {_counted(b)}")
         if a is not None and b is not None:
             both = list(difflib.unified_diff(a, b, lineterm="", n=0))[2:]
             both = [line for line in both if line[0] in "+-" and line[1:2] in ("+", "-")]
-            lines += [
-                f"    {'then' if line[0] == '-' else 'now '} {text(line[1:], 100)}" for line in both[:SHOWN_LINES]
-            ]
+            lines += [f"    {sides[line[0] == '+']:<{wide}} {text(line[1:], 100)}" for line in both[:SHOWN_LINES]]
             lines += [f"    … and {len(both) - SHOWN_LINES} lines more"] * (len(both) > SHOWN_LINES)
     return lines + [f"and {len(changed) - SHOWN_FILES} files more"] * (len(changed) > SHOWN_FILES)
 

@@ -7,20 +7,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import resume, runs, signals
+from boltlab import history, resume, runs, signals
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import differ, train
 from boltlab.config import Composed, build, compose, edit, split_overrides
 from boltlab.errors import UserError
 
-# What of a run's config may be another one, because it cannot change what is trained: where things lie, what is shown,
-# who is told. (Of `resume.FREE` the length of a run and much else would change it.)
-HARMLESS = (
-    *(f"data.{key}" for key in ("num_workers", "data_dir", "root", "path", "cache_dir", "device_memory_share")),
-    *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
-    *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
-)
+# What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
+# The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
+HARMLESS = (*history.HARMLESS, "data.root", "data.path")
+_HARMLESS = history.under(*HARMLESS)
 
 
 def main(overrides: list[str]) -> int:
@@ -65,10 +61,11 @@ def _main(overrides: list[str]) -> int:
     known = {"experiment": summary.get("name"), **{key: summary.get(key) for key in ("data", "model")}}
     composed = Composed("train", config, overrides, known)
     folder = runs.new_folder(options.log_dir, "train", train.name_of(composed))
+    runs.write_summary(folder, reproduces=str(source))
     print(flush=True)
     train.run(composed, folder, git)
     code = show_results(source, folder, options.digits)
-    runs.write_summary(folder, reproduces=str(source), reproduced=code == 0)
+    runs.write_summary(folder, reproduced=code == 0)
     return code
 
 
@@ -80,7 +77,7 @@ def refuse_changes(overrides: list[str]) -> None:
     mistakes = []
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
-        if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS) or key == "launcher":
+        if not _HARMLESS.match(key) or key == "launcher":
             allowed = "logger, name, tags, data_dir, data.root, data.num_workers, trainer.enable_progress_bar, …"
             mistakes.append(Mistake(text, f"could change the result, so it is not the same run; free are {allowed}"))
     if mistakes:
@@ -92,6 +89,8 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
     status = runs.status(summary, folder)
     if status != "finished":
         cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
+        if status == "unknown":
+            return "its summary.json is not there or broken, so how it ended is not known"
         return f"it is {status}, and has no end to be compared with{cure}"
     for again in summary.get("resumed", []):
         given, changed = (
@@ -100,7 +99,7 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
         keys = [str(text).lstrip("+~").partition("=")[0] for text in given]
         keys += [str(change[0]) for change in changed if isinstance(change, list) and change]
         for key in keys:
-            if not any(key == free or key.startswith(f"{free}.") for free in HARMLESS):
+            if not _HARMLESS.match(key):
                 return f"it was resumed with another {differ.text(key)}, so no one config has made it"
     if config.trainer.get("fast_dev_run"):
         return "trainer.fast_dev_run keeps nothing that could be compared"

@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
         ConfigError: with all words that mean nothing.
     """
     if words and words[0] in runs_manage.ACTIONS:
-        own = [word for word in words[1:] if re.match(rf"({'|'.join(_KEYS)})=", word)]
+        own = [word for word in words[1:] if re.fullmatch(r"(log_dir|verb|yes)=\S*", word)]
         options = compose("runs", own).config
         return runs_manage.ACTIONS[words[0]]([word for word in words[1:] if word not in own], options)
     own = [word for word in words if _key(word) in _KEYS]

@@ -4,9 +4,7 @@ rm and archive take a run or a whole sweep, in the log folder only, and nothing 
 rename, so that nobody finds half of it.
 """
 
-import difflib
 import hashlib
-import json
 import os
 import secrets
 import shlex
@@ -20,10 +18,10 @@ from typing import Any
 
 from boltlab import history, runs
 from boltlab.check import ConfigError, Mistake
+from boltlab.commands import differ
 from boltlab.errors import UserError
 
 _ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
-_LONGEST_DIFF = 60  # lines of a patch
 _MOST_BYTES = 2_000_000  # that are read of a file to compare it
 
 
@@ -46,10 +44,31 @@ def _folder(word: str, options: Any) -> Path:
         if path.is_symlink() or path.exists():
             return path
     if word != "latest" and word and top.is_dir():
-        sweeps = [path for path in top.iterdir() if word in path.name and (path / "jobs.json").is_file()]
+        sweeps = [path for path in top.iterdir() if word in path.name and _is_sweep(path)]
         if len(sweeps) == 1 and not any(word in folder.name for folder in runs.folders(options.log_dir, options.verb)):
             return sweeps[0]
     return runs.find(word, options.log_dir, options.verb)
+
+
+def _named(words: list[str], options: Any) -> list[str]:
+    """The words, and in place of the filters among them (`status=failed`) the folders of the runs that pass all.
+
+    Raises:
+        UserError: none does.
+    """
+    top = Path(options.log_dir) / options.verb
+    filters = [w for w in words if history.is_filter(w) and not Path(w).exists() and not (top / w).exists()]
+    if not filters:
+        return words
+    everything = history.rows(options.log_dir, options.verb)
+    chosen = history.select(everything, filters)
+    if not chosen:
+        raise UserError(f"none of the {len(everything)} runs under {top} passes {' '.join(filters)}")
+    return [word for word in words if word not in filters] + [str(row.folder) for row in chosen]
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "jobs.json").is_file() or (folder / "sweep.json").is_file()  # train -m, sweep
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -67,7 +86,7 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
     """
     problems, found = [], dict[Path, list[Path]]()
     logs = Path(options.log_dir).resolve()
-    for word in words:
+    for word in _named(words, options):
         folder = _folder(word, options)
         if folder.is_symlink():
             problems.append(f"{word} is a link to {folder.readlink()}: only run folders themselves are {done}")
@@ -79,7 +98,7 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
             continue
         inside = _runs_in(folder)
         sweep = not (folder / "config.yaml").is_file()
-        if not inside or (sweep and (depth != 2 or not (folder / "jobs.json").is_file())):
+        if not inside or (sweep and (depth != 2 or not _is_sweep(folder))):
             problems.append(f"{word} is neither a run folder, for it has no config.yaml, nor one of a sweep")
             continue
         busy = [row for row in map(history.read, inside) if row.status in runs.AT_WORK]
@@ -93,9 +112,16 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
 
 def _held(folders: list[Path]) -> None:
     """Raises UserError where another process holds one of the folders."""
+    from filelock import FileLock, Timeout
+
     for folder in folders:
         with runs.lock(folder):
             pass
+        for claim in (folder / "claims").glob("*"):  # of `boltlab sweep`: its workers may be between two trials
+            try:
+                FileLock(claim).acquire(timeout=0).lock.release()
+            except Timeout:
+                raise UserError(f"{runs.shown(folder)} is at work: let the sweep end first") from None
 
 
 def _take_away(folder: Path, logs: Path) -> None:
@@ -116,7 +142,7 @@ def _take_away(folder: Path, logs: Path) -> None:
 
 def remove(words: list[str], options: Any) -> int:
     """Removes runs for good, after a question."""
-    _wanted(words, "rm <run> …")
+    _wanted(words, "rm <run or filter> …")
     found = _to_go(words, options, "removed")
     count = sum(map(len, found.values()))
     for folder, inside in found.items():
@@ -141,7 +167,7 @@ def _counted(count: int) -> str:
 
 def archive(words: list[str], options: Any) -> int:
     """Packs runs into <log_dir>/archive; a folder goes only when what was packed has been read back and is the same."""
-    _wanted(words, "archive <run> …")
+    _wanted(words, "archive <run or filter> …")
     logs = Path(options.log_dir).resolve()
     found = _to_go(words, options, "archived")
     targets = {folder: logs / _ARCHIVE / f"{folder.relative_to(logs)}.tar.gz" for folder in found}
@@ -241,7 +267,7 @@ def tag(words: list[str], options: Any) -> int:
     for row in chosen:
         if tags:
             _mark(row.folder, partial(_retagged, _tags(row), added, gone))
-        print(f"{_printable(row.run)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
+        print(f"{_named_in_table(row.folder)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
     return 0
 
 
@@ -267,17 +293,21 @@ def note(words: list[str], options: Any) -> int:
     for folder in _marked(name, options):
         if texts:
             _mark(folder, lambda _: {"note": text})
-        row = history.read(folder)
-        print(f"{_printable(row.run)}  {_printable(str(row.get('note') or '')) or 'no note'}")
+        kept = history.read(folder).get("note")
+        print(f"{_named_in_table(folder)}  {_printable(str(kept or '')) or 'no note'}")
     return 0
 
 
+def _named_in_table(folder: Path) -> str:
+    sweep, _ = runs.place(folder)
+    return _printable(f"{sweep}/{folder.name}" if sweep else folder.name)
+
+
 def _marked(name: str, options: Any) -> list[Path]:
-    folder = _folder(name, options)
-    found = _runs_in(folder)
-    if not found:
+    found = [_runs_in(_folder(word, options)) for word in _named([name], options)]
+    if not all(found):
         raise UserError(f"{name} is no run folder: it has no config.yaml")
-    return found
+    return [folder for inside in found for folder in inside]
 
 
 def _mark(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -299,27 +329,29 @@ def _mark(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
 
 
 def diff(words: list[str], options: Any) -> int:
-    """Where two runs differ: config, environment, uncommitted changes, results."""
+    """Where two runs differ: config, environment, data, uncommitted changes, results."""
     if len(words) != 2:
         raise ConfigError([Mistake("runs", f"are two: boltlab runs diff <run> <run>, and not {len(words)}")])
-    a, b = (history.read(runs.find(word, options.log_dir, options.verb)) for word in words)
-    print(_printable(f"a  {runs.shown(a.folder)}\nb  {runs.shown(b.folder)}", keep="\n"))
-    first, second = _environment(a.folder), _environment(b.folder)
-    packages = [values.pop("packages") for values in (first, second)]
-    parts = {
-        "config": _differing(_own(a.config), _own(b.config)),
-        "environment": _differing(first, second),
-        "packages": _differing(*packages),
+    both = [history.read(runs.find(word, options.log_dir, options.verb)) for word in words]
+    for name, row in zip("ab", both, strict=True):
+        print(f"{name}  {_printable(str(runs.shown(row.folder)))}")
+    a, b = (runs.read_json(row.folder / "environment.json") for row in both)
+    commits = [("git_commit", *(differ.text(side.get("git_commit")) for side in (a, b)))]
+    data, others = differ.data(*(runs.read_json(row.folder / "data.json") for row in both))
+    ours, theirs = (_bytes(row.folder / "git.patch") for row in both)
+    unread = [f"that of {name} cannot be read" for name, row in zip("ab", both, strict=True) if not row.config]
+    parts: dict[str, list[Any]] = {
+        "config": unread or _differing(*(_own(row.config) for row in both)),
+        "environment": [row for row in commits if row[1] != row[2]] + differ.environments(a, b),
+        "data": [line.replace(", now ", " in a, in b ") for line in others],
+        "uncommitted changes": differ.patches(ours, theirs, ("a", "b")),
     }
-    for name, rows in parts.items():
-        _print_rows(name, rows)
-    patches = [_text(row.folder / "git.patch") for row in (a, b)]
-    if patches[0] != patches[1]:
-        _print_patches(*patches)
-    results = [{k: v for k, v in row.values.items() if k.startswith(("best_", "test_", "val_"))} for row in (a, b)]
-    _print_rows("results", _differing(*results))
-    same = [name for name, rows in parts.items() if not rows] + ["uncommitted changes"] * (patches[0] == patches[1])
-    if same:
+    for name, found in parts.items():
+        _print_part(name, found)
+    measured = ("best_", "test_", "val_", "train_")
+    results = [{key: value for key, value in row.values.items() if key.startswith(measured)} for row in both]
+    _print_part("results", _differing(*results))
+    if same := [name for name, found in parts.items() if not found and (name != "data" or data)]:
         print(f"\nequal: {', '.join(same)}")
     return 0
 
@@ -337,26 +369,15 @@ def _own(config: dict[str, Any]) -> dict[str, Any]:
 _NOTHING = object()
 
 
-def _environment(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(_text(folder / "environment.json"))
-    except (ValueError, RecursionError):
-        found = {}
-    found = found if isinstance(found, dict) else {}
-    packages = found.pop("packages", None)
-    found.pop("command", None)  # its words are the config
-    return {**found, "packages": packages if isinstance(packages, dict) else {}}
-
-
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
     """The beginning of a file, as much as anybody would compare; nothing where there is none."""
     try:
         if not path.is_file():
-            return ""
+            return b""
         with open(path, "rb") as file:
-            return file.read(_MOST_BYTES).decode(errors="replace")
+            return file.read(_MOST_BYTES)
     except OSError:
-        return ""
+        return b""
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -367,15 +388,19 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str
     return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]
 
 
-def _print_rows(title: str, rows: list[tuple[str, str, str]]) -> None:
-    if not rows:
+def _print_part(title: str, found: list[Any]) -> None:
+    """`found`: lines, or rows of a table."""
+    if not found:
+        return
+    if isinstance(found[0], str):
+        print("\n".join([f"\n{title}", *(f"  {line}" for line in found)]))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title, "a", "b", box=None)
-    for row in rows:
+    for row in found:
         table.add_row(*(Text(_short(_printable(cell))) for cell in row))
     print()
     Console(width=None if Console().is_terminal else 400).print(table)
@@ -385,21 +410,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else f"{text[:119]}…"
 
 
-def _printable(text: str, keep: str = "") -> str:
-    return "".join(c if c.isprintable() or c in keep else "\ufffd" for c in text)
-
-
-def _print_patches(a: str, b: str) -> None:
-    """The difference of two differences: what only one of them changed."""
-    lines = list(difflib.unified_diff(a.splitlines(), b.splitlines(), "a/git.patch", "b/git.patch", lineterm="", n=2))
-    print("\nuncommitted changes")
-    if not a or not b:
-        print(f"  only {'a' if a else 'b'} has any ({len((a or b).splitlines())} lines of git.patch)")
-        return
-    for line in lines[:_LONGEST_DIFF]:
-        print("  " + _short(_printable(line, keep="\t")))
-    if len(lines) > _LONGEST_DIFF:
-        print(f"  … and {len(lines) - _LONGEST_DIFF} more lines")
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 ACTIONS: dict[str, Callable[[list[str], Any], int]] = {

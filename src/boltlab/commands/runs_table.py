@@ -1,16 +1,17 @@
 """What the table of `boltlab runs` says: its columns, its order, and runs that differ in their seed as one row."""
 
+import itertools
 import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import Any
 
 from boltlab import history
 from boltlab.check import Mistake
-from boltlab.history import Row
+from boltlab.history import Row, is_number
 
 # Columns that are no key of a run, and the keys that they stand for in csv and json.
 _MADE = {"best": r"best_.*", "test": r"(test|val|train)_.*", "reached": "epochs|steps|step", "time": "seconds"}
@@ -20,8 +21,8 @@ _MEASURED = re.compile(r"(best|final|test|val|train)_|((fit_)?seconds|samples_pe
 _SMALL_IS_GOOD = re.compile(r"loss|mse|mae|rmse|error|perplexity|seconds$|wait", re.IGNORECASE)
 # What differs without telling more than the columns for data and model do, or where a run was and not what it was.
 _TELLS_NOTHING = re.compile(
-    r"(run_dir|log_dir|data_dir|name|tags|logger|launcher|callbacks|resume|resume_changed|monitor|mode)(\.|$)"
-    r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|num_workers|root|url.*|cache_dir|files?)$"
+    history.under(*history.HARMLESS, "callbacks", "monitor", "mode", "test").pattern
+    + r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|root|url.*|files?)$"
     r"|(data|model|augment)\._target_$|(data\.)?augment\.(input_shape|allow_flip)$"
     r"|model\.(num_classes|optimizer|scheduler|net\.(input_shape|num_outputs|num_classes|_target_))(\.|$)"
 )
@@ -71,13 +72,19 @@ def in_order(groups: list[list[Row]], sort: str) -> list[list[Row]]:
 def _number(group: list[Row], key: str) -> Any:
     """A number to sort by, or None; a NaN is none."""
     value = _value(group, key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) else None
+    return value if is_number(value) and not math.isnan(value) else None
+
+
+def counted(group: list[Row]) -> list[Row]:
+    """The runs of a group that means are taken of: those finished, the newest of each seed. (The same seed once more,
+    by `boltlab reproduce` or by hand, is no other sample.)"""
+    finished = [row for row in reversed(group) if row.status == "finished"]
+    return [*{tuple(history.as_text(row.get(key)) for key in ("seed", "data.seed")): row for row in finished}.values()]
 
 
 def _measured(group: list[Row], key: str) -> list[float]:
-    """A key's numbers of the runs of a group that have finished."""
-    values = [row.get(key) for row in group if row.status == "finished"]
-    return [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    """A key's numbers of the runs of a group that count."""
+    return [value for row in counted(group) if is_number(value := row.get(key))]
 
 
 def _value(group: list[Row], key: str) -> Any:
@@ -85,23 +92,25 @@ def _value(group: list[Row], key: str) -> Any:
     if len(group) == 1:
         return group[0].get(key)
     if _MEASURED.match(key):
-        values = _measured(group, key)
-        return _mean(values) if values else None
+        return mean(known) if (known := _measured(group, key)) else None
     if key == "status":
         return ", ".join(f"{n} {status}" for status, n in Counter(row.status for row in group).most_common())
     if key in ("run", "started", "ended"):
         return group[0].get(key)
-    values = [row.get(key) for row in group]
+    values: list[Any] = [row.get(key) for row in group]
     if all(value == values[0] for value in values):
         return values[0]
+    if key == "tags":
+        values = [tag for tags in values if isinstance(tags, list) for tag in tags]
     return _distinct(values)
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """NaN where one of them is no ordinary number."""
     return statistics.fmean(values) if _ordinary(values) else math.nan
 
 
-def _deviation(values: list[float]) -> float:
+def deviation(values: list[float]) -> float:
     """The sample standard deviation of two or more."""
     return statistics.stdev(values) if _ordinary(values) else math.nan
 
@@ -120,8 +129,8 @@ def records(
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """All keys, and of each row what it has, unrounded.
 
-    several: a row may stand for several runs: `runs` are their names, `n` counts those finished, and <metric>_std is
-    the sample standard deviation, null of less than two.
+    several: a row may stand for several runs: `runs` are their names, `n` counts the seeds finished, and
+    <metric>_std is the sample standard deviation, null of less than two.
     """
     found: list[dict[str, Any]] = []
     for group in groups:
@@ -133,9 +142,9 @@ def records(
             record[key] = _value(group, key)
             if several and _MEASURED.match(key):
                 values = _measured(group, key)
-                record[f"{key}_std"] = _deviation(values) if len(values) > 1 else None
+                record[f"{key}_std"] = deviation(values) if len(values) > 1 else None
         if several:
-            record |= {"runs": [row.run for row in group], "n": sum(row.status == "finished" for row in group)}
+            record |= {"runs": [row.run for row in group], "n": len(counted(group))}
         found.append(record)
     keys = list(dict.fromkeys(key for record in found for key in record))
     return keys or [str(column) for column in columns or ["run"]], found
@@ -169,8 +178,10 @@ def cells(
     return names, table
 
 
-def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
-    """The config keys that tell the runs apart, the most telling first, four at most."""
+def differing(
+    rows: Sequence[Row], of_seeds: bool = False, first: Container[str] = (), most: int = _MOST_DIFFERING
+) -> list[str]:
+    """The config keys that tell the runs apart: those of `first`, then the most telling ones."""
     layouts = {id(row._layout): row._layout for row in rows}.values()
     keys = [key for key in {key for layout in layouts for key in layout.keys} if not _TELLS_NOTHING.match(key)]
     kind = [(row.get("data"), row.get("model")) for row in rows]
@@ -178,16 +189,19 @@ def differing(rows: Sequence[Row], of_seeds: bool = False) -> list[str]:
     for key in keys:
         if of_seeds and key == "seed":
             continue
-        values = [history.as_text(row.get(key, "")) for row in rows]
+        values = tuple(history.as_text(row.get(key, "")) for row in rows)
         if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
             continue
         within = len(set(zip(kind, values, strict=True))) > len(set(kind))
-        if not within and not _ALWAYS_TELLS.match(key):
+        if not within and not _ALWAYS_TELLS.match(key) and key not in first:
             continue
         having = sum(key in row for row in rows)
-        rank = (not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
-        found[tuple(values)] = min(rank, found.get(tuple(values), rank))  # of two that say the same, one
-    return [rank[-1] for rank in sorted(found.values())[:_MOST_DIFFERING]]
+        rank = (key not in first, not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
+        found[values] = min(rank, found.get(values, rank))  # of two that say the same, one
+    told: dict[tuple[int, ...], list[str]] = {}  # keys by the runs that they tell apart: of each kind one goes first
+    for values, rank in sorted(found.items(), key=lambda item: item[1]):
+        told.setdefault(tuple(map(values.index, values)), []).append(rank[-1])
+    return [key for same in itertools.zip_longest(*told.values()) for key in same if key][:most]
 
 
 def _cell(group: list[Row], name: str) -> str:
@@ -204,7 +218,7 @@ def _cell(group: list[Row], name: str) -> str:
     key = "seconds" if name == "time" else name
     value = _value(group, key)
     if key in ("seconds", "fit_seconds"):
-        return _duration(value)
+        return duration(value)
     if key in ("started", "ended"):
         known = isinstance(value, int | float) and 0 < value < 1e11
         return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}" if known else ""
@@ -225,7 +239,7 @@ def _metric(group: list[Row], key: str) -> str:
     values = _measured(group, key)
     if len(values) < 2:
         return f"{values[0]:.4f} (1)" if values else ""
-    return f"{_mean(values):.4f} ± {_deviation(values):.4f} ({len(values)})"
+    return f"{mean(values):.4f} ± {deviation(values):.4f} ({len(values)})"
 
 
 def _reached(row: Row) -> tuple[int | None, str]:
@@ -236,9 +250,11 @@ def _reached(row: Row) -> tuple[int | None, str]:
     return None, ""
 
 
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e11:
+def duration(seconds: Any) -> str:
+    if not is_number(seconds) or not 0 <= seconds < 1e11:
         return ""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"

@@ -313,8 +313,8 @@ class WandbLogger(LightningWandbLogger):
             if (path := self._dir / name).exists():
                 run.save(path, base_path=path.parent, policy="now")
         if mode == "offline":
-            folder = os.path.relpath(run.settings.sync_dir)
-            log.warning("W&B is offline (%s). To upload this run: wandb sync '%s'", reason, folder)
+            folder = os.path.relpath(self._dir)
+            log.warning("W&B is offline (%s). To upload this run: boltlab sync '%s'", reason, folder)
         return run
 
     def _init(self, mode: Mode, init_timeout: float = 60.0) -> "Run | RunDisabled":  # a busy machine starts it late

@@ -8,15 +8,16 @@ import base64
 import hashlib
 import math
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from boltlab import __version__, runs
-from boltlab.history import Row, as_text
+from boltlab import __version__, history, runs
+from boltlab.commands import runs_table
+from boltlab.commands.runs_table import duration
+from boltlab.history import Row, as_text, is_number
 from boltlab.report import plots
 from boltlab.report.read import Confusion, Evidence, Mistake, read
 
@@ -29,7 +30,7 @@ MAX_NUMBERS = 40  # rows below a plot
 MAX_VALUE = 120  # characters of a config's value
 PICTURES, PICTURES_OF_A_RUN = 10_000_000, 300_000  # bytes
 # Settings that say nothing about a result, or follow from others.
-NOT_COMPARED = ("run_dir", "log_dir", "data_dir", "resume", "resume_changed", "callbacks", "logger", "launcher", "mode")
+NOT_COMPARED = history.under(*history.HARMLESS, "callbacks", "mode")
 
 
 @dataclass
@@ -87,14 +88,18 @@ def render(rows: Sequence[Row], verb: str, selected: str) -> str:
 
     left, shown = PICTURES, []
     for number, row in enumerate(rows, 1):
-        latest = {"run": row.get("evaluated"), "init_from": row.get("init_from")}
-        evidence = read(row.folder, verb, latest, min(left, PICTURES_OF_A_RUN))
+        source = row.get("reproduces")
+        latest = {"run": source or row.get("evaluated"), "init_from": row.get("init_from")}
+        evidence = read(row.folder, "reproduce" if source else verb, latest, min(left, PICTURES_OF_A_RUN))
         left -= sum(len(mistake.picture or "") for mistake in evidence.mistakes)
         shown.append(Run(number, row, evidence))
     here = Path(__file__).parent
     style, script = (Markup((here / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     keys = differing(rows)
-    columns = [key for key in keys if key in chosen(shown, keys)][:MAX_COLUMNS]
+    words = {text.lstrip("+~").partition("=")[0] for run in shown for text in run.evidence.overrides}
+    words |= {f"{word}._target_" for word in words}  # optimizer=sgd
+    columns = [key for key in keys if key in ("data", "model")]
+    columns += runs_table.differing(rows, first=words, most=MAX_COLUMNS - len(columns))
     metrics = metric_names(rows)
     drawn, no_curves = curves(shown), ""
     if not drawn[0]:
@@ -119,7 +124,7 @@ def render(rows: Sequence[Row], verb: str, selected: str) -> str:
         "throughput_svg": "",
         "runs": [_details(run, keys, len(shown) <= 3 or run.number == 1) for run in shown],
     }
-    if measured := [run for run in shown if _is_number(run.row.get("samples_per_second"))]:
+    if measured := [run for run in shown if is_number(run.row.get("samples_per_second"))]:
         content["throughput"] = throughput(measured)
         bars = [(run.number, float(run.row.get("samples_per_second"))) for run in measured[:MAX_CURVES]]
         content["throughput_svg"] = Markup(plots.draw_bars(bars, "samples per second"))
@@ -140,7 +145,7 @@ def differing(rows: Sequence[Row]) -> list[str]:
         known.update(dict.fromkeys(row.config))
     found: dict[tuple[str, ...], str] = {}
     for key in ["data", "model", *sorted(known, key=lambda key: (key.count("."), key))]:
-        if key.split(".")[0] in NOT_COMPARED or key in ("name", "tags"):
+        if NOT_COMPARED.match(key):
             continue
         values = tuple(as_text(row.get(key)) if key in row else "" for row in rows)
         if len(set(values)) > 1:
@@ -149,18 +154,9 @@ def differing(rows: Sequence[Row]) -> list[str]:
     return list(found.values())
 
 
-def chosen(shown: Sequence[Run], keys: Sequence[str]) -> set[str]:
-    """Of these keys, those that the command lines have set: what somebody meant to compare."""
-    words = {text.lstrip("+~").partition("=")[0] for run in shown for text in run.evidence.overrides}
-    found = {key for key in keys if key in words or key in ("data", "model")}
-    for group in words - found:  # optimizer=sgd
-        found |= {key for key in keys if key == f"{group}._target_"}
-    return found or set(keys[:MAX_COLUMNS])
-
-
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """The metrics of the tables: what chose the best checkpoint, then those of the evaluation."""
-    names = dict.fromkeys(name for row in rows for name, value in row.values.items() if _is_number(value))
+    names = dict.fromkeys(name for row in rows for name, value in row.values.items() if is_number(value))
     best = [name for name in names if name.startswith("best_")]
     tested = [name for name in names if name.partition("_")[0] in ("test", "val", "train")]
     first = ("acc", "mse", "loss", "r2", "mae", "f1")
@@ -187,10 +183,10 @@ def comparison(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]
 
 def recipes(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]) -> Table | None:
     """Runs that differ in nothing but their seed as one row: mean ± standard deviation; None where all are single."""
-    groups: dict[Any, list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in shown:
         groups.setdefault(run.row.recipe, []).append(run)
-    if all(len(group) == 1 for group in groups.values()):
+    if len(groups) == len(shown):
         return None
     keys = [key for key in keys if key != "seed"]
     columns = [Column("runs", "long"), Column("n", "number"), *(Column(_short(key)) for key in keys)]
@@ -201,10 +197,10 @@ def recipes(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]) -
         name = first.name if len(group) == 1 else f"{first.row.get('name') or first.name}: {_listed(group)}"
         cells = [Cell(name, first.number, "long", first.id), Cell(str(len(group)), len(group), "number")]
         cells += [value(first.row.get(key), key) for key in keys]
-        ended = [run.row for run in group if run.row.get("status") == "finished"]
+        ended = runs_table.counted([run.row for run in group])
         cells += [spread([row.get(metric) for row in ended]) for metric in metrics]
         rows.append([*cells, spread([row.get("seconds") for row in ended], duration)])
-    caption = "Runs that differ only in their seed together: mean ± standard deviation of those finished (their number)"
+    caption = "Runs that differ only in their seed together: mean ± standard deviation of those finished (seeds)"
     return Table(caption, columns, rows)
 
 
@@ -300,7 +296,7 @@ def _details(run: Run, keys: Sequence[str], is_open: bool) -> dict[str, Any]:
 
     row, evidence = run.row, run.evidence
     status = str(row.get("status") or "unknown")
-    names = [name for name, value in row.values.items() if _is_number(value) and name.partition("_")[0] in _MEASURED]
+    names = [name for name, value in row.values.items() if is_number(value) and name.partition("_")[0] in _MEASURED]
     best = next((name for name in names if name.startswith("best_")), None)
     tested = next((name for name in metric_names([row]) if name.startswith("test_")), None)
     said = [f"{name} {number(row.get(name)).text}" for name in (best, tested) if name is not None]
@@ -397,16 +393,12 @@ def _mistakes(found: Sequence[Mistake]) -> Table:
 # ---------------------------------------------------------------- values as text
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _kind(status: str) -> str:
     return status if status in runs.COLOURS else "unknown"
 
 
 def number(value: Any, form: str = "{:.4f}") -> Cell:
-    if not _is_number(value):
+    if not is_number(value):
         return Cell("", kind="number")
     if not math.isfinite(value):
         return Cell(str(value), kind="number")
@@ -430,29 +422,18 @@ def _listed(group: Sequence[Run]) -> str:
 def value(found: Any, key: str = "") -> Cell:
     if found is None:
         return Cell("")
-    text = as_text(found)
+    text = f"{found:g}" if isinstance(found, float) else as_text(found)
     if key.endswith("._target_"):
         text = text.rpartition(".")[2]
     text = text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
-    return Cell(text, found if _is_number(found) and math.isfinite(found) else None)
+    return Cell(text, found if is_number(found) and math.isfinite(found) else None)
 
 
 def spread(values: Sequence[Any], form: Callable[[float], str] = lambda value: number(value).text) -> Cell:
     """Mean ± sample standard deviation (number of values) of those that are numbers."""
-    known = [float(value) for value in values if _is_number(value) and math.isfinite(value)]
+    known = [float(value) for value in values if is_number(value)]
     if not known:
         return Cell("", kind="number")
-    mean = statistics.fmean(known)
-    if len(known) == 1:
-        return Cell(form(known[0]), mean, "number")
-    return Cell(f"{form(mean)} ± {form(statistics.stdev(known))} ({len(known)})", mean, "number")
-
-
-def duration(seconds: Any) -> str:
-    if not _is_number(seconds) or not 0 <= seconds < 1e11:
-        return ""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
+    mean = runs_table.mean(known)
+    text = form(mean) if len(known) == 1 else f"{form(mean)} ± {form(runs_table.deviation(known))} ({len(known)})"
+    return Cell(text, mean if math.isfinite(mean) else None, "number")

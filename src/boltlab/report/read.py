@@ -111,7 +111,7 @@ def read(folder: Path, verb: str, latest: dict[str, Any] | None = None, picture_
     for again in runs.read_summary(folder).get("resumed") or []:
         overrides = again.get("overrides") if isinstance(again, dict) else None
         if isinstance(overrides, list) and len(found.later) < 20:
-            command = shlex.join(["boltlab", verb, *map(str, overrides)])
+            command = shlex.join(["boltlab", verb, f"resume={runs.shown(folder)}", *map(str, overrides)])
             found.later.append(command if len(command) <= MAX_COMMAND else "a command too long to be shown")
     return found
 
