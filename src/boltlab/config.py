@@ -693,9 +693,10 @@ def finish(verb: str, config: DictConfig) -> DictConfig:
 
 
 @contextmanager
-def _imports() -> Iterator[None]:
+def imports() -> Iterator[None]:
     """Around the place where torch and the rest are imported: they leave a million objects for good, and each full
-    collection of the garbage collector walks through them, eight times meanwhile and then all through the training."""
+    collection of the garbage collector walks through them, eight times meanwhile and then all through the training; in
+    a process forked from this one, such a walk copies all of them."""
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
@@ -708,7 +709,7 @@ def _imports() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # else nanobind, which comes with triton, reports all of its functions as leaked
 
 
-@_imports()
+@imports()
 def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
     if "augment" in config and "augment" not in (config.get("data") or {}):
