@@ -438,6 +438,23 @@ def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
     assert (list(short.config), short.choices) == (list(whole), choices)
 
 
+def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_changed(tmp_path, monkeypatch):
+    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setenv("CHOSEN", "sgd")
+    train = tmp_path / "configs" / "train.yaml"
+    text = train.read_text().replace("optimizer: adamw", "optimizer: ${oc.env:CHOSEN}")
+    train.write_text(text)
+    first = compose("train", [], check=False)
+    first.config.data.clear()  # it is the caller's own
+    second = compose("train", [], check=False)
+    assert second.config.data and second.choices["optimizer"] == "sgd"
+    monkeypatch.setenv("CHOSEN", "adamw")
+    assert compose("train", [], check=False).choices["optimizer"] == "adamw"
+    train.write_text(text + "\nadded: 7\n")
+    assert compose("train", [], check=False).config.added == 7
+
+
 def test_the_garbage_collector_is_back_after_the_imports():
     code = """
 import gc, sys

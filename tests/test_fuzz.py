@@ -1,12 +1,10 @@
 """Whatever stands on the command line or in a run folder: a result or a message, never a traceback."""
 
-import copy
 import json
 import math
 import string
 from types import SimpleNamespace
 
-import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
@@ -78,19 +76,6 @@ choices = st.sampled_from(
 )
 
 
-@pytest.fixture
-def _composed_once(monkeypatch):
-    """Reading the YAMLs takes most of an example: what no group override changes is read once."""
-    real = config._hydra_compose
-    base = real("train", [], [])
-
-    def compose_or_copy(verb, given_overrides, mistakes):
-        return real(verb, given_overrides, mistakes) if given_overrides else copy.deepcopy(base)
-
-    monkeypatch.setattr(config, "_hydra_compose", compose_or_copy)
-
-
-@pytest.mark.usefixtures("_composed_once")
 @settings(bounded, max_examples=100)
 @given(st.lists(st.one_of(*[overrides] * 9, choices), min_size=1, max_size=2))
 @example(["~augment=0"])

@@ -106,12 +106,16 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
     (tmp_path / ".env.example").write_text("f = 7\n")
     before = git("status", "--porcelain")
     monkeypatch.setattr(runs, "__file__", str(tmp_path / "old.py"))
-    text, left_out = runs._uncommitted()
-    patch = text.decode()
+    found = runs._state()
+    patch, left_out = found.patch.decode(), found.left_out
+    assert (found.commit, found.dirty) == (git("rev-parse", "HEAD").strip(), True)
     assert "+a = 2" in patch and "+b = 3" in patch and "c = 4" not in patch
     assert sorted(left_out) == ["deploy/id_rsa", "ü b.env"]
     assert "d = 5" not in patch and "e = 6" not in patch and "+f = 7" in patch
     assert git("status", "--porcelain") == before
+    git("add", "-A")
+    git("commit", "-qm", "second")
+    assert runs._state() == runs.Git(git("rev-parse", "HEAD").strip(), False, b"", ())
 
 
 def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monkeypatch):
@@ -119,16 +123,16 @@ def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monk
 
     def git(*arguments, **variables):
         asked.append(threading.current_thread() is threading.main_thread())
-        return b"abc\n"
+        return b"# branch.oid abc\0? x\0"
 
     monkeypatch.setattr(runs, "_git", git)
     answer = runs.ask_git()
-    assert answer.result(60) == runs.Git("abc", True, b"abc\n", ())
+    assert answer.result(60) == runs.Git("abc", True, b"# branch.oid abc\0? x\0", ())
     asked_then = len(asked)
     folder = runs.new_folder(tmp_path, "train", "x")
     runs.prepare(folder, OmegaConf.create({"run_dir": None, "data": {}}), [], answer)
     assert json.loads((folder / "environment.json").read_text())["git_commit"] == "abc"
-    assert (folder / "git.patch").read_bytes() == b"abc\n"
+    assert (folder / "git.patch").read_bytes() == answer.result().patch
     assert len(asked) == asked_then and not any(asked)
 
 
@@ -136,7 +140,7 @@ def test_what_stops_git_from_answering_is_raised_where_the_answer_is_wanted(monk
     def fail():
         raise OSError("disk full")
 
-    monkeypatch.setattr(runs, "_uncommitted", fail)
+    monkeypatch.setattr(runs, "_state", fail)
     answer = runs.ask_git()
     with pytest.raises(OSError, match="disk full"):
         answer.result(60)
@@ -144,7 +148,7 @@ def test_what_stops_git_from_answering_is_raised_where_the_answer_is_wanted(monk
 
 def test_packages_are_those_that_python_finds():
     found = {d.metadata["Name"]: d.version for d in reversed(list(importlib.metadata.distributions()))}
-    assert runs._packages() == found and list(found)
+    assert runs.packages() == found and list(found)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -7,9 +7,12 @@ that lists all mistakes, before anything is built. `build` is the only caller of
 
 import atexit
 import copy
+import functools
 import gc
 import itertools
 import json
+import os
+import pickle
 import re
 import sys
 import textwrap
@@ -385,7 +388,7 @@ def sweep_values(key: str, given: Any) -> Values:
     if isinstance(given, list):
         return Values(texts=tuple(dict.fromkeys(map(as_override, given))))
     try:
-        override = _override_parser().parse_override(f"{key}={given}")
+        override = _override(f"{key}={given}")
     except HydraException as e:
         raise ValueError(f"cannot be read: {str(e).splitlines()[0]}") from e
     if not override.is_sweep_override():
@@ -438,7 +441,7 @@ def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
     fixed, space = [], {}
     for text in overrides:
         try:
-            several = _override_parser().parse_override(text).is_sweep_override()
+            several = _override(text).is_sweep_override()
         except HydraException:
             several = False  # `compose` says what is wrong with it
         if several:
@@ -451,13 +454,19 @@ def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def parsed(overrides: list[str]) -> list[Any]:
     """Hydra's overrides: `key_or_group`, `value()`, `is_delete()` of each. They have been composed before."""
-    return list(_override_parser().parse_overrides(overrides))
+    return list(map(_override, overrides))
 
 
-def _override_parser() -> Any:
+@functools.lru_cache(maxsize=1024)
+def _override(text: str) -> Any:
+    """Hydra's reading of one override, which takes 1 ms: the jobs of a sweep share all but a few. Nobody may change it.
+
+    Raises:
+        HydraException: it cannot be read.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return OverridesParser.create()
+    return OverridesParser.create().parse_override(text)
 
 
 def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()) -> DictConfig:
@@ -506,11 +515,9 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
 
 
 def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
     parsed, mistakes = [], []
     for text in overrides:
         key, _, value = text.partition("=")
@@ -519,7 +526,7 @@ def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]
             inner = '["' + '","'.join(part.strip() for part in value[1:-1].split(",")) + '"]'
         quoted = f"quote it for the shell and for Hydra: '{key}={inner}'"
         try:
-            override = parser.parse_override(text)
+            override = _override(text)
         except HydraException:
             message = (
                 f"cannot be read; {quoted}" if value else "is no key=value pair; boltlab <verb> --help shows the keys"
@@ -571,34 +578,46 @@ def _first(override: Any) -> str:
 def _hydra_compose(
     verb: str, overrides: list[str], mistakes: list[Mistake]
 ) -> tuple[DictConfig | None, dict[str, Any]]:
+    """A config of its own for the caller, and the choices. What was composed before is composed again only where a
+    file, or a variable that one may refer to, is another: Hydra takes 0.1 s, most of what the next of many runs costs.
+    """
+    files = sorted((str(path), path.stat().st_mtime_ns) for path in CONFIG_DIR.rglob("*.yaml"))
+    try:
+        composed = _composed(verb, tuple(overrides), str(CONFIG_DIR), tuple(files), tuple(os.environ.items()))
+    except Exception as e:  # Hydra meets odd overrides with more than its own exceptions
+        mistakes.append(_hydra_mistake(verb, e))
+        return None, {}
+    config, choices = pickle.loads(composed)  # a fifth of the time of a deep copy
+    return config, choices
+
+
+@functools.lru_cache(maxsize=64)
+def _composed(verb: str, overrides: tuple[str, ...], folder: str, *_: Any) -> bytes:
+    """Config and choices, pickled. The other arguments are what they depend on."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONFIG_DIR), job_name=verb, version_base="1.3"):
-            config = hydra_compose(verb, overrides, return_hydra_config=True)
-    except Exception as e:  # Hydra meets odd overrides with more than its own exceptions
-        mistakes.append(_hydra_mistake(verb, e))
-        return None, {}
+        with initialize_config_dir(folder, job_name=verb, version_base="1.3"):
+            config = hydra_compose(verb, list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().clear()
     choices = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
-    return config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}
+    return pickle.dumps((config, {k: v for k, v in choices.items() if not k.startswith("hydra/")}))
 
 
 def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: list[Mistake]) -> DictConfig | None:
     """A composed config with values changed: what Hydra does at the end of composing, without composing again."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, True)
     try:
-        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(overrides), config)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed(overrides), config)
     except Exception as e:  # as above
         mistakes.append(_hydra_mistake(verb, e))
         return None
@@ -696,9 +715,10 @@ def finish(verb: str, config: DictConfig) -> DictConfig:
 
 
 @contextmanager
-def _imports() -> Iterator[None]:
+def imports() -> Iterator[None]:
     """Around the place where torch and the rest are imported: they leave a million objects for good, and each full
-    collection of the garbage collector walks through them, eight times meanwhile and then all through the training."""
+    collection of the garbage collector walks through them, eight times meanwhile and then all through the training; in
+    a process forked from this one, such a walk copies all of them."""
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
@@ -711,7 +731,7 @@ def _imports() -> Iterator[None]:
         atexit.register(gc.unfreeze)  # else nanobind, which comes with triton, reports all of its functions as leaked
 
 
-@_imports()
+@imports()
 def problems(verb: str, config: DictConfig) -> list[Mistake]:
     """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
     if "augment" in config and "augment" not in (config.get("data") or {}):

@@ -306,21 +306,6 @@ class _Index:
 # ---------------------------------------------------------------- reading what may come from anybody
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values only, with numbers as OmegaConf writes them: 1e-3 is one, a date is a text."""
-
-
-_FLOAT = re.compile(
-    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]\d+)?|\.(inf|Inf|INF))$"
-    r"|\.(nan|NaN|NAN)$"
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, fits) for tag, fits in resolvers if not tag.endswith((":timestamp", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-
-
 def _load(text: str) -> Any:
     """
     Raises:
@@ -332,7 +317,7 @@ def _load(text: str) -> Any:
     # the length of a line.
     if text.count("[") + text.count("{") > 500 or max(map(len, text.split("\n"))) > 2000:
         return yaml.load(text, yaml.SafeLoader)
-    return yaml.load(text, _Loader)
+    return yaml.load(text, runs.PlainLoader)
 
 
 def _text(folder: str, name: str) -> str:

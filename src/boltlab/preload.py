@@ -13,12 +13,16 @@ from boltlab.signals import hold_back
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking whether there is a GPU takes it
 hold_back()
 
+from boltlab import runs  # noqa: E402  # a signal may come from here on
+from boltlab.config import imports  # noqa: E402
+
 _MODULES = (
     *("commands.train", "launch", "trainer", "checkpoint", "resume", "transfer", "trust"),
     *("models.classifier", "models.regressor", "data.images", "data.augment", "data.digits"),
-    *("callbacks.last", "callbacks.progress", "callbacks.throughput"),
+    *("callbacks.last", "callbacks.progress", "callbacks.throughput", "loggers.csv", "data.fingerprint"),
 )
-for _name in _MODULES:
-    importlib.import_module(f"boltlab.{_name}")
-for _name in ("hydra.utils", "hydra.core.override_parser.overrides_parser", "filelock"):  # what these import when used
-    importlib.import_module(_name)
+_LATER = ("hydra.utils", "hydra.core.override_parser.overrides_parser", "filelock")  # what these import when used
+with imports():
+    for _name in (*(f"boltlab.{name}" for name in _MODULES), *_LATER):
+        importlib.import_module(_name)
+runs.packages()

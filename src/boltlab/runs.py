@@ -8,6 +8,7 @@ logs/<verb>/<date>_<time>_<name>-<id>/
     data.json          what data each split had
 """
 
+import functools
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 from boltlab import credentials, world
@@ -44,6 +46,21 @@ _ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a 
 
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
+
+
+class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain values only, with numbers as OmegaConf writes them: 1e-3 is one, a date is a text."""
+
+
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]\d+)?|\.(inf|Inf|INF))$"
+    r"|\.(nan|NaN|NAN)$"
+)
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, fits) for tag, fits in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
@@ -126,8 +143,9 @@ def record_start(folder: Path, config: DictConfig, git: "Future[Git] | None" = N
 def write_config(folder: Path, config: DictConfig) -> None:
     """Writes the resolved config, secrets as references, and sets its `run_dir`."""
     config.run_dir = _HERE
-    text = OmegaConf.to_yaml(OmegaConf.create(credentials.plain(config))).replace(_HERE, "${run_dir}")
-    write_whole(folder / "config.yaml", text)
+    plain = credentials.plain(config)
+    text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
+    write_whole(folder / "config.yaml", text.replace(_HERE, "${run_dir}"))
     config.run_dir = str(folder)
 
 
@@ -169,7 +187,8 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
         text = path.read_text(encoding="utf-8")
         if refers_to_itself(text):
             raise ValueError("it refers to its own parts (*name), which no config of ours does")
-        config = OmegaConf.create(text)  # its loader makes plain values only
+        # Both loaders make plain values only. The faster one, of what nobody else wrote: it fails on what is too deep.
+        config = OmegaConf.create(yaml.load(text, PlainLoader) if own else text)
     except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
@@ -438,9 +457,7 @@ def ask_git() -> "Future[Git]":
 
     def ask() -> None:
         try:
-            commit = (_git("rev-parse", "HEAD") or b"").decode().strip() or None
-            dirty = bool(_git("status", "--porcelain")) if commit else None
-            answer.set_result(Git(commit, dirty, *_uncommitted()))
+            answer.set_result(_state())
         except BaseException as e:  # raised where the answer is wanted
             answer.set_exception(e)
 
@@ -465,7 +482,7 @@ def environment(git: Git) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "cuda": torch.version.cuda,
-        "packages": _packages(),
+        "packages": packages(),
     }
 
 
@@ -488,8 +505,10 @@ def clone() -> Path | None:
     return Path(answer.decode(errors="surrogateescape").strip()) if answer else None
 
 
-def _packages() -> dict[str, str]:
-    """Name and version of all that is installed. Only these two lines are read: parsing all metadata takes 0.1 s."""
+@functools.cache
+def packages() -> dict[str, str]:
+    """Name and version of all that is installed, when it was first asked for: what is imported is of those. Only these
+    two lines are read: parsing all metadata takes 0.1 s."""
     import importlib.metadata
 
     found: dict[str, str] = {}
@@ -510,18 +529,26 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor()
 
 
-def _uncommitted() -> tuple[bytes, tuple[str, ...]]:
-    """The clone's changes since HEAD as a patch, new files included: in an index of its own, so that git's stays.
-    And the files that are left out of it: by their names they hold keys or passwords."""
-    status = _git("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all") or b""
-    changed = [os.fsdecode(entry[3:]) for entry in status.split(b"\0") if entry]
+def _state() -> Git:
+    """The clone's commit, and its changes since as a patch, new files included: in an index of its own, so that git's
+    stays. Files that hold keys or passwords by their names are left out of it."""
+    status = _git("status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all") or b""
+    entries = [os.fsdecode(entry) for entry in status.split(b"\0")]
+    commit = next((line.split()[-1] for line in entries if line.startswith("# branch.oid ")), "(initial)")
+    if commit == "(initial)":  # none yet, no clone, no git
+        return Git(None, None, b"")
+    # The path is what stands behind so many words: 1 <7 others>, u <9 others>, ? or !
+    words = {"1": 8, "u": 10, "?": 1}
+    changed = [line.split(" ", words[line[0]])[-1] for line in entries if line[:1] in words]
     left_out = tuple(path for path in changed if credentials.private(path))
+    if not changed:
+        return Git(commit, False, b"")
     taken = [":/", *(f":(exclude,top,literal){path}" for path in left_out)]
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", "--", *taken, **index) is None:
-            return b"", left_out
-        return _git("diff", "--cached", "--binary", "HEAD", **index) or b"", left_out
+            return Git(commit, True, b"", left_out)
+        return Git(commit, True, _git("diff", "--cached", "--binary", "HEAD", **index) or b"", left_out)
 
 
 def _git(*arguments: str, **variables: str) -> bytes | None:

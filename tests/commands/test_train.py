@@ -12,7 +12,10 @@ import torch
 import yaml
 
 import boltlab
-from boltlab import checkpoint, runs
+from boltlab import checkpoint, machine, runs
+from boltlab.commands import launched, train
+from boltlab.config import compose
+from boltlab.launchers import process
 
 QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 
@@ -125,6 +128,21 @@ def test_a_missing_data_set_is_a_short_message(boltlab, monkeypatch):
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     code, _, err = boltlab("train", "data=mnist", "logger=csv")
     assert code == 1 and "data=digits" in err and len(err.splitlines()) < 10 and "Traceback" not in err
+
+
+def test_what_its_parent_has_just_queued_begins_with_the_same_config_and_no_second_check(tmp_path, monkeypatch):
+    begun, checks, real = [], [], train.edit
+    monkeypatch.setattr(train, "edit", lambda *arguments: checks.append(len(begun)) or real(*arguments))
+    monkeypatch.setattr(train, "_execute", lambda folder, _: begun.append((folder / "config.yaml").read_text()))
+    for number, parent in enumerate((os.getpid(), 1)):
+        monkeypatch.setattr(process, "started_by", parent)
+        job = compose("train", ["model=lenet", "data.batch_size=16", "logger=csv"])
+        launched.queue(job, tmp_path / str(number), "x")
+        assert runs.load_config(tmp_path / str(number)).precision == "auto"
+        train.go_on(tmp_path / str(number), [], own=True)
+        assert runs.read_summary(tmp_path / str(number))["status"] == "running"
+    assert begun[0] == begun[1] and not any("auto" in f"{yaml.safe_load(begun[0])[key]}" for key in machine.KEYS)
+    assert checks == [1]
 
 
 def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):

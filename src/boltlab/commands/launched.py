@@ -73,7 +73,7 @@ def at_auto(job: Composed) -> list[str]:
 
 def queue(job: Composed, folder: Path, name: str, auto: Iterable[str] | None = None) -> None:
     """Makes the run in `folder`, for a process to begin it later. auto: what `at_auto` says, where that is known."""
-    job.config.update(dict.fromkeys(at_auto(job) if auto is None else auto, "auto"))
+    job.config.update({**dict.fromkeys(at_auto(job) if auto is None else auto, "auto"), "launcher": None})
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         runs.prepare(folder, job.config, job.overrides, status="queued")

@@ -267,7 +267,6 @@ def _begin(overrides: list[str], folder: Path, auto: list[str] | None = None) ->
     with _composing:
         job = compose("train", overrides)
         train.settle_weights(job)
-        job.config.pop("launcher", None)
         launched.queue(job, folder, train.name_of(job), auto)
 
 

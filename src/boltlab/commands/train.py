@@ -1,6 +1,7 @@
 """`boltlab train`: fit, then test with the best checkpoint."""
 
 import os
+import platform
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit, keys
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
+from boltlab.launchers import process
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
 
@@ -124,16 +126,21 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint.clean_leftovers(folder)
-        before = runs.load_config(folder, own, keys(overrides))
+        before, summary = runs.load_config(folder, own, keys(overrides)), runs.read_summary(folder)
         if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
             before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time
         machine.reopen(before)
-        config = edit(before, overrides, ("resume", "init_from"))
-        config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         newest, warnings = checkpoint.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)
+        begins = newest is None and summary.get("status") == "queued"
+        if begins and own and not overrides and _queued_by_parent(summary):  # which has checked it
+            config = before
+            machine.resolve(config, machine.placeholders(config), build)
+        else:
+            config = edit(before, overrides, ("resume", "init_from"))
+            config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         where, changed = "has no checkpoint yet: it begins again", []
         if newest is not None:
             content = checkpoint.read(newest)
@@ -146,7 +153,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
             if resume.longer(content, config) and config.scheduler and "Constant" not in config.scheduler._target_:
                 where += "; the learning rate follows the schedule of the new length"
         kept, last = (folder / "config.yaml").read_text(encoding="utf-8"), newest and newest.stat().st_mtime_ns
-        if newest is None and runs.read_summary(folder).get("status") == "queued":
+        if begins:
             runs.record_start(folder, config, git)
         else:
             runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
@@ -157,6 +164,10 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
             if newest is None or newest.stat().st_mtime_ns == last:  # nothing was trained with the new config
                 runs.write_whole(folder / "config.yaml", kept)
             raise
+
+
+def _queued_by_parent(summary: dict[str, Any]) -> bool:
+    return (summary.get("host"), summary.get("pid")) == (platform.node(), process.started_by)
 
 
 def job(folder: Path) -> int:

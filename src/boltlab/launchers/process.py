@@ -16,6 +16,7 @@ from boltlab import launch, signals, world
 from boltlab.errors import UserError
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
+started_by = 0  # in the process of a `Job`: the process that has started it
 
 
 def main(entry: str, folder: Path) -> int:
@@ -98,7 +99,7 @@ class Job:
         context: Any = multiprocessing.get_context(launch.start_method())
         environment = {**os.environ, **variables}
         self._process: SpawnProcess = context.Process(
-            target=_job, args=(entry, str(folder), os.getcwd(), environment, threads)
+            target=_job, args=(entry, str(folder), os.getcwd(), environment, threads, os.getpid())
         )
         with launch.nothing_to_import():
             self._process.start()
@@ -119,7 +120,9 @@ class Job:
         return self._process.exitcode or 0
 
 
-def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads: int | None) -> None:
+def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads: int | None, parent: int) -> None:
+    global started_by
+    started_by = parent
     launch.begin_forked(cwd, environment)
     if threads is not None:
         import torch

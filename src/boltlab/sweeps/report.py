@@ -75,13 +75,16 @@ def _plain(values: DictConfig) -> dict[str, Any]:
     return found
 
 
+@quiet()
 def _plots(study: Study) -> None:
-    """Optuna's plots: one page that needs no network, and pictures."""
+    """Optuna's plots: one page that needs no network, and pictures. Importance as it is printed; Optuna's own default
+    grows a forest of trees, and imports scikit-learn for it."""
     import matplotlib
     import optuna.visualization as interactive
     import optuna.visualization.matplotlib as still
     import plotly.io
     from matplotlib.figure import Figure
+    from optuna.importance import PedAnovaImportanceEvaluator
     from plotly.offline import get_plotlyjs
 
     names = list(study.objectives)
@@ -93,7 +96,7 @@ def _plots(study: Study) -> None:
     else:
         kinds["pareto"] = ("plot_pareto_front", {"target_names": names})
     if len(study.space) > 1:
-        kinds["importance"] = ("plot_param_importances", first)
+        kinds["importance"] = ("plot_param_importances", {"evaluator": PedAnovaImportanceEvaluator(), **first})
         kinds["parallel"] = ("plot_parallel_coordinate", first)
     if study.space:
         kinds["slices"] = ("plot_slice", first)
@@ -102,7 +105,7 @@ def _plots(study: Study) -> None:
     backend = matplotlib.get_backend()
     matplotlib.use("agg")
     try:
-        with quiet(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it cannot show, which the page says
             for name, (function, arguments) in kinds.items():
                 try:
