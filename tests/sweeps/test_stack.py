@@ -80,7 +80,7 @@ def test_float32_and_bf16_stay_close(tmp_path):
 
 
 def test_the_others_do_not_see_who_leaves():
-    jobs = [composed("nesterov", number) for number in range(4)]
+    jobs = [composed("nesterov", number, "data.max_samples=64", "precision=32") for number in range(4)]
     whole, thinned = (stacked([job.config for job in jobs]) for _ in range(2))
     for stack in (whole, thinned):
         stack.train_epoch(0, lambda: None)
@@ -91,7 +91,7 @@ def test_the_others_do_not_see_who_leaves():
         stack.train_epoch(1, lambda: None)
     for ours, theirs in ((0, 1), (1, 3)):
         for name, value in thinned.state_dict(ours).items():
-            torch.testing.assert_close(value, whole.state_dict(theirs)[name], rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(value, whole.state_dict(theirs)[name], rtol=1e-4, atol=1e-5)
     for name, value in thinned.state_dict(1, best=True).items():
         assert torch.equal(value, best[name])
 
@@ -99,7 +99,7 @@ def test_the_others_do_not_see_who_leaves():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES)
 def test_a_recorded_step_is_the_step(case):
-    jobs = [composed(case, number) for number in range(3)]
+    jobs = [composed(case, number, "data.max_samples=300") for number in range(3)]
     stacks = [Stack([job.config for job in jobs], torch.device(name)) for name in ("cuda", "cpu")]
     for stack in stacks:
         stack.load()

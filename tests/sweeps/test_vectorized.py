@@ -91,7 +91,7 @@ def test_one_that_diverges_leaves_the_others_alone(boltlab):
     assert code == 0, (out, err)
     good, bad = sorted(known(), key=lambda t: float(t.params["optimizer.lr"]))
     assert (
-        good.state.name == "COMPLETE" and bad.state.name == "PRUNED" and "no longer finite" in bad.user_attrs["reason"]
+        good.state.name == "COMPLETE" and bad.state.name == "PRUNED" and "diverged in epoch" in bad.user_attrs["reason"]
     )
     assert runs.read_summary(folder() / str(bad.number))["error"] == "NonFiniteLoss"
 

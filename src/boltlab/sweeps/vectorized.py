@@ -5,7 +5,6 @@ compares them at each. A trial leaves an ordinary run, whose checkpoints hold we
 again, in seconds. What a stack does not do is refused by name.
 """
 
-import copy
 import math
 import shutil
 import statistics
@@ -16,13 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import credentials, runs, signals
+from boltlab import checkpoint, credentials, resume, runs, signals
 from boltlab.check import Mistake, process_count
 from boltlab.config import Composed, build, compose
 from boltlab.errors import UserError
+from boltlab.loggers.csv import CSVLogger
+from boltlab.models.task import Task, each_step_overrides
 from boltlab.sweeps import space as spaces
+from boltlab.sweeps.stack import RULES, Stack
 from boltlab.sweeps.study import Claimed, Lost, Study
 from boltlab.sweeps.table import Table
 from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
@@ -36,11 +39,6 @@ _ROOT = ("compile", "steps_per_execution", "init_from", "max_restarts")
 
 def problems(config: DictConfig, plain: DictConfig) -> list[Mistake]:
     """What of a training's config a stack does not do. plain: the config of a training without overrides."""
-    import torch
-
-    from boltlab.models.task import Task, each_step_overrides
-    from boltlab.sweeps.stack import RULES
-
     found = [(f"{key}={config[key]}", "is not done") for key in _ROOT if config[key] != plain[key]]
     for name, nodes in (("trainer", config.trainer), ("callbacks", config.callbacks or {})):
         ours, shipped = (OmegaConf.to_container(node, resolve=False) for node in (nodes, plain[name]))
@@ -87,7 +85,7 @@ def refuse(composed: Sequence[Composed], asked: Mapping[str, Any], folds: Any, l
     return [*found.values(), *others]
 
 
-@dataclass
+@dataclass(eq=False)
 class Net:
     """One net of a stack: a trial, or a part of one, and its run."""
 
@@ -110,15 +108,12 @@ class Vectorized:
     def __init__(
         self, study: Study, parts: Sequence[Part], at_once: int, name: Callable[[Composed], str], deadline: float | None
     ) -> None:
-        import torch
-
         self.study, self.parts, self.name, self.deadline = study, list(parts), name, deadline
         self.trials = max(1, at_once // len(self.parts))
         self.table = Table(study, self.trials, live=True)
         self.at_work: dict[int, State] = {}
         self.objective = next(iter(study.objectives))
         self.git = runs.ask_git()
-        self._torch, self._composed = torch, dict[tuple[str, ...], Composed]()
 
     def run(self) -> None:
         """
@@ -168,7 +163,9 @@ class Vectorized:
             done.append(runs.read_summary(folder).get("status") == "finished")
             texts = [*self.study.asked["train"], *spaces.overrides(claimed.params), *part.overrides]
             try:
-                nets.append(Net(claimed, part, self._compose(texts), folder))
+                composed = compose("train", texts)
+                composed.config.channels_last = False  # a stack has a dimension more; the numbers are the same
+                nets.append(Net(claimed, part, composed, folder))
             except UserError as e:
                 self.died(claimed, left, " ".join(str(e).split())[:500], again=False)
                 return []
@@ -176,21 +173,6 @@ class Vectorized:
             self.finished(claimed, left, nets)
             return []
         return nets
-
-    def _compose(self, texts: list[str]) -> Composed:
-        """The config of these overrides; those that differ in drawn numbers and seeds alone are composed once."""
-        numbers = {d.key for d in self.study.space if not d.values.texts} | {"seed"}
-        split = [(text, *text.partition("=")[::2]) for text in texts]
-        known = tuple(text for text, key, _ in split if key not in numbers)
-        if known not in self._composed:
-            self._composed[known] = compose("train", texts)
-        base = self._composed[known]
-        config = copy.deepcopy(base.config)
-        config.channels_last = False  # a stack's images have a dimension more; the numbers are the same
-        for _, key, value in split:
-            if key in numbers:
-                OmegaConf.update(config, key, OmegaConf.create(f"v: {value}").v)
-        return Composed("train", config, texts, base.choices)
 
     # -- what became of a trial
 
@@ -232,9 +214,6 @@ class _Training:
         self.started, self._steps = time.perf_counter(), 0
 
     def run(self) -> None:
-        from boltlab.sweeps.stack import Stack
-
-        torch = self.engine._torch
         wanted = self.config.trainer.accelerator
         device = torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
         for number in {net.claimed.number for net in self.nets}:
@@ -262,8 +241,6 @@ class _Training:
                 raise
 
     def _load(self) -> None:
-        from boltlab import resume
-
         first, data = self.nets[0], self.stack.data
         if first.config.get("data_fingerprint") != "none":
             data.on_load = lambda split: resume.record_data(first.folder, first.config, data, split, goes_on=False)
@@ -273,8 +250,6 @@ class _Training:
                 shutil.copyfile(path, net.folder / path.name)
 
     def _epochs(self) -> None:
-        from boltlab.loggers.csv import CSVLogger
-
         for net in self.nets:
             net.log = CSVLogger(net.folder)
         for epoch in range(self.stack.epochs):
@@ -299,33 +274,26 @@ class _Training:
 
     def _look(self, epoch: int) -> None:
         """Tells the study how the trials do, and takes those out that are to end."""
-        ended: dict[int, str] = {}
+        ended: list[Net] = []
         for number, nets in self._by_trial().items():
-            state, claimed = self.engine.at_work[number], nets[0].claimed
+            state, how = self.engine.at_work[number], {}
             state.epoch = epoch + 1
             if any(not math.isfinite(v) for net in nets for k, v in net.rows[-1].items() if k.endswith("_loss")):
-                ended[number] = f"the loss is no longer finite, in epoch {epoch + 1}"
-                for place, net in enumerate(self.nets):
-                    if net in nets:
-                        self._end(place, status="failed", reason=ended[number], error="NonFiniteLoss")
-                self.engine.pruned(claimed, self.left, ended[number])
-                continue
-            state.value = (
-                statistics.fmean(net.rows[-1][self.engine.objective] for net in nets)
-                if (self.engine.objective in nets[0].rows[-1])
-                else None
-            )
-            if len(self.engine.study.objectives) > 1 or state.value is None or epoch + 1 == self.stack.epochs:
-                continue
-            if self.engine.study.report(claimed, state.value, epoch + 1):
-                ended[number] = f"pruned at epoch {epoch + 1}"
-                for place, net in enumerate(self.nets):
-                    if net in nets:
-                        self._end(place, status="pruned", reason=ended[number])
-                self.engine.pruned(claimed, self.left, ended[number])
+                how = {"status": "failed", "error": "NonFiniteLoss", "reason": f"diverged in epoch {epoch + 1}"}
+            elif self.engine.objective in nets[0].rows[-1]:
+                state.value = statistics.fmean(net.rows[-1][self.engine.objective] for net in nets)
+                alone = len(self.engine.study.objectives) == 1
+                late = alone and self.engine.study.report(nets[0].claimed, state.value, epoch + 1)
+                if late and epoch + 1 < self.stack.epochs:
+                    how = {"status": "pruned", "reason": f"pruned at epoch {epoch + 1}"}
+            if how:
+                for net in nets:
+                    self._end(self.nets.index(net), **how)
+                self.engine.pruned(nets[0].claimed, self.left, how["reason"])
+                ended += nets
         if ended:
-            places = [i for i, net in enumerate(self.nets) if net.claimed.number not in ended]
-            self.nets = [self.nets[i] for i in places]
+            places = [place for place, net in enumerate(self.nets) if net not in ended]
+            self.nets = [self.nets[place] for place in places]
             if places:
                 self.stack.keep(places)
 
@@ -345,8 +313,6 @@ class _Training:
 
     def _end(self, place: int, **values: Any) -> None:
         """Writes the checkpoints and the summary of a net's run, and tells its other loggers all at once."""
-        from boltlab import checkpoint
-
         net = self.nets[place]
         shared = {"epoch": len(net.rows) - 1, "global_step": self.stack.step, "config": credentials.plain(net.config)}
         for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
