@@ -17,7 +17,13 @@ FIXED += ["trainer.max_epochs=2", "data.max_samples=120", "precision=64"]
 CASES = {
     "sgd": ("optimizer=sgd", "optimizer.nesterov=false", "scheduler=constant", "model=mlp"),
     "nesterov": ("optimizer=sgd", "scheduler=cosine", "model=lenet_bn", "augment=basic", "model.label_smoothing=0.1"),
-    "adam": ("optimizer=adam", "scheduler=one_cycle", "model=mlp", "model.l1=1e-4", "data.batch_size=50"),
+    "adam": (
+        "optimizer=adam",
+        "scheduler=one_cycle",
+        "model=mlp",
+        "model.l1=1e-2",
+        "model.decay_norms_and_biases=true",
+    ),
     "adamw": ("optimizer=adamw", "scheduler=step", "model=mlp", f"model.class_weights={[1.0, 2.0] * 5}"),
     "regression": ("optimizer=adam", "data=diabetes", "model=mlp_regressor", "monitor=val_loss", "mode=min"),
 }

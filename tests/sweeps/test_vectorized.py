@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from boltlab import runs, signals
+from boltlab.config import compose
 from boltlab.sweeps.stack import Stack
+from boltlab.sweeps.study import Lost, Study
+from boltlab.sweeps.vectorized import _signature
 
 QUICK = ("sweep.engine=vectorized", "logger=csv", "model=mlp", "data.max_samples=200", "data.batch_size=50")
 QUICK += ("trainer.max_epochs=3", "trainer.accelerator=cpu", "sampler=random", "pruner=none")
@@ -47,7 +50,8 @@ def test_trials_leave_ordinary_runs(boltlab):
         assert t.value == max(float(row["val_acc"]) for row in logged if row["val_acc"])
         assert summary["best"]["val_acc"] == t.value and summary["test"].keys() >= {"test_loss", "test_f1"}
         assert runs.load_config(run).optimizer.lr == float(t.params["optimizer.lr"])
-        assert (run / "data.json").is_file() and list(run.rglob("events.out*"))
+        assert runs.read_json(run / "data.json")["splits"].keys() == {"train", "val", "test"}
+        assert b"test_acc" in next(run.rglob("events.out*")).read_bytes()
 
     run = folder() / "2"
     code, out, err = boltlab("eval", f"run={run}", "split=val", "trainer.accelerator=cpu", "logger=csv")
@@ -60,9 +64,19 @@ def test_trials_leave_ordinary_runs(boltlab):
     assert (folder() / "best.yaml").is_file() and boltlab("runs")[0] == 0
 
 
-def test_a_pruner_ends_some_of_a_stack(boltlab):
+def test_a_pruner_ends_some_of_a_stack(boltlab, monkeypatch):
+    report, calls = Study.report, []
+
+    def told(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise Lost  # the trial is begun again when the others are done
+        return report(*arguments)
+
+    monkeypatch.setattr(Study, "report", told)
     code, out, err = boltlab("sweep", *QUICK, LR, "sweep.trials=8", "pruner=asha", "workers=8", "trainer.max_epochs=5")
     assert code == 0, (out, err)
+    assert "trial 1 was taken over by another worker" in out
     by_state = {name: [t for t in known() if t.state.name == name] for name in ("COMPLETE", "PRUNED")}
     assert all(by_state.values()) and sum(map(len, by_state.values())) == 8
     for t in by_state["PRUNED"]:
@@ -107,7 +121,6 @@ def test_the_same_command_begins_again_what_was_stopped(boltlab, monkeypatch):
         return whole(self, epoch, watch)
 
     monkeypatch.setattr(Stack, "train_epoch", stops)
-    monkeypatch.setattr("boltlab.sweeps.vectorized.WATCH_STEPS", 1)
     assert boltlab("sweep", *asked)[0] == 128 + signal.SIGTERM
     assert [t.state.name for t in known()] == ["COMPLETE", "COMPLETE", "RUNNING", "RUNNING"]
     assert runs.read_summary(folder() / "3")["status"] == "interrupted"
@@ -134,10 +147,22 @@ def test_what_a_stack_does_not_do_is_refused_by_name(boltlab):
     asked += ["model.net.dropout=0.0,0.1", "scheduler=plateau", "precision=16-mixed", "compile=true", "folds=3"]
     code, out, err = boltlab("sweep", *QUICK, *asked, "sweep.objectives={val_acc: max, latency_ms: min}")
     assert code == 2, (out, err)
-    for word in ("callbacks.early_stopping", "trainer.gradient_clip_val", "RMSprop", "dropout", "plateau", "folds"):
+    for word in ("callbacks.early_stopping", "trainer.gradient_clip_val", "RMSprop", "dropout", "Plateau", "folds"):
         assert word in err, (word, err)
     for word in ("latency_ms", "precision=16-mixed", "compile=True", "sweep.engine=optuna can"):
+        assert word in err, (word, err)
+    asked = ["optimizer=sgd", "optimizer.momentum=0.0,0.9", "data.batch_size=auto", "trainer.accelerator=mps"]
+    code, out, err = boltlab("sweep", *QUICK, *asked, "monitor=train_loss_step", "mode=min")
+    assert code == 2, (out, err)
+    for word in ("Nesterov momentum requires", "data.batch_size", "accelerator=mps", "monitor=train_loss_step"):
         assert word in err, (word, err)
     code, out, err = boltlab("sweep", *QUICK, LR, "optimizer=adam", "++optimizer.amsgrad=true", "model.mixup_alpha=0.2")
     assert code == 2 and "optimizer.amsgrad" in err and "mixup" in err, (out, err)
     assert not Path("logs").exists()
+
+
+def test_what_follows_the_seed_beside_the_order_makes_stacks_of_its_own():
+    asked = ["model=mlp", "data.split_seed=${seed}"]
+    for texts, stacks in ((asked[:1], 1), (asked, 2)):
+        configs = [compose("train", [*texts, f"seed={n}", f"optimizer.lr={n + 1}"]).config for n in (0, 1)]
+        assert len(set(map(_signature, configs))) == stacks

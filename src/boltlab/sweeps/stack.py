@@ -58,6 +58,10 @@ RULES: dict[type, Rule] = {
 class Stack:
     """The nets of several configs that differ in numbers of the optimizer, the schedule and in the seed alone."""
 
+    _graph: Any
+    _static: tuple[Tensor, Tensor] | None  # the batch that the recorded step reads
+    _warm: int
+
     def __init__(self, configs: Sequence[DictConfig], device: torch.device) -> None:
         first = configs[0]
         torch.set_float32_matmul_precision(first.float32_matmul_precision)
@@ -65,10 +69,10 @@ class Stack:
         self.model = copy.deepcopy(self.models[0]).to(device)  # whose code runs, with the weights of all
         self.autocast = str(first.precision) == "bf16-mixed"
         named = [dict(model.named_parameters()) for model in self.models]
-        decays = {name for name, _, d in decayed_parameters(self.model.net) if d or self.model.decay_norms_and_biases}
-        self.decays = {f"net.{name}" for name in decays}
+        self.matrices = {f"net.{name}" for name, _, decays in decayed_parameters(self.model.net) if decays}
         self.weights = self._stacked(named, lambda name: named[0][name].requires_grad)
         others = [dict(m.net.named_buffers(prefix="net")) | dict(m.named_parameters()) for m in self.models]
+        self.decays = self.weights.keys() if self.model.decay_norms_and_biases else self.matrices
         self.rest = self._stacked(others, lambda name: name not in self.weights)  # buffers, and what is not trained
         self.best_weights, self.best_rest = _clone(self.weights), _clone(self.rest)
 
@@ -86,7 +90,9 @@ class Stack:
         self.data.device = device
         self.data.prepare_data()
         seeds = list(dict.fromkeys(int(config.data.seed) for config in configs))
-        self.seeds, self._data = seeds, {}
+        self.seeds = seeds
+        self._data: dict[int, Any] = {}  # the training batches by seed
+        self._fixed: dict[str, Any] = {}  # those of val and test
         self.which = torch.tensor([seeds.index(int(config.data.seed)) for config in configs], device=device)
         self.epochs, self.step = int(first.trainer.max_epochs), 0
         self.totals = {name: torch.zeros_like(self.hyper["steps"]) for name in ("loss", "weight", "value", "samples")}
@@ -112,7 +118,9 @@ class Stack:
         for seed in self.seeds:
             own = copy.copy(self.data)  # shares what is loaded
             own.seed = seed
-            self._data[seed] = own.train_dataloader()
+            loader = self._data[seed] = own.train_dataloader()
+            if loader.num_workers:  # all together as many as asked for
+                loader.num_workers = max(1, loader.num_workers // len(self.seeds))
         steps = len(next(iter(self._data.values())))
         self._factors = []
         for model, optimizer in zip(self.models, self.optimizers, strict=True):
@@ -191,7 +199,7 @@ class Stack:
             if not isinstance(weight, Tensor):
                 weight = torch.full_like(counted, weight)
             if self.model.l1:
-                mean = mean + self.model.l1 * sum(w.abs().sum() for n, w in weights.items() if n in self.decays)
+                mean = mean + self.model.l1 * sum(w.abs().sum() for n, w in weights.items() if n in self.matrices)
             return mean, (counted, weight, value)
 
         axes = (0, 0, 0, 0) if own else (0, 0, None, None)
@@ -226,9 +234,7 @@ class Stack:
             self.rule.update(weight, gradients[name], [slot[name] for slot in self.slots], h, self.flags)
 
     def _forget_graph(self) -> None:
-        self._graph: Any = None
-        self._static: tuple[Tensor, Tensor] | None = None
-        self._warm = 0
+        self._graph, self._static, self._warm = None, None, 0
 
     def keep(self, places: list[int]) -> None:
         """Goes on with these nets alone."""
@@ -258,7 +264,9 @@ class Stack:
             return output, loss, weight if isinstance(weight, Tensor) else torch.full_like(loss, weight)
 
         batches: list[tuple[Tensor, ...]] = []
-        for x, y in self.data.dataloader(split):
+        if split not in self._fixed:  # its processes, if there are any, stay for the next epoch
+            self._fixed[split] = self.data.dataloader(split)
+        for x, y in self._fixed[split]:
             x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             batches.append((*vmap(one, (0, 0, None, None))(weights, rest, self._input(x, y), y), y))
         outputs, losses, counts = (
@@ -285,8 +293,12 @@ class Stack:
     def state_dict(self, place: int, best: bool = False) -> Tensors:
         """Of one net, as its own model has it."""
         weights, rest = (self.best_weights, self.best_rest) if best else (self.weights, self.rest)
-        state: Tensors = self.models[place].state_dict()
-        return state | {name: value[place].cpu() for name, value in (weights | rest).items() if name in state}
+        model = self.models[place]
+        own = dict(model.named_parameters()) | dict(model.named_buffers())
+        with torch.no_grad():  # into the model: of weights that share their numbers, only one name stands in a stack
+            for name, value in (weights | rest).items():
+                own[name].copy_(value[place])
+        return copy.deepcopy(dict(model.state_dict()))
 
 
 def _model(config: DictConfig) -> Any:

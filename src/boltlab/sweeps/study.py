@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -268,6 +268,8 @@ class Study:
 
     def alive(self) -> None:
         """Says that the trials at work here are; called now and then."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         for number, told in list(self.busy.items()):
             if time.monotonic() - told > ALIVE_SECONDS:
                 with self._lock:
@@ -275,7 +277,8 @@ class Study:
                         continue
                     self.busy[number] = time.monotonic()
                     trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-                    self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
+                    with suppress(UpdateFinishedTrialError):  # by another worker: what is told next is `Lost`
+                        self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
 
     def report(self, claimed: Claimed, value: float, step: int) -> bool:
         """Tells the pruner a value of the objective, and returns whether the trial is to end. Steps count from 1."""
@@ -312,7 +315,9 @@ class Study:
 
     def leave(self, claimed: Claimed) -> None:
         """Lets go of a trial that has saved, for any worker to go on with."""
-        with self._lock:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with self._lock, suppress(UpdateFinishedTrialError):  # another worker has ended it
             claimed.trial.set_user_attr("at", None)
         self.release(claimed)
 

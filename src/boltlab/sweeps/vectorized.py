@@ -5,6 +5,7 @@ compares them at each. A trial leaves an ordinary run, whose checkpoints hold we
 again, in seconds. What a stack does not do is refused by name.
 """
 
+import inspect
 import math
 import shutil
 import statistics
@@ -15,15 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import checkpoint, credentials, resume, runs, signals
-from boltlab.check import Mistake, process_count
+from boltlab.check import SEARCHED, Mistake
 from boltlab.config import Composed, build, compose
 from boltlab.errors import UserError
 from boltlab.loggers.csv import CSVLogger
-from boltlab.models.task import Task, each_step_overrides
+from boltlab.models.classifier import Classifier
+from boltlab.models.regressor import Regressor
+from boltlab.models.schedulers import Schedule
+from boltlab.models.task import Task
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.stack import RULES, Stack
 from boltlab.sweeps.study import Claimed, Lost, Study
@@ -32,56 +37,85 @@ from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
 
 AT_ONCE = 32  # trials, where `workers` does not say
 FREE = ("lr", "weight_decay", "momentum", "betas", "eps")  # of the optimizer, in which nets of a stack may differ
-WATCH_STEPS = 16
-_TRAINER = ("accelerator", "max_epochs", "log_every_n_steps", "enable_progress_bar")
-_ROOT = ("compile", "steps_per_execution", "init_from", "max_restarts")
+_ROOT = {"compile": False, "steps_per_execution": 1, "init_from": None, "max_restarts": 0}
+# Of the trainer, what a stack heeds and what changes no number; the rest must stand at Lightning's own default.
+_TRAINER = {"accelerator", "max_epochs", "log_every_n_steps", "num_sanity_val_steps", "default_root_dir"}
+_TRAINER |= {"use_distributed_sampler", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"}
+_TRAINER |= {"enable_autolog_hparams"}
+_CALLBACKS = {"nan_guard", "throughput", "lr_monitor", "summary", "confusion_matrix", "mistakes", "progress"}
+_CALLBACKS |= {"best", "last"}
+_SAID = {"criterion", "train_value", "predict", "forward"}  # what a task of one's own says, as `Task` asks for it
 
 
-def problems(config: DictConfig, plain: DictConfig) -> list[Mistake]:
-    """What of a training's config a stack does not do. plain: the config of a training without overrides."""
-    found = [(f"{key}={config[key]}", "is not done") for key in _ROOT if config[key] != plain[key]]
-    for name, nodes in (("trainer", config.trainer), ("callbacks", config.callbacks or {})):
-        ours, shipped = (OmegaConf.to_container(node, resolve=False) for node in (nodes, plain[name]))
-        changed = [key for key, value in ours.items() if key not in shipped or shipped[key] != value]
-        found += [(f"{name}.{key}", "is not as by default, and not heeded") for key in changed if key not in _TRAINER]
-    if process_count(config) > 1:
-        found.append(("trainer.devices", "is more than one"))
-    if not isinstance(config.trainer.max_epochs, int) or config.trainer.max_epochs < 1:
+def problems(config: DictConfig, shipped: dict[str, Any]) -> list[Mistake]:
+    """What of a training's config a stack does not do. shipped: the callbacks of one without overrides."""
+    found = [(f"{key}={config[key]}", "is not done") for key, value in _ROOT.items() if config[key] != value]
+    found += [(key, "searches with one net") for key in SEARCHED if OmegaConf.select(config, key) == "auto"]
+    usual = {key: known.default for key, known in inspect.signature(pl.Trainer).parameters.items()}
+    usual |= {"_target_": "lightning.pytorch.Trainer", "devices": 1, "precision": config.precision}
+    trainer: Any = config.trainer
+    callbacks: Any = OmegaConf.to_container(config.callbacks or DictConfig({}), resolve=False)
+    # A switch that is off stands at None there.
+    changed = [k for k in trainer if k not in _TRAINER and (trainer[k] or None) != (usual.get(k) or None)]
+    found += [(f"trainer.{key}", "is not as by default, and not heeded") for key in changed]
+    changed = [k for k, node in callbacks.items() if k not in _CALLBACKS or node != shipped.get(k)]
+    found += [(f"callbacks.{key}", "is not as by default, and not heeded") for key in changed]
+    accelerator, cuda = trainer.get("accelerator", "auto"), torch.cuda.is_available()
+    if accelerator not in (("auto", "cpu", "gpu", "cuda") if cuda else ("auto", "cpu")):
+        found.append((f"trainer.accelerator={accelerator}", "is neither the CPU nor a CUDA device of this machine"))
+    if not isinstance(trainer.max_epochs, int) or trainer.max_epochs < 1:
         found.append(("trainer.max_epochs", "says no length"))
     if str(config.precision) not in ("32", "64", "bf16-mixed"):
         found.append((f"precision={config.precision}", "is neither 32, 64 nor bf16-mixed"))
     if config.data.get("max_bad_files"):
         found.append(("data.max_bad_files", "leaves samples out"))
     model = build(config, "model")
-    optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(()))])
-    rule = RULES.get(type(optimizer))
-    if rule is None:
-        known = ", ".join(kind.__name__.lower() for kind in RULES)
-        found.append(("optimizer", f"{type(optimizer).__name__} is not written for stacks; known: {known}"))
-    else:
-        found += [(f"optimizer.{k}", f"is not {v}") for k, v in rule.fixed.items() if optimizer.defaults.get(k, v) != v]
-    if type(model.scheduler).__name__ == "Plateau":
-        found.append(("scheduler=plateau", "follows the metric of one net"))
-    if not isinstance(model, Task) or each_step_overrides(type(model)) or hasattr(model.net, "load_pretrained"):
-        found.append(("model", "has steps or weights of its own"))
+    kinds = [kind for kind in type(model).__mro__ if kind not in (Classifier, Regressor, *Task.__mro__)]
+    others = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
+    others = {name for name in others - _SAID if hasattr(Task, name)}
+    if not isinstance(model, Task) or others or hasattr(model.net, "load_pretrained"):
+        found.append(("model", f"has steps or weights of its own {sorted(others) or ''}".rstrip()))
+        return [_mistake(*one) for one in found]
+    try:
+        optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(()))])
+        rule = RULES.get(type(optimizer))
+        if rule is None:
+            known = ", ".join(kind.__name__.lower() for kind in RULES)
+            found.append(("optimizer", f"{type(optimizer).__name__} is not written for stacks; known: {known}"))
+        else:
+            own = optimizer.defaults
+            found += [(f"optimizer.{k}", f"is not {v}") for k, v in rule.fixed.items() if own.get(k, v) != v]
+    except (TypeError, ValueError) as e:  # torch's word on values that do not go together
+        found += [("optimizer", str(e))] if OmegaConf.select(config, "optimizer.lr") != "auto" else []
+    if model.scheduler is not None and type(model.scheduler).build is not Schedule.build:
+        found.append(("scheduler", f"{type(model.scheduler).__name__} is more than a factor at each step"))
+    if config.monitor not in {*model.train_metrics.names, *model.val_metrics.keys(), *model.test_metrics.keys()}:
+        found.append((f"monitor={config.monitor}", "is not known when an epoch ends"))
     drawing = [m for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]
     if drawing or getattr(model, "mixers", None):
         found.append(("model", "draws at each step (dropout, mixup, cutmix), other numbers than alone"))
     if getattr(model, "balanced", False):
         found.append(("model.class_weights=balanced", "is counted on the data: give numbers"))
-    return [Mistake(where, f"{what}: sweep.engine=vectorized cannot, sweep.engine=optuna can") for where, what in found]
+    return [_mistake(*one) for one in found]
+
+
+def _mistake(where: str, what: str) -> Mistake:
+    return Mistake(where, f"{what}: sweep.engine=vectorized cannot, sweep.engine=optuna can")
 
 
 def refuse(composed: Sequence[Composed], asked: Mapping[str, Any], folds: Any, launcher: Any) -> list[Mistake]:
-    """All that stands against training these configs in stacks."""
-    plain = compose("train", [], check=False).config
-    found = {str(mistake): mistake for one in composed for mistake in problems(one.config, plain)}
+    """All that stands against training these configs in stacks. composed: the first as it is, then those of the ends
+    of the space and of the objectives, each as the monitor."""
+    shipped: Any = OmegaConf.to_container(compose("train", ["local=null"], check=False).config.callbacks, resolve=False)
+    found = {str(mistake): mistake for one in composed for mistake in problems(one.config, shipped)}
     measured = [name for name in ("seconds", "samples_per_second", "latency_ms") if name in asked["objectives"]]
-    others = [Mistake(f"sweep.objectives.{name}", "of one net cannot be told in a stack") for name in measured]
+    others = [_mistake(f"sweep.objectives.{name}", "of one net is not known in a stack") for name in measured]
+    if (monitor := composed[0].config.monitor).startswith("test_"):
+        others.append(Mistake(f"monitor={monitor}", "is not known while a net is trained: val_…"))
     if folds:
-        others.append(Mistake("folds", "train on other samples each, and a stack on the same: sweep.engine=optuna"))
+        others.append(_mistake("folds", "train on other samples each, and a stack on the same"))
     if launcher is not None:
-        others.append(Mistake("launcher", "starts processes, and a stack is one: sweep.engine=optuna"))
+        others.append(_mistake("launcher", "starts processes, and a stack is one"))
     return [*found.values(), *others]
 
 
@@ -119,39 +153,44 @@ class Vectorized:
         """
         Raises:
             Stopped: this command was told to stop; the trials at work begin again when it is given again.
-            UserError: a stack does not fit into the memory.
+            UserError: a stack does not fit into the memory, or the net cannot be stacked.
         """
-        with self.table.shown(self.at_work):
-            while not (self.deadline and time.time() > self.deadline):
-                claimed: list[Claimed] = []
-                while len(claimed) < self.trials and (one := self.study.take()) is not None:
-                    claimed.append(one)
-                if claimed:
-                    self._train(claimed)
-                elif self.study.others():
-                    self._watch()
-                    time.sleep(WAIT_SECONDS)
-                else:
-                    break
-
-    def _watch(self) -> None:
-        self.study.alive()
-        self.table.update()
-        if signals.inbox.stop:
-            raise signals.Stopped(signals.inbox.stop)
-
-    def _train(self, claimed: list[Claimed]) -> None:
-        left = {one.number: one for one in claimed}
         signals.inbox.deferred = True  # no signal breaks off a transaction of the study, or a recording on the GPU
         try:
+            with self.table.shown(self.at_work):
+                while not (self.deadline and time.time() > self.deadline) and self._some():
+                    pass
+        finally:
+            signals.inbox.deferred = False
+
+    def watch(self) -> None:
+        """Called all the while, between two steps at the most."""
+        if signals.inbox.stop:
+            raise signals.Stopped(signals.inbox.stop)
+        self.study.alive()
+        self.table.update()
+
+    def _some(self) -> bool:
+        """Trains as many trials as are at work at once; returns whether there may be more to do."""
+        left: dict[int, Claimed] = {}
+        try:
+            while len(left) < self.trials and (one := self.study.take()) is not None:
+                left[one.number] = one
+                self.watch()
+            if not left:
+                if not self.study.others():
+                    return False
+                self.watch()
+                time.sleep(WAIT_SECONDS)
             stacks: dict[str, list[Net]] = {}
-            for one in claimed:
+            for one in list(left.values()):
                 for net in self._nets(one, left):
                     stacks.setdefault(_signature(net.config), []).append(net)
             for nets in stacks.values():
                 _Training(self, nets, left).run()
+            return True
         finally:
-            signals.inbox.deferred = False
+            self.at_work.clear()
             for one in left.values():
                 self.study.leave(one)
 
@@ -160,7 +199,14 @@ class Vectorized:
         nets, done = [], []
         for part in self.parts:
             folder = self.study.folder(claimed.number, part.label)
-            done.append(runs.read_summary(folder).get("status") == "finished")
+            status = runs.status(runs.read_summary(folder), folder)
+            if status == "pruned":  # by a worker that was killed before it could tell
+                self.pruned(claimed, left, "pruned")
+                return []
+            if status == "running":
+                self.died(claimed, left, f"{folder.name} is running by another process", again=True)
+                return []
+            done.append(status == "finished")
             texts = [*self.study.asked["train"], *spaces.overrides(claimed.params), *part.overrides]
             try:
                 composed = compose("train", texts)
@@ -195,14 +241,20 @@ class Vectorized:
         self._tell(claimed, left, f"died: {reason}", lambda: self.study.fail(claimed, reason, again=again))
 
     def _tell(self, claimed: Claimed, left: dict[int, Claimed], what: str, tell: Callable[[], Any]) -> None:
-        self.at_work.pop(claimed.number, None)
-        del left[claimed.number]
         try:
             tell()
         except Lost:
-            self.study.release(claimed)
-            what = "was taken over by another worker"
-        self.table.say(f"trial {claimed.number} {what}")
+            self.lost(claimed, left)
+        else:
+            self.at_work.pop(claimed.number, None)
+            del left[claimed.number]
+            self.table.say(f"trial {claimed.number} {what}")
+
+    def lost(self, claimed: Claimed, left: dict[int, Claimed]) -> None:
+        self.at_work.pop(claimed.number, None)
+        del left[claimed.number]
+        self.study.release(claimed)
+        self.table.say(f"trial {claimed.number} was taken over by another worker")
 
 
 class _Training:
@@ -211,14 +263,13 @@ class _Training:
     def __init__(self, engine: Vectorized, nets: list[Net], left: dict[int, Claimed]) -> None:
         self.engine, self.nets, self.left = engine, nets, left
         self.config = nets[0].config
-        self.started, self._steps = time.perf_counter(), 0
+        self.started = time.perf_counter()
 
     def run(self) -> None:
         wanted = self.config.trainer.accelerator
         device = torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
-        for number in {net.claimed.number for net in self.nets}:
-            claimed = next(net.claimed for net in self.nets if net.claimed.number == number)
-            self.engine.at_work[number] = State(claimed.params)
+        for net in self.nets:
+            self.engine.at_work.setdefault(net.claimed.number, State(net.claimed.params))
         with ExitStack() as held:
             for net in self.nets:
                 shutil.rmtree(net.folder, ignore_errors=True)  # of a stack that was stopped
@@ -232,45 +283,41 @@ class _Training:
                 self._load()
                 self._epochs()
             except BaseException as e:
-                stopped = isinstance(e, signals.Stopped | KeyboardInterrupt)
+                status = "interrupted" if isinstance(e, signals.Stopped) else "failed"
                 for net in self.nets:
-                    runs.end(net.folder, status="interrupted" if stopped else "failed", reason=runs.reason(e))
+                    if runs.read_summary(net.folder).get("status") == "running":
+                        runs.end(net.folder, status=status, reason=runs.reason(e))
                 if isinstance(e, torch.OutOfMemoryError):
                     cure = f"workers={max(1, len(self.nets) // 2)} stacks fewer"
                     raise UserError(f"{len(self.nets)} nets at once do not fit into the GPU's memory: {cure}") from e
+                if isinstance(e, RuntimeError) and "vmap" in str(e):  # a net that draws, or looks at its numbers
+                    raise UserError(f"the net cannot be stacked: sweep.engine=optuna can. {runs.reason(e)}") from e
                 raise
 
     def _load(self) -> None:
         first, data = self.nets[0], self.stack.data
         if first.config.get("data_fingerprint") != "none":
             data.on_load = lambda split: resume.record_data(first.folder, first.config, data, split, goes_on=False)
+        self.data_json = first.folder / "data.json"
         self.stack.load()
-        if (path := first.folder / "data.json").is_file():
-            for net in self.nets[1:]:
-                shutil.copyfile(path, net.folder / path.name)
 
     def _epochs(self) -> None:
         for net in self.nets:
             net.log = CSVLogger(net.folder)
         for epoch in range(self.stack.epochs):
-            trained = self.stack.train_epoch(epoch, self._between)
+            trained = self.stack.train_epoch(epoch, self.engine.watch)
             for place, (net, train, val) in enumerate(zip(self.nets, trained, self.stack.evaluate("val"), strict=True)):
                 net.rows.append({"epoch": epoch, **train, **val})
                 net.log.log_metrics(net.rows[-1], step=self.stack.step - 1)
-                value = {**train, **val}[net.config.monitor]
-                sign = 1 if net.config.mode == "max" else -1
-                if not math.isnan(value) and (net.best is None or sign * value > sign * net.best):
+                value, sign = net.rows[-1][net.config.monitor], 1 if net.config.mode == "max" else -1
+                value = -sign * math.inf if math.isnan(value) else value  # as Lightning's ModelCheckpoint has it
+                if net.best is None or sign * value > sign * net.best:
                     net.best = value
                     self.stack.is_best(place)
             self._look(epoch)
             if not self.nets:
                 return
         self._finish()
-
-    def _between(self) -> None:
-        self._steps += 1
-        if self._steps % WATCH_STEPS == 0:
-            self.engine._watch()
 
     def _look(self, epoch: int) -> None:
         """Tells the study how the trials do, and takes those out that are to end."""
@@ -283,7 +330,12 @@ class _Training:
             elif self.engine.objective in nets[0].rows[-1]:
                 state.value = statistics.fmean(net.rows[-1][self.engine.objective] for net in nets)
                 alone = len(self.engine.study.objectives) == 1
-                late = alone and self.engine.study.report(nets[0].claimed, state.value, epoch + 1)
+                try:
+                    late = alone and self.engine.study.report(nets[0].claimed, state.value, epoch + 1)
+                except Lost:
+                    self.engine.lost(nets[0].claimed, self.left)
+                    ended += nets
+                    continue
                 if late and epoch + 1 < self.stack.epochs:
                     how = {"status": "pruned", "reason": f"pruned at epoch {epoch + 1}"}
             if how:
@@ -314,6 +366,9 @@ class _Training:
     def _end(self, place: int, **values: Any) -> None:
         """Writes the checkpoints and the summary of a net's run, and tells its other loggers all at once."""
         net = self.nets[place]
+        self.engine.study.alive()  # loggers may take their time
+        if self.data_json.is_file() and net.folder != self.data_json.parent:
+            shutil.copyfile(self.data_json, net.folder / "data.json")
         shared = {"epoch": len(net.rows) - 1, "global_step": self.stack.step, "config": credentials.plain(net.config)}
         for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
             content = {**shared, "state_dict": self.stack.state_dict(place, best)}
@@ -332,6 +387,11 @@ class _Training:
             per_epoch = self.stack.step // len(net.rows)
             for number, row in enumerate(net.rows, 1):
                 logger.log_metrics(row, step=number * per_epoch - 1)
+            if values.get("test"):
+                logger.log_metrics(values["test"], step=self.stack.step)
+            if hasattr(logger, "log_checkpoint") and values["status"] == "finished":
+                for path in (net.folder / "checkpoints").glob("*.ckpt"):
+                    logger.log_checkpoint(path, path.stem)
             if hasattr(logger, "log_summary"):
                 parts = {**known, "test": values.get("test") or {}}
                 named = {f"{part}/{k.removeprefix(f'{part}_')}": v for part in parts for k, v in parts[part].items()}
@@ -342,9 +402,12 @@ class _Training:
 
 def _signature(config: DictConfig) -> str:
     """What nets of one stack have in common."""
-    plain: Any = OmegaConf.to_container(config, resolve=False)
+    plain: Any = OmegaConf.to_container(config, resolve=True)  # what follows the seed may be more than the order
     for key in ("seed", "name", "tags", "run_dir", "scheduler"):
         plain.pop(key, None)
-    for key in FREE:
-        plain["optimizer"].pop(key, None)
+    plain["data"].pop("seed")
+    plain["model"].pop("scheduler", None)
+    for optimizer in (plain["optimizer"], plain["model"]["optimizer"]):
+        for key in FREE:
+            optimizer.pop(key, None)
     return repr(plain)
