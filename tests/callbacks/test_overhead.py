@@ -90,6 +90,7 @@ def test_values_are_read_once_a_step_on_a_cpu_and_only_by_the_guard(run_dir):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_step_does_not_wait_for_the_gpu(run_dir):
     def at(number):
         # From the step after one that writes a row to the next that does: the guard looks every ten steps too.

@@ -57,10 +57,11 @@ def _main(overrides: list[str]) -> int:
     if "latency_ms" in (sweep.objectives or {}):
         fixed.append("++callbacks.latency._target_=boltlab.callbacks.latency.Latency")
     _refuse(fixed, space, options)
-    base = _check(fixed, dimensions, [], sweep)
+    samples = _check(fixed, dimensions, [], sweep)
+    base = samples[0]
     parts = _parts(options.seeds, options.folds, int(base.config.seed))
     if parts[0].overrides:
-        base = _check(fixed, dimensions, list(parts[0].overrides), sweep)
+        base = _check(fixed, dimensions, list(parts[0].overrides), sweep)[0]
     auto = launched.at_auto(base)
     launcher = _launcher(base)
     fixed = [text for text in fixed if not launched.names_launcher(text)]
@@ -84,6 +85,11 @@ def _main(overrides: list[str]) -> int:
         agents = options.workers if isinstance(options.workers, int) else 1
         total = sweep.trials or (None if asked["sampler"]["_target_"] == studies.GRID else TRIALS)
         return wandb_engine.run(wandb_engine.sweep_config(asked, dimensions, total), base.config, agents)
+    if sweep.engine == "vectorized":
+        from boltlab.sweeps import vectorized
+
+        if mistakes := vectorized.refuse(samples, asked, options.folds, launcher):
+            raise ConfigError(mistakes)
     top = studies.newest(Path(options.log_dir), asked)
     if top is None:
         top = runs.new_folder(options.log_dir, "train", asked["name"])
@@ -99,6 +105,10 @@ def _main(overrides: list[str]) -> int:
         _launch(launcher, study, options)
         if not getattr(launcher, "wait", True):
             return 0
+    elif sweep.engine == "vectorized":
+        at_once = options.workers if isinstance(options.workers, int) else vectorized.AT_ONCE
+        deadline = time.time() + 60 * sweep.timeout_minutes if sweep.timeout_minutes else None
+        vectorized.Vectorized(study, parts, at_once, train.name_of, deadline).run()
     else:
         _work(study, parts, _places(base, options.workers, study), sweep.timeout_minutes, live=True)
     return _end(study)
@@ -172,8 +182,8 @@ def _refuse(fixed: list[str], space: dict[str, Any], options: Any) -> None:
         raise ConfigError(mistakes)
 
 
-def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], sweep: studies.Sweep) -> Composed:
-    """Composes the trainings with every choice and both ends of every number once; returns the first.
+def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], sweep: studies.Sweep) -> list[Composed]:
+    """Composes the trainings with every choice and both ends of every number once; returns them.
 
     Raises:
         ConfigError: with the mistakes of all; nothing was started.
@@ -192,7 +202,7 @@ def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], swe
     if mistakes:
         raise ConfigError(mistakes)
     train.settle_weights(found[0])
-    return found[0]
+    return found
 
 
 def _validations(base: Composed) -> int:

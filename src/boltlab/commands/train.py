@@ -134,6 +134,9 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
         newest, warnings = checkpoint.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)
+        if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
+            cure = f"boltlab train init_from={folder.name} begins a new run with them"
+            raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
         begins = newest is None and summary.get("status") == "queued"
         if begins and own and not overrides and _queued_by_parent(summary):  # which has checked it
             config = before

@@ -67,6 +67,7 @@ class DataModule(LightningDataModule):
 
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
+    device: torch.device = field(init=False, default=torch.device("cpu"))  # where no Trainer says it
     batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
     on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
     replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
@@ -219,7 +220,7 @@ class DataModule(LightningDataModule):
     # Parts
 
     def _loader(self, split: Split, sampler: TrainSampler | EvalSampler, batches: Batches) -> Loader:
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        device = self.device if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and batches.whole:
             batches.source = self._placed(split, batches.source, device)
         num_workers = self._num_workers(batches)

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -51,7 +51,7 @@ class Sweep:
     objectives: metrics and whether each is to be max or min; null is the training's own monitor. Beside what is logged:
         parameters, seconds, samples_per_second, latency_ms (of one sample, forward).
     trials: points that are tried; those that are pruned, or fail twice, count. null: every point of a grid, else 20.
-    engine: wandb has the W&B server choose, with its own samplers.
+    engine: wandb has the W&B server choose, with its own samplers; vectorized trains many small nets as one.
     """
 
     train: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Sweep:
     objectives: dict[str, Literal["max", "min"]] | None = None
     trials: Annotated[int, Ge(1)] | None = None
     timeout_minutes: Annotated[float, Gt(0)] | None = None
-    engine: Literal["optuna", "wandb"] = "optuna"
+    engine: Literal["optuna", "vectorized", "wandb"] = "optuna"
 
 
 @dataclass
@@ -268,6 +268,8 @@ class Study:
 
     def alive(self) -> None:
         """Says that the trials at work here are; called now and then."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
         for number, told in list(self.busy.items()):
             if time.monotonic() - told > ALIVE_SECONDS:
                 with self._lock:
@@ -275,7 +277,8 @@ class Study:
                         continue
                     self.busy[number] = time.monotonic()
                     trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-                    self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
+                    with suppress(UpdateFinishedTrialError):  # by another worker: what is told next is `Lost`
+                        self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
 
     def report(self, claimed: Claimed, value: float, step: int) -> bool:
         """Tells the pruner a value of the objective, and returns whether the trial is to end. Steps count from 1."""
@@ -312,7 +315,9 @@ class Study:
 
     def leave(self, claimed: Claimed) -> None:
         """Lets go of a trial that has saved, for any worker to go on with."""
-        with self._lock:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with self._lock, suppress(UpdateFinishedTrialError):  # another worker has ended it
             claimed.trial.set_user_attr("at", None)
         self.release(claimed)
 

@@ -232,7 +232,7 @@ class Worker:
             if (folder / "config.yaml").is_file() and status not in (*UNFINISHED, "queued", "failed"):
                 raise Dead(f"{folder.name} is {status} by another process")
             self._process(claimed, part, folder, state, series)
-        values = [self._value(folder, metric, mode) for metric, mode in self.study.objectives.items()]
+        values = [value_of(folder, metric, mode) for metric, mode in self.study.objectives.items()]
         self._look(claimed, part, folder, state, series)
         state.value = values[0]
         return values
@@ -317,25 +317,26 @@ class Worker:
                 return True
         return False
 
-    def _value(self, folder: Path, metric: str, mode: str) -> float:
-        """The best value of a metric that is logged each epoch, or the one of the summary.
 
-        Raises:
-            Dead: there is none.
-        """
-        summary = runs.read_summary(folder)
-        logged = [value for value in column(folder, metric) if math.isfinite(value)]
-        flat = {k: v for name in ("final", "test") for k, v in (summary.get(name) or {}).items()}
-        value = summary.get(metric) if metric in FROM_SUMMARY else flat.get(metric)
-        if logged and metric not in FROM_SUMMARY:
-            value = max(logged) if mode == "max" else min(logged)
-        if not isinstance(value, int | float):
-            raise Dead(f"the run has no {metric}; it has {', '.join(sorted(flat)) or 'no metric'}")
-        if not math.isfinite(value):
-            died = Dead(f"{metric} is {value}")
-            died.diverged = True
-            raise died
-        return float(value)
+def value_of(folder: Path, metric: str, mode: str) -> float:
+    """The best value of a metric that is logged each epoch, or the one of the summary.
+
+    Raises:
+        Dead: there is none.
+    """
+    summary = runs.read_summary(folder)
+    logged = [value for value in column(folder, metric) if math.isfinite(value)]
+    flat = {k: v for name in ("final", "test") for k, v in (summary.get(name) or {}).items()}
+    value = summary.get(metric) if metric in FROM_SUMMARY else flat.get(metric)
+    if logged and metric not in FROM_SUMMARY:
+        value = max(logged) if mode == "max" else min(logged)
+    if not isinstance(value, int | float):
+        raise Dead(f"the run has no {metric}; it has {', '.join(sorted(flat)) or 'no metric'}")
+    if not math.isfinite(value):
+        died = Dead(f"{metric} is {value}")
+        died.diverged = True
+        raise died
+    return float(value)
 
 
 def _told() -> int:
