@@ -39,7 +39,8 @@ def main(overrides: list[str]) -> int:
 
 
 def _main(overrides: list[str]) -> int:
-    launch.ready()  # what the trials are forked from gets its imports while this process has its own
+    if "sweep.engine=vectorized" not in overrides:
+        launch.ready()  # what the trials are forked from gets its imports while this process has its own
     own, for_trials = split_overrides("sweep", overrides)
     options = compose("sweep", own).config
     try:
