@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from common import Row, in_turns, machine, show
@@ -61,11 +62,11 @@ def seconds(command: list[str], cwd: str) -> float:
 
 
 def start(rounds: int) -> None:
-    """32 trials of one epoch each, two at a time."""
+    """32 trials of one epoch each, two at a time, or all in one stack."""
 
-    def ours() -> float:
+    def ours(how: str) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            space = [f"optimizer.lr={','.join(RATES)}", "sampler=grid", "pruner=none", "workers=2"]
+            space = [f"optimizer.lr={','.join(RATES)}", "sampler=grid", "pruner=none", how]
             return seconds([*BOLTLAB, "sweep", *SHORT, *space], folder)
 
     def peer() -> float:
@@ -74,9 +75,10 @@ def start(rounds: int) -> None:
             options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"+lr={','.join(RATES)}"]
             return seconds([sys.executable, "peer.py", "-m", *options], folder)
 
-    measured = in_turns({"ours": ours, "peer": peer}, rounds)
-    row = Row("wall-clock time", measured["ours"], measured["peer"], "at most 0.35")
-    show("32 trials of one epoch of digits, two at a time", "s", [row])
+    ways = {"processes": "workers=2", "a stack": "sweep.engine=vectorized"}
+    measured = in_turns({name: partial(ours, how) for name, how in ways.items()} | {"peer": peer}, rounds)
+    rows = [Row(f"wall-clock time, {name}", measured[name], measured["peer"], "at most 0.35") for name in ways]
+    show("32 trials of one epoch of digits", "s", rows)
 
 
 def cpu(command: list[str], cwd: str) -> float:
