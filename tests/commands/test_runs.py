@@ -13,8 +13,8 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from boltlab import history, runs
-from boltlab.commands import runs_manage, runs_table
+from boltlab import history, runs, runs_table
+from boltlab.commands import runs_manage
 from boltlab.errors import UserError
 
 

@@ -1,5 +1,6 @@
 """What a net gets wrong at test, its worst mistakes first, and whether its probabilities can be believed."""
 
+import json
 import math
 import shutil
 import warnings
@@ -15,6 +16,7 @@ from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from boltlab.callbacks.at_test import AtTest, classification, sharing, tell
+from boltlab.checkpoint_file import whole
 from boltlab.data.samplers import EvalSampler
 from boltlab.errors import DataError
 
@@ -109,12 +111,10 @@ class Mistakes(AtTest):
             self._write(trainer, counts, [*zip(losses.tolist(), worst.tolist(), shares.tolist(), strict=True)])
 
     def _write(self, trainer: "pl.Trainer", counts: Tensor, found: list[Any]) -> None:
-        from boltlab.runs import write_json
-
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = "val" if trainer.state.fn == "validate" else getattr(data, "test_split", "test")
         self.dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.dir / "calibration.json", {"split": split, **calibration(counts)})
+        _write_json(self.dir / "calibration.json", {"split": split, **calibration(counts)})
         for old in ("mistakes.json", "mistakes.png"):
             (self.dir / old).unlink(missing_ok=True)
         shutil.rmtree(self.dir / "mistakes", ignore_errors=True)
@@ -135,7 +135,7 @@ class Mistakes(AtTest):
         sheet = self._picture(data, split, worst)
         samples, right = counts[:, 0].sum().item(), counts[:, 1].sum().item()
         content = {"split": split, "samples": samples, "mistakes": samples - right, "worst": worst}
-        write_json(self.dir / "mistakes.json", content)
+        _write_json(self.dir / "mistakes.json", content)
         if sheet is not None:
             tell(trainer, "log_image", "mistakes", [str(sheet)])
         if worst:
@@ -206,3 +206,8 @@ def calibration(counts: Tensor) -> dict[str, Any]:
         bins.append({**edges, "samples": samples, "confidence": confidence, "accuracy": accuracy})
         error += abs(units * UNIT - right)
     return {"samples": total, "expected_calibration_error": error / total if total else None, "bins": bins}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole(path) as file:
+        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())

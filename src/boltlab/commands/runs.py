@@ -9,9 +9,9 @@ import re
 import sys
 from typing import Any
 
-from boltlab import history
+from boltlab import history, runs_table
 from boltlab.check import ConfigError, Mistake, suggest
-from boltlab.commands import runs_manage, runs_table
+from boltlab.commands import runs_manage
 from boltlab.config import ROOTS, compose
 
 _KEYS = list(ROOTS["runs"].__dataclass_fields__)

@@ -14,12 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from boltlab import __version__, history, runs
-from boltlab.commands import runs_table
-from boltlab.commands.runs_table import duration
+from boltlab import __version__, history, runs, runs_table
 from boltlab.history import Row, as_text, is_number
 from boltlab.report import plots
 from boltlab.report.read import Confusion, Evidence, Mistake, read
+from boltlab.runs_table import duration
 
 MAX_CURVES = 16  # runs in a plot
 MAX_PLOTS = 18
