@@ -163,6 +163,9 @@ def launch(entry, folder, config):
     for rank in range(processes):
         pids.append(os.fork())
         if pids[-1] == 0:
+            # The first to ask for torch's pool of threads after a fork makes a new one: not several threads at once,
+            # such as those that the engine of autograd starts under FSDP2 ("Invalid thread pool!").
+            torch.set_num_threads(1)
             boltlab.signals.die_with_parent()
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(processes),
                 LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
