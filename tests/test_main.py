@@ -107,3 +107,34 @@ def test_the_console_script_is_the_same_command():
     script = Path(sys.executable).with_name("boltlab")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout == f"boltlab {package.__version__}\n"
+
+
+def test_a_command_ends_as_python_ends_but_for_taking_objects_apart():
+    code = """
+import atexit, os, sys, threading, time
+from boltlab.exits import leave
+class Kept:
+    def __del__(self):
+        os.write(1, b"taken apart\\n")
+kept = Kept()
+def thread():
+    time.sleep(0.2)
+    os.write(1, b"thread\\n")
+threading.Thread(target=thread).start()
+atexit.register(lambda: (os.write(1, b"exit function\\n"), print("buffered")))
+leave(7)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "thread\nexit function\nbuffered\n", "")
+
+
+@pytest.mark.parametrize("stream", ["closed", "read by nobody"])
+def test_a_command_ends_with_its_code_where_what_it_prints_has_no_reader(stream):
+    reader, writer = os.pipe()
+    os.close(reader)
+    close = "sys.stdout.close()" if stream == "closed" else "print('said')"
+    code = f"import sys; from boltlab.exits import leave; {close}; leave(3)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=writer, stderr=-1, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (3, b"")

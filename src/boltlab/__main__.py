@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 VERBS = {
     "train": (
@@ -148,5 +149,12 @@ def _complete(rest: list[str]) -> int:
     return 0
 
 
+def cli() -> NoReturn:
+    """The program `boltlab`."""
+    from boltlab.exits import leave
+
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    cli()

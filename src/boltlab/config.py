@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import omegaconf.base
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -32,6 +33,9 @@ from boltlab.errors import UserError
 _PACKAGE = Path(__file__).resolve().parent
 # An installed wheel carries the configs inside the package; a clone has them at its top.
 CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"
+
+# OmegaConf would parse a reference anew each time that its value is asked for.
+vars(omegaconf.base)["parse"] = functools.lru_cache(4096)(vars(omegaconf.base)["parse"])
 
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64"]
 

@@ -5,10 +5,17 @@ that started it does, and is not to end before: what tells a whole group of proc
 signal that comes to one of them before it can act on it waits.
 """
 
+import atexit
 import importlib
 import os
+import sys
+from multiprocessing import forkserver
 
 from boltlab.signals import hold_back
+
+# The server itself need not take apart what it has imported; what is registered first is called last.
+if getattr(sys.modules["__main__"], "main", None) is forkserver.main:
+    atexit.register(os._exit, 0)
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking whether there is a GPU takes it
 hold_back()
@@ -18,10 +25,14 @@ from boltlab.config import imports  # noqa: E402
 
 _MODULES = (
     *("commands.train", "launch", "trainer", "checkpoint", "resume", "transfer", "trust"),
-    *("models.classifier", "models.regressor", "data.images", "data.augment", "data.digits"),
+    *("models.classifier", "models.regressor", "models.mlp", "data.images", "data.augment", "data.digits"),
     *("callbacks.last", "callbacks.progress", "callbacks.throughput", "loggers.csv", "data.fingerprint"),
 )
-_LATER = ("hydra.utils", "hydra.core.override_parser.overrides_parser", "filelock")  # what these import when used
+_LATER = (  # what these import when used
+    *("hydra.utils", "hydra.core.override_parser.overrides_parser", "antlr4.LL1Analyzer", "filelock"),
+    *("torch.utils.serialization.config", "fsspec.implementations.chained", "rich._emoji_codes"),
+    *("importlib.resources.readers", "sklearn.datasets.data", "sklearn.datasets.descr"),
+)
 with imports():
     for _name in (*(f"boltlab.{name}" for name in _MODULES), *_LATER):
         importlib.import_module(_name)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import get_omega_conf_dumper
+from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
 from boltlab import credentials, world
@@ -61,6 +61,13 @@ PlainLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(getattr(yaml, "CDumper", yaml.Dumper)):  # type: ignore[misc]
+    """Texts that would be read as something else in quotes, as OmegaConf writes them."""
+
+
+_Dumper.add_representer(str, OmegaConfDumper.str_representer)
 
 
 def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
@@ -132,10 +139,11 @@ def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
     (folder / "git.patch").write_bytes(answer.patch)
 
 
-def record_start(folder: Path, config: DictConfig, git: "Future[Git] | None" = None) -> None:
-    """Writes that a queued run begins, here and now."""
+def record_start(folder: Path, config: DictConfig | None, git: "Future[Git] | None" = None) -> None:
+    """Writes that a queued run begins, here and now; the config, where it is not as it was queued."""
     _write_environment(folder, git)
-    write_config(folder, config)
+    if config is not None:
+        write_config(folder, config)
     running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
     write_summary(folder, **running, started=time.time())
 
@@ -144,7 +152,7 @@ def write_config(folder: Path, config: DictConfig) -> None:
     """Writes the resolved config, secrets as references, and sets its `run_dir`."""
     config.run_dir = _HERE
     plain = credentials.plain(config)
-    text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=True, sort_keys=False)
+    text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     write_whole(folder / "config.yaml", text.replace(_HERE, "${run_dir}"))
     config.run_dir = str(folder)
 

@@ -72,7 +72,8 @@ def at_auto(job: Composed) -> list[str]:
 
 
 def queue(job: Composed, folder: Path, name: str, auto: Iterable[str] | None = None) -> None:
-    """Makes the run in `folder`, for a process to begin it later. auto: what `at_auto` says, where that is known."""
+    """Makes the run in `folder`, for a process to begin it later. auto: the keys that the machine it comes to
+    is to choose: those of `at_auto`, if none are given; what is chosen here stays where that is this machine."""
     job.config.update({**dict.fromkeys(at_auto(job) if auto is None else auto, "auto"), "launcher": None})
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):

@@ -9,13 +9,12 @@ import os
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from boltlab import launch, machine, runs, signals, world
+from boltlab import launch, runs, signals, world
 from boltlab.check import ConfigError, Mistake, process_count
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
@@ -63,7 +62,6 @@ def _main(overrides: list[str]) -> int:
     parts = _parts(options.seeds, options.folds, int(base.config.seed))
     if parts[0].overrides:
         base = _check(fixed, dimensions, list(parts[0].overrides), sweep)[0]
-    auto = launched.at_auto(base)
     launcher = _launcher(base)
     fixed = [text for text in fixed if not launched.names_launcher(text)]
     asked = {
@@ -75,7 +73,6 @@ def _main(overrides: list[str]) -> int:
         "pruner": OmegaConf.to_container(options.pruner),
         "parts": [[part.label, list(part.overrides)] for part in parts],
         "seed": base.config.seed,
-        "auto": None if any(d.key in (*machine.KEYS, "experiment", "debug") for d in dimensions) else auto,
         "storage": options.storage and masked(options.storage),
         "validations": _validations(base),
     }
@@ -273,12 +270,12 @@ def _key(top: Path) -> str:
 _held: list[Any] = []
 
 
-def _begin(overrides: list[str], folder: Path, auto: list[str] | None = None) -> None:
-    """Makes the run of a trial, whole and checked, for a process to begin it."""
+def _begin(overrides: list[str], folder: Path) -> None:
+    """Makes the run of a trial, whole and checked, for a process of this machine to begin it."""
     with _composing:
         job = compose("train", overrides)
         train.settle_weights(job)
-        launched.queue(job, folder, train.name_of(job), auto)
+        launched.queue(job, folder, train.name_of(job), auto=())
 
 
 def _work(
@@ -293,8 +290,7 @@ def _work(
 
     deadline = (begun or time.time()) + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
-    begin = partial(_begin, auto=study.asked["auto"])
-    worker = Worker(study, parts, places, begin, world.function_name(train.job), deadline, table.say)
+    worker = Worker(study, parts, places, _begin, world.function_name(train.job), deadline, table.say)
     with table.shown(worker.at_work):
         worker.run(table.update)
 

@@ -140,7 +140,10 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
         begins = newest is None and summary.get("status") == "queued"
         if begins and own and not overrides and _queued_by_parent(summary):  # which has checked it
             config = before
-            machine.resolve(config, machine.placeholders(config), build)
+            if open_keys := machine.placeholders(config):
+                machine.resolve(config, open_keys, build)
+            elif not any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):
+                _at_hand[str(folder)] = config
         else:
             config = edit(before, overrides, ("resume", "init_from"))
             config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
@@ -157,7 +160,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
                 where += "; the learning rate follows the schedule of the new length"
         kept, last = (folder / "config.yaml").read_text(encoding="utf-8"), newest and newest.stat().st_mtime_ns
         if begins:
-            runs.record_start(folder, config, git)
+            runs.record_start(folder, None if str(folder) in _at_hand else config, git)
         else:
             runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
             print(f"{runs.shown(folder)} {where}", flush=True)
@@ -219,7 +222,11 @@ def fit(folder_name: str) -> None:
     """What every process of a run does: train from where the folder's newest checkpoint stands, then test."""
     folder = Path(folder_name)
     with signals.caught(at_once=lambda signum: runs.end(folder, status="interrupted")):
-        _fit(folder, runs.load_config(folder, own=True))
+        known = folder_name in _at_hand
+        _fit(folder, _at_hand.pop(folder_name) if known else runs.load_config(folder, own=True))
+
+
+_at_hand: dict[str, DictConfig] = {}  # what this process has just read, by its folder
 
 
 def _fit(folder: Path, config: DictConfig) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from boltlab import launch, signals, world
 from boltlab.errors import UserError
+from boltlab.exits import leave
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 started_by = 0  # in the process of a `Job`: the process that has started it
@@ -132,4 +133,4 @@ def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    leave(main(sys.argv[1], Path(sys.argv[2])))

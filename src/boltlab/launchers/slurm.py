@@ -18,6 +18,7 @@ from typing import Any
 
 from boltlab import runs, signals, world
 from boltlab.errors import UserError
+from boltlab.exits import leave
 from boltlab.launchers import process
 from boltlab.signals import Stopped
 
@@ -240,4 +241,4 @@ def main(entry: str, folder: Path, requeue: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), "requeue" in sys.argv[3:]))
+    leave(main(sys.argv[1], Path(sys.argv[2]), "requeue" in sys.argv[3:]))

@@ -24,7 +24,7 @@ from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides
 from boltlab.sweeps.study import MOST_TAKEOVERS, Claimed, Lost, Study
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 WAIT_SECONDS = 2.0  # between two looks at what others are at work on
 PRUNE_SIGNAL = signals.STOPPING[0]  # SIGTERM: the run saves, and could go on
 MAX_DEAD = 5  # trials that die before any other has come to an end: it is no accident then
