@@ -14,7 +14,8 @@ class Pause(Callback):
     def on_train_batch_end(self, trainer, *_):
         folder = Path(trainer.default_root_dir)
         if trainer.global_step == self.step and not (folder / "paused").exists() and not Path("go").exists():
-            (folder / "paused").write_text(str(os.getpid()))
+            (folder / "pausing").write_text(str(os.getpid()))
+            (folder / "pausing").rename(folder / "paused")  # nobody reads it half-written
             end = time.monotonic() + 300
             while not signals.inbox.stop and time.monotonic() < end:
                 time.sleep(0.02)

@@ -5,6 +5,7 @@ time limit, Slurm's `#SBATCH --signal=USR1@120`) stop the run; SIGUSR2 only save
 again ends the process at once.
 """
 
+import ctypes
 import multiprocessing.connection
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 SAVING = getattr(signal, "SIGUSR2", None)
 _ALL = (*STOPPING, *([SAVING] if SAVING is not None else []))
+_PR_SET_PDEATHSIG = 1
 _SAME_SECONDS = 0.5  # a terminal and a launcher, or a scheduler, deliver the same signal twice
 
 
@@ -114,6 +116,11 @@ def only_caught() -> None:
 
 def _wait(signum: int, frame: Any) -> None:
     """Stands for what `caught` is to do."""
+
+
+def stop_with_parent() -> None:
+    """As `preexec_fn` of a subprocess (Linux): when the thread that starts it dies, however, SIGTERM comes to it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -125,6 +126,15 @@ wandb_agent.wandb_login._login = lambda **_: True
 wandb.Api = lambda: None
 cli(sys.argv[3:])
 """
+SWEEP = """
+import sys, wandb
+from omegaconf import OmegaConf
+from boltlab.sweeps import wandb_engine
+
+sys.executable = "./python"
+wandb.login, wandb.sweep = lambda **_: True, lambda *_, **__: "abc"
+wandb_engine.run({}, OmegaConf.create({"logger": {"wandb": {"entity": None, "project": "p"}}, "log_dir": "logs"}), 2)
+"""
 TRAINING = """
 trap 'touch saved-$$; exit 143' TERM
 touch begun-$$
@@ -132,18 +142,37 @@ for i in $(seq 1000); do sleep 0.05; done
 """
 
 
+def at_work(folder, kind):
+    """Two trainings that have said so, within a time."""
+    end = time.monotonic() + 120
+    while len(list(folder.glob(f"{kind}-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    return {path.name.partition("-")[2] for path in folder.glob(f"{kind}-*")}
+
+
 def test_a_sweep_that_is_told_to_stop_has_its_trainings_save(agents, tmp_path):
     (tmp_path / "training").write_text(TRAINING)
     (tmp_path / "served.py").write_text(SERVED)
 
     def stop():
-        end = time.monotonic() + 120
-        while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < end:
-            time.sleep(0.02)
+        at_work(tmp_path, "begun")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
     with pytest.raises(Stopped):
         agents(f'exec {sys.executable} served.py "$@"')
-    begun, saved = ({path.name.partition("-")[2] for path in tmp_path.glob(f"{kind}-*")} for kind in ("begun", "saved"))
-    assert len(begun) == 2 and begun == saved
+    begun = at_work(tmp_path, "begun")
+    assert len(begun) == 2 and begun == at_work(tmp_path, "saved")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells a process that its parent has died")
+def test_the_trainings_of_a_sweep_that_is_killed_save(tmp_path):
+    (tmp_path / "training").write_text(TRAINING)
+    (tmp_path / "served.py").write_text(SERVED)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} served.py "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    with subprocess.Popen([sys.executable, "sweep.py"], cwd=tmp_path) as sweep:
+        begun = at_work(tmp_path, "begun")
+        sweep.kill()
+    assert len(begun) == 2 and begun == at_work(tmp_path, "saved")

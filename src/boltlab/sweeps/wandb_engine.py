@@ -118,7 +118,10 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
     before = set(runs.folders(config.log_dir))
     with signals.caught(at_once=stop, forward=stop):
         # Sessions of their own: a terminal's Ctrl-C comes to them once, from here.
-        agents.extend(subprocess.Popen(command, start_new_session=True) for _ in range(workers))
+        apart: Any = {"start_new_session": True, "preexec_fn": None}
+        if sys.platform == "linux":
+            apart["preexec_fn"] = signals.stop_with_parent
+        agents.extend(subprocess.Popen(command, **apart) for _ in range(workers))
         if signals.inbox.stop:  # while they were started
             stop(signals.inbox.stop)
         codes = [agent.wait() for agent in agents]
