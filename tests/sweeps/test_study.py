@@ -4,8 +4,11 @@ import io
 import platform
 import threading
 import time
+from contextlib import nullcontext
 
+import optuna
 import pytest
+import sqlalchemy
 from optuna.trial import TrialState
 from rich.console import Console
 
@@ -183,6 +186,39 @@ def test_a_sweep_is_found_by_all_that_it_asks_for(tmp_path):
     (tmp_path / "train" / "2027_broken").mkdir()
     (tmp_path / "train" / "2027_broken" / "sweep.json").write_text("[")
     assert newest(tmp_path, ASKED) == folder and newest(tmp_path, ASKED | {"seed": 1}) is None
+
+
+def test_commands_that_begin_a_sweep_at_the_same_moment_share_it(tmp_path):
+    begin, opened, errors = threading.Barrier(4), [], []
+
+    def work(key):
+        begin.wait()
+        try:
+            opened.append(Study(tmp_path, ASKED, 3, None, key))
+        except UserError as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(f"{i}",)) for i in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    taken = [study.take() for study in opened]
+    assert not errors and [claimed and claimed.number for claimed in taken] == [0, 1, 2, None]
+
+
+@pytest.mark.parametrize(("failures", "opens"), [(2, True), (3, False)])
+def test_who_finds_its_tables_made_by_another_looks_again(tmp_path, monkeypatch, failures, opens):
+    left = [sqlalchemy.exc.IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))] * failures
+
+    class Storage(optuna.storages.RDBStorage):
+        def __init__(self, *arguments, **keywords):
+            if left:
+                raise left.pop()
+            super().__init__(*arguments, **keywords)
+
+    monkeypatch.setattr("optuna.storages.RDBStorage", Storage)
+    monkeypatch.setattr("boltlab.sweeps.study.time.sleep", lambda _: None)
+    with nullcontext() if opens else pytest.raises(UserError, match="cannot be opened: IntegrityError"):
+        assert Study(tmp_path, ASKED, 1, f"sqlite:///{tmp_path}/shared.db").take().number == 0
 
 
 def test_a_storage_that_is_none_is_an_error(tmp_path):

@@ -131,6 +131,25 @@ def test_the_same_command_begins_again_what_was_stopped(boltlab, monkeypatch):
     assert len(calls) == 5 + 3
 
 
+def test_a_trial_with_which_three_commands_were_killed_is_given_up(boltlab, monkeypatch):
+    asked = (*QUICK, LR, "sweep.trials=3", "workers=2")
+
+    def stops(self, epoch, watch):
+        signals.inbox.stop = signal.SIGTERM
+        watch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "train_epoch", stops)
+        assert boltlab("sweep", *asked)[0] == 128 + signal.SIGTERM
+    for _ in range(3):  # what was left by a command that could say so is not counted
+        content = runs.read_json(folder() / "sweep.json")["asked"]
+        claimed = Study(folder().resolve(), content, 3, None).take()
+        claimed.lock.release()  # as the system does with a process that is killed
+    code, out, err = boltlab("sweep", *asked)
+    assert code == 0 and "trial 0 died: its worker was killed 3 times, each time with this trial" in out, (out, err)
+    assert [t.state.name for t in known()] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
 def test_a_stack_that_does_not_fit_says_so(boltlab, monkeypatch):
     def full(self, epoch, watch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -76,6 +76,11 @@ class Claimed:
     def number(self) -> int:
         return self.trial.number
 
+    def hopeless(self) -> str:
+        """Why not to try it once more; empty where there is no reason."""
+        killed = f"its worker was killed {self.taken} times, each time with this trial"
+        return killed if self.taken >= MOST_TAKEOVERS else ""
+
 
 class Lost(Exception):
     """Another worker has taken a trial over, and has told its end."""
@@ -113,17 +118,24 @@ def open_storage(url: str | None, top: Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    try:
-        if url == "journal":
-            return JournalStorage(JournalFileBackend(str(top / "study.journal")))
-        if url is None:
-            return RDBStorage(f"sqlite:///{top / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
-        return RDBStorage(url)
-    except ImportError as e:
-        raise UserError(f"storage={masked(str(url))}: {e}") from None
-    except Exception as e:  # SQLAlchemy's own, and those of each database's driver
-        said = masked(str(e).splitlines()[0])[:300]
-        raise UserError(f"storage={masked(str(url))} cannot be opened: {type(e).__name__}: {said}") from None
+    tries = 0
+    while True:
+        try:
+            if url == "journal":
+                return JournalStorage(JournalFileBackend(str(top / "study.journal")))
+            if url is None:
+                return RDBStorage(f"sqlite:///{top / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
+            return RDBStorage(url)
+        except ImportError as e:
+            raise UserError(f"storage={masked(str(url))}: {e}") from None
+        except Exception as e:  # SQLAlchemy's own, and those of each database's driver
+            said = masked(str(e).splitlines()[0])[:300]
+            # Another command, on another machine perhaps, makes the same tables at the same moment.
+            tries += 1
+            if tries < 3 and (type(e).__name__ == "IntegrityError" or "already exists" in said):
+                time.sleep(1)
+                continue
+            raise UserError(f"storage={masked(str(url))} cannot be opened: {type(e).__name__}: {said}") from None
 
 
 class Study:
@@ -146,12 +158,12 @@ class Study:
         self._here = f"{platform.node()} {top}"
         self._lock = threading.RLock()
         (top / "claims").mkdir(exist_ok=True)
-        storage = open_storage(url, top)
         name, directions = f"{top.name if url in (None, 'journal') else asked['name']}", list(self.objectives.values())
         directions = [{"max": "maximize", "min": "minimize"}[mode] for mode in directions]
         if url not in (None, "journal"):
             name = f"{name}-{definition(asked)}"
         with quiet(), self._asking():
+            storage = open_storage(url, top)
             known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
             if url not in (None, "journal") and name in known:  # perhaps by another folder, whose keys are the same
                 key += self._here

@@ -196,6 +196,9 @@ class Vectorized:
 
     def _nets(self, claimed: Claimed, left: dict[int, Claimed]) -> list[Net]:
         """The runs of a trial that are to be trained; where a worker that is gone had trained them all, none."""
+        if reason := claimed.hopeless():
+            self.died(claimed, left, reason, again=False)
+            return []
         nets, done = [], []
         for part in self.parts:
             folder = self.study.folder(claimed.number, part.label)

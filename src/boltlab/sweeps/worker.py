@@ -22,7 +22,7 @@ from boltlab.errors import UserError
 from boltlab.launchers.process import Job, Place
 from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides
-from boltlab.sweeps.study import MOST_TAKEOVERS, Claimed, Lost, Study
+from boltlab.sweeps.study import Claimed, Lost, Study
 
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 2.0  # between two looks at what others are at work on
@@ -163,8 +163,7 @@ class Worker:
 
     def _try_it(self, claimed: Claimed) -> None:
         number = claimed.number
-        if claimed.taken >= MOST_TAKEOVERS:
-            reason = f"its worker was killed {claimed.taken} times, each time with this trial"
+        if reason := claimed.hopeless():
             self.study.fail(claimed, reason, again=False)
             self.say(f"trial {number} is given up: {reason}")
             return
