@@ -14,7 +14,7 @@ from rich.console import Console
 
 from boltlab.errors import UserError
 from boltlab.sweeps import table as tables
-from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, counts, definition, newest
+from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, begin, counts, definition, newest
 from boltlab.sweeps.worker import State
 
 ASKED = {
@@ -189,12 +189,14 @@ def test_a_sweep_is_found_by_all_that_it_asks_for(tmp_path):
 
 
 def test_commands_that_begin_a_sweep_at_the_same_moment_share_it(tmp_path):
-    begin, opened, errors = threading.Barrier(4), [], []
+    together, opened, going_on, errors = threading.Barrier(4), [], [], []
 
     def work(key):
-        begin.wait()
+        together.wait()
         try:
-            opened.append(Study(tmp_path, ASKED, 3, None, key))
+            top, goes_on = begin(tmp_path, ASKED, {})
+            going_on.append(goes_on)
+            opened.append(Study(top, ASKED, 3, None, key))
         except UserError as e:
             errors.append(e)
 
@@ -202,7 +204,8 @@ def test_commands_that_begin_a_sweep_at_the_same_moment_share_it(tmp_path):
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     taken = [study.take() for study in opened]
-    assert not errors and [claimed and claimed.number for claimed in taken] == [0, 1, 2, None]
+    assert not errors and sorted(going_on) == [False, True, True, True]
+    assert [claimed and claimed.number for claimed in taken] == [0, 1, 2, None]
 
 
 @pytest.mark.parametrize(("failures", "opens"), [(2, True), (3, False)])

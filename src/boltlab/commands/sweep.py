@@ -88,16 +88,12 @@ def _main(overrides: list[str]) -> int:
 
         if mistakes := vectorized.refuse(samples, asked, options.folds, launcher):
             raise ConfigError(mistakes)
-    top = studies.newest(Path(options.log_dir), asked)
-    if top is None:
-        top = runs.new_folder(options.log_dir, "train", asked["name"])
-    before = runs.read_json(top / ASKED)
     whole = asked["sampler"]["_target_"] == studies.GRID and spaces.size(dimensions) < float("inf")
     trials = sweep.trials or (None if whole else TRIALS)
     how_long = {"trials": trials, "timeout_minutes": sweep.timeout_minutes}
-    begun = {"started": before.get("started", time.time()), "command": [masked(text) for text in overrides]}
-    runs.write_json(top / ASKED, {"of": studies.definition(asked), **how_long, **begun, "asked": asked})
-    print(f"{runs.shown(top)}{' goes on' if before else ''}", flush=True)
+    command = [masked(text) for text in overrides]
+    top, goes_on = studies.begin(Path(options.log_dir), asked, {**how_long, "command": command})
+    print(f"{runs.shown(top)}{' goes on' if goes_on else ''}", flush=True)
     study = Study(top, asked, trials, options.storage, key=_key(top))
     if launcher is not None:
         _launch(launcher, study, options)

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -97,6 +97,24 @@ def newest(log_dir: Path, asked: Mapping[str, Any]) -> Path | None:
         if runs.read_json(path).get("of") == definition(asked):
             return path.parent.resolve()
     return None
+
+
+def begin(log_dir: Path, asked: Mapping[str, Any], more: Mapping[str, Any]) -> tuple[Path, bool]:
+    """The folder of the sweep that asks for this, and whether there was one already; of commands that begin it at the
+    same moment, one makes it. more: what its file says beside."""
+    from filelock import FileLock
+
+    with ExitStack() as locked:
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            locked.enter_context(FileLock(log_dir / ".sweep"))
+        except OSError as e:
+            raise UserError(f"cannot write into {log_dir}: {e.strerror}; choose another with log_dir=…") from e
+        found = newest(log_dir, asked)
+        top = found or runs.new_folder(log_dir, "train", asked["name"])
+        started = runs.read_json(top / ASKED).get("started", time.time())
+        runs.write_json(top / ASKED, {"of": definition(asked), "started": started, **more, "asked": asked})
+        return top, found is not None
 
 
 @contextmanager
