@@ -9,6 +9,7 @@ import atexit
 import importlib
 import os
 import sys
+from contextlib import suppress
 from multiprocessing import forkserver
 
 from boltlab.signals import hold_back
@@ -34,6 +35,9 @@ _LATER = (  # what these import when used
     *("importlib.resources.readers", "sklearn.datasets.data", "sklearn.datasets.descr"),
 )
 with imports():
-    for _name in (*(f"boltlab.{name}" for name in _MODULES), *_LATER):
-        importlib.import_module(_name)
+    for _name in _MODULES:
+        importlib.import_module(f"boltlab.{_name}")
+    for _name in _LATER:
+        with suppress(ImportError):  # another version of a library may have it elsewhere: the child finds it
+            importlib.import_module(_name)
 runs.packages()
