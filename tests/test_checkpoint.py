@@ -67,7 +67,9 @@ def test_random_weights_are_never_found(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
         checkpoint.find(tmp_path)
     checkpoint.write(content(), tmp_path / "checkpoints" / "last.ckpt")
-    assert checkpoint.find(tmp_path, "best").name == "last.ckpt"
+    assert checkpoint.find(tmp_path).name == checkpoint.find(tmp_path, "last").name == "last.ckpt"
+    with pytest.raises(CheckpointError, match="no best checkpoint: checkpoint=last takes"):
+        checkpoint.find(tmp_path, "best")
     checkpoint.write(content(), tmp_path / "checkpoints" / "best.ckpt")
     assert checkpoint.find(tmp_path, "best").name == "best.ckpt"
 

@@ -278,6 +278,9 @@ class Checker:
         if str(trainer.get("precision", "32")) not in ("32", "32-true", "bf16-mixed"):
             message = f"with steps_per_execution, take precision=32 or bf16-mixed, or {one}"
             self.add(f"precision={trainer.precision}", message)
+        if trainer.get("accumulate_grad_batches", 1) > 1:
+            message = f"is not divided by samples within an execution: 1, or {one}"
+            self.add(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}", message)
         whole = {"val_check_interval": (None, 1.0), "limit_train_batches": (None, 1.0), "overfit_batches": (0, None)}
         for key, allowed in (whole | {"fast_dev_run": (False, None)}).items():
             value = trainer.get(key)

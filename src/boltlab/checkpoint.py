@@ -6,6 +6,7 @@ What one file is and how it is written and read stands in `checkpoint_file`.
 import pickle
 import re
 import shutil
+import sys
 import urllib.parse
 import urllib.request
 from http.client import HTTPException
@@ -32,11 +33,12 @@ from boltlab.checkpoint_file import (
     write,
 )
 from boltlab.models.schedulers import Schedule
-from boltlab.trust import refuse_untrusted
+from boltlab.trust import paths_inside, refuse_untrusted
 
 __all__ = [
     "CheckpointError",
     "SafeCheckpointIO",
+    "best",
     "check_folder",
     "clean_leftovers",
     "fetch",
@@ -76,17 +78,59 @@ class SafeCheckpointIO(TorchCheckpointIO):
             Path(path).unlink()
 
 
-def find(folder: Path, which: str = "best") -> Path:
-    """The checkpoint of a run: `best`, or `last` where no best was chosen yet.
+def find(folder: Path, which: str | None = None) -> Path:
+    """The checkpoint of a run: `best`, `last`, or with None the best where one was chosen, else the last (printed).
 
     Raises:
-        CheckpointError: the run has none. Random weights are never used in its place.
+        CheckpointError: the run has none of that name. Random weights are never used in its place.
     """
-    for name in dict.fromkeys((which, "last")):
-        path = folder / "checkpoints" / f"{name}.ckpt"
-        if path.is_file():
-            return path
-    raise CheckpointError(f"the run {folder} has no checkpoint: was it stopped before its first epoch ended?")
+    last = folder / "checkpoints" / "last.ckpt"
+    path = last if which == "last" else best(folder)
+    if path is None and which is None and last.is_file():
+        print(f"{runs.shown(folder)} has no best checkpoint: its last one is used", file=sys.stderr, flush=True)
+        path = last
+    if path is not None and path.is_file():
+        return path
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        raise CheckpointError(f"the run {folder} has no checkpoint: was it stopped before its first epoch ended?")
+    raise CheckpointError(
+        f"the run {folder} has no {which or 'best or last'} checkpoint"
+        + (": checkpoint=last takes the weights that it ended with" if which == "best" and last.is_file() else "")
+    )
+
+
+def best(folder: Path) -> Path | None:
+    """The file that the run's ModelCheckpoint names as its `best_model_path`; None where it chose none.
+
+    A finished run has written it down. Of any other the newest checkpoint knows it, for Lightning saves the state of
+    its callbacks with each; a run whose checkpoints hold weights only has its best in `best.ckpt`.
+    """
+    summary = runs.read_summary(folder)
+    if summary.get("status") == "finished" and isinstance(name := summary.get("best_checkpoint"), str):
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):  # a run folder from elsewhere may name any file
+            raise CheckpointError(
+                f"the best checkpoint of {folder} lies outside of it: init_from={path}, or checkpoint=last"
+            )
+        return folder / name if path.is_file() else None
+    newest: tuple[tuple[int, int], dict[str, Any]] | None = None
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        try:  # the tensors stay on the disk
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            age = (content["global_step"], path.stat().st_mtime_ns)
+        except Exception:  # damaged: whoever reads it says so
+            continue
+        if content.get("callbacks") and (newest is None or age > newest[0]):
+            newest = age, content
+    if newest is not None:
+        config, states = newest[1].get("config") or {}, paths_inside(folder, newest[1]["callbacks"])
+        found = [state for state in states.values() if isinstance(state, dict) and state.get("monitor")]
+        found = [state for state in found if "best_model_path" in state]
+        found.sort(key=lambda state: state["monitor"] != config.get("monitor"))  # the run's own metric first
+        if found:
+            return Path(found[0]["best_model_path"]) if found[0]["best_model_path"] else None
+    path = folder / "checkpoints" / "best.ckpt"
+    return path if path.is_file() else None
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
@@ -142,7 +186,7 @@ def _within_a_step(content: dict[str, Any]) -> bool:
         return False
 
 
-def which_file(run: str | Path, checkpoint: str = "best", log_dir: str | Path = "logs") -> Path:
+def which_file(run: str | Path, checkpoint: str | None = None, log_dir: str | Path = "logs") -> Path:
     """The file that `run` means: `latest`, a run folder, part of its name, a checkpoint file, or the URL of one."""
     if str(run).startswith(("http://", "https://")):
         return fetch(str(run), Path(log_dir) / "fetched")
@@ -173,13 +217,16 @@ def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:
 
 
 def load(
-    run: str | Path = "latest", checkpoint: str = "best", device: str = "cpu", log_dir: str = "logs"
+    run: str | Path = "latest",
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    log_dir: str = "logs",
 ) -> LightningModule:
     """The trained model of a run, in evaluation mode.
 
     Args:
         run: `latest`, a run folder, part of its name, a checkpoint file, or the http address of one.
-        checkpoint: `best` or `last`.
+        checkpoint: `best` or `last`; None takes the best where the run has chosen one.
         device: where the model is put, as torch names devices.
         log_dir: where runs are looked for.
 

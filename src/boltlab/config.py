@@ -105,7 +105,7 @@ class Eval:
 
     run: str
     split: Literal["train", "val", "test"]
-    checkpoint: Literal["best", "last"]
+    checkpoint: Literal["best", "last"] | None
     log_dir: str
     run_dir: str | None
     callbacks: dict | None
@@ -130,7 +130,7 @@ class Predict:
 
     run: str
     input: str | list[str]
-    checkpoint: Literal["best", "last"]
+    checkpoint: Literal["best", "last"] | None
     output: str | None
     format: Literal["csv", "json"]
     top_k: Annotated[int, Ge(1)]
@@ -191,7 +191,7 @@ class Checkpoint:
     """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
 
     run: str | None
-    checkpoint: Literal["best", "last"]
+    checkpoint: Literal["best", "last"] | None
     output: str | None
     trust: bool
     log_dir: str

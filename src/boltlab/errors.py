@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data set is missing, unreadable or not what the config says; the message names the file, folder or class."""
+
+
+class NonFiniteLoss(UserError):
+    """A loss, a gradient, the weights or the monitored metric became NaN or infinite; the message says which, where."""

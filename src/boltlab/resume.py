@@ -18,7 +18,7 @@ FREE = (
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "log_every_n_steps", "profiler")),
     *("trainer.detect_anomaly", "trainer.inference_mode", "test", "init_from", "init_strict", "monitor", "mode"),
     *(f"callbacks.{key}" for key in ("throughput", "lr_monitor", "confusion_matrix", "mistakes", "last", "best")),
-    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.latency"),
+    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.finite_metrics", "callbacks.latency"),
     "augment",  # it stands in data as well
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")

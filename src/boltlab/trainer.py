@@ -64,7 +64,12 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         content = connector._loaded_checkpoint
         if content and trainer.state.fn != "fit":
             content["callbacks"] = {}  # they belong to the training
+            # `state_dict` is what was validated. Lightning's WeightAveraging would put the training's weights over it.
+            if "current_model_state" in content:
+                content["current_model_state"] = content["state_dict"]
         elif content and adapt is not None:
+            if "averaging_state" not in content:  # see fit_watch.keep_replaced
+                content["state_dict"] = content.pop("current_model_state", content["state_dict"])
             adapt(content)
 
     connector.resume_start = load_and_adapt
@@ -104,12 +109,8 @@ def _nothing() -> None:
     """Stands for what is not to be done."""
 
 
-def several_steps(config: DictConfig, data: Any, model: Any) -> dict[str, Any]:
-    """Prepares data and model for `steps_per_execution`; returns what the Trainer is to be given instead of its own."""
-    if config.steps_per_execution == 1:
-        return {}
-    model.steps_per_execution = config.steps_per_execution
-    model.accumulated_batches = config.trainer.accumulate_grad_batches
-    model.batch_size = config.data.batch_size
-    data.batches_per_fetch = model.steps_per_execution * model.accumulated_batches
-    return {"accumulate_grad_batches": 1}
+def several_steps(config: DictConfig, data: Any, model: Any) -> None:
+    """Prepares data and model for `steps_per_execution`."""
+    if config.steps_per_execution > 1:
+        model.steps_per_execution = data.batches_per_fetch = config.steps_per_execution
+        model.batch_size = config.data.batch_size

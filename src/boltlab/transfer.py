@@ -31,7 +31,7 @@ def find(init_from: str, log_dir: str) -> Path:
         return checkpoint.fetch(init_from, Path(log_dir) / "fetched").resolve()
     path = Path(init_from)
     if path.suffix not in SUFFIXES:
-        path = checkpoint.find(runs.find(init_from, log_dir), "best")
+        path = checkpoint.find(runs.find(init_from, log_dir))
     elif not path.is_file():
         raise UserError("there is no such file")
     if path.suffix == ".ckpt" and (problem := checkpoint.verify(path)):

@@ -85,7 +85,7 @@ def test_buffers_are_those_of_the_weights_where_they_are_not_averaged(tmp_path):
     assert not torch.equal(average["features.0.weight"], kept[-1]["features.0.weight"])
 
 
-def test_the_average_is_validated_saved_tested_and_loaded(boltlab):
+def test_the_average_is_validated_saved_and_loaded(boltlab):
     code, _, err = boltlab(
         "train", *QUICK, "callbacks=[best,last,ema]", "trainer.max_epochs=3", "callbacks.ema.decay=0.8"
     )
@@ -99,7 +99,6 @@ def test_the_average_is_validated_saved_tested_and_loaded(boltlab):
     code, _, err = boltlab("eval", "run=latest", "split=val", "checkpoint=last", "callbacks=none")
     assert code == 0, err
     assert runs.read_summary(next(iter(runs.folders("logs", "eval"))))["test"]["val_loss"] == pytest.approx(logged[-1])
-    assert "test_loss" in runs.read_summary(folder)["test"]
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -130,4 +129,4 @@ def test_a_validation_that_breaks_off_leaves_the_weights_in_their_place(tmp_path
 
 def test_several_steps_in_one_execution_are_refused(boltlab):
     code, _, err = boltlab("train", *QUICK, "callbacks=[last,ema]", "test=false", "steps_per_execution=4")
-    assert (code == 2 and "EMA looks at every step: '~callbacks.ema'" in err) or "WeightAveraging" in err
+    assert code == 2 and "EMA looks at every step: '~callbacks.ema'" in err

@@ -25,7 +25,7 @@ def test_it_is_small():
 
 
 def test_it_resumes_to_the_weights_of_the_run_that_was_not_stopped(old_run, boltlab):
-    code, out, err = boltlab("train", f"resume={RUN}")
+    code, _, err = boltlab("train", f"resume={RUN}")
     assert code == 0, err
     expected = json.loads((KEPT / "uninterrupted.json").read_text())
     weights = torch.load(old_run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

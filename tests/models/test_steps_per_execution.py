@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from boltlab import checkpoint, runs
-from boltlab.callbacks.nan_guard import NonFiniteLoss
 from boltlab.config import build, compose
+from boltlab.errors import NonFiniteLoss
 from boltlab.trainer import make_trainer, several_steps
 
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=100", "~callbacks.summary")
@@ -17,9 +17,9 @@ QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size
 RECIPES = {
     "default": ["trainer.max_epochs=2"],
     "max_steps in mid-epoch": ["model=mlp", "optimizer=adam", "trainer.max_steps=17", "trainer.max_epochs=9"],
-    "norm clipped, accumulated": [
+    "norm clipped": [
         *("model=lenet", "optimizer=sgd", "scheduler=cosine", "trainer.max_epochs=2"),
-        *("trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=3"),
+        "trainer.gradient_clip_val=0.5",
     ],
     "values clipped, plateau, dropout, l1": [
         *("model=mlp", "model.net.dropout=0.3", "model.l1=1e-4", "optimizer=sgd", "trainer.max_epochs=2"),
@@ -79,7 +79,8 @@ def test_a_run_is_resumed_with_another_number_of_steps(boltlab):
     config = compose("train", [*QUICK, "trainer.max_epochs=2", "steps_per_execution=5"]).config
     config.run_dir = str(first.parents[1])
     data, model = build(config, "data"), build(config, "model")
-    trainer = make_trainer(config, **several_steps(config, data, model))
+    several_steps(config, data, model)
+    trainer = make_trainer(config)
     trainer.fit(model, datamodule=data, ckpt_path=str(first))
     assert trainer.global_step == whole["global_step"] == 26
     assert_equal(whole["state_dict"], dict(model.state_dict()))
@@ -97,7 +98,8 @@ def test_the_guard_names_the_step_inside_of_an_execution(tmp_path, monkeypatch, 
         return (loss * math.nan if model.global_step == step else loss), weight
 
     monkeypatch.setattr(model, "criterion", broken)
-    trainer = make_trainer(config, **several_steps(config, data, model))
+    several_steps(config, data, model)
+    trainer = make_trainer(config)
     with pytest.raises(NonFiniteLoss, match=rf"nan at step {step + 1} \(epoch 0, batch {step},"):
         trainer.fit(model, datamodule=data)
 

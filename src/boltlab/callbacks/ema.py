@@ -1,31 +1,27 @@
-"""Exponential moving average of the weights: what is validated, kept as best and tested."""
+"""Exponential moving average of the weights: the average is validated, saved, tested and exported."""
 
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+import torch
 from annotated_types import Ge, Gt, Lt
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boltlab.errors import UserError
 
 
-class EMA(WeightAveraging):
+class EMA(Callback):
     """After every `update_every_n_steps` steps: average ← decay · average + (1 - decay) · weights.
 
-    Validation sees the average, a checkpoint's state_dict holds it, and the training goes on with the weights as they
-    are, which a resumed run finds in the checkpoint as well. Until step `start_step` the average is the weights.
-    `use_buffers` averages a batch norm's statistics too, else they are those of the weights.
-
-    Lightning's EMAWeightAveraging, of which this keeps the checkpoints and the exchange around validation, does the
-    rest in ways that do not fit here (2.6.6): it makes the average before the model is on its device, so that on a GPU
-    it is kept and computed on the CPU; before pretrained weights are there, so that a validation before the first
-    update would be of random ones; parameter by parameter; and it leaves the two exchanged where a validation breaks
-    off, for a checkpoint to be made of.
+    Validation sees the average, and a checkpoint's `state_dict` holds it, so every reader of the file gets what was
+    validated. Training continues with the weights as they are; a resumed run finds them in `current_model_state` (the
+    keys are those of Lightning's WeightAveraging). Until step `start_step` the average equals the weights.
+    `use_buffers` averages a batch norm's statistics too; otherwise they are those of the weights.
 
     Raises:
-        UserError: the strategy spreads the weights over devices.
+        UserError: the strategy shards the weights.
     """
 
     def __init__(
@@ -35,55 +31,101 @@ class EMA(WeightAveraging):
         start_step: Annotated[int, Ge(0)] = 0,
         use_buffers: bool = True,
     ) -> None:
-        super().__init__(use_buffers=use_buffers)
         self.decay = decay
         self.update_every_n_steps = update_every_n_steps
         self.start_step = start_step
-        self._exchanged = False
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and step_idx >= self.start_step and (step_idx + 1) % self.update_every_n_steps == 0
+        self.use_buffers = use_buffers
+        self._average: AveragedModel | None = None
+        self._exchanged = False  # whether the module holds the average, and `_average` the weights
+        self._updated_at = 0  # optimizer steps done at the latest update
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         if stage != "fit":
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise UserError("callbacks.ema: weights that are spread over devices cannot be averaged: trainer=ddp")
+            raise UserError("callbacks.ema: sharded weights cannot be averaged: trainer=ddp")
         self._exchanged = False
-        self._average_model = AveragedModel(
+        self._average = AveragedModel(
             pl_module,
             device=trainer.strategy.root_device,
             multi_avg_fn=get_ema_multi_avg_fn(self.decay),
-            use_buffers=self._use_buffers,
+            use_buffers=self.use_buffers,
         )
-        # torch asks at each update whether it is the first: a device would be waited for.
-        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+        # At each update torch asks whether it is the first: on a GPU that would be a synchronization.
+        self._average.n_averaged = self._average.n_averaged.cpu()
 
-    def _follow(self, pl_module: "pl.LightningModule") -> None:
-        """Before its first update the average is the weights, also those that came after `setup`."""
-        average = self._average_model
-        if average is not None and average.n_averaged == 0:
-            average.update_parameters(pl_module)  # the first one copies
-            average.n_averaged.zero_()
+    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any) -> None:
+        step = trainer.global_step
+        if step > max(self._updated_at, self.start_step) and step % self.update_every_n_steps == 0:
+            self._averaged().update_parameters(pl_module)
+            self._updated_at = step
 
     def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._follow(pl_module)
-        super().on_validation_epoch_start(trainer, pl_module)
+        if trainer.state.fn == "fit":
+            self._exchange(pl_module)
+
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.state.fn == "fit":
+            self._exchange(pl_module)
+
+    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+        if self._exchanged:  # a validation broke off
+            self._exchange(pl_module)
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._exchange(pl_module)  # the average is the result of the training
 
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        self._follow(pl_module)
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.state.fn != "fit":
+            return
+        if not self._exchanged:
+            self._follow(pl_module)
+        state = self._averaged().state_dict()
+        other = {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
+        own = checkpoint["state_dict"]
+        average, current = (own, other) if self._exchanged else (other, own)
+        checkpoint.update(state_dict=average, current_model_state=current)
+        checkpoint["averaging_state"] = {key: value for key, value in state.items() if not key.startswith("module.")}
 
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._follow(pl_module)
-        super().on_train_end(trainer, pl_module)
+    def on_load_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != "fit":
+            return  # what is tested is what was validated: `state_dict`, which Lightning has loaded
+        if "averaging_state" not in checkpoint:
+            return  # of a run without this callback: the average begins with its weights
+        average = {f"module.{key}": value for key, value in checkpoint["state_dict"].items()}
+        self._averaged().load_state_dict({**average, **checkpoint["averaging_state"]})
+        pl_module.load_state_dict(checkpoint["current_model_state"])
 
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        if self._exchanged:
-            self._swap_models(pl_module)
+    def state_dict(self) -> dict[str, Any]:
+        return {"latest_update_step": self._updated_at}
 
-    def _swap_models(self, pl_module: "pl.LightningModule") -> None:
-        super()._swap_models(pl_module)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._updated_at = state_dict["latest_update_step"]
+
+    def _averaged(self) -> AveragedModel:
+        assert self._average is not None
+        return self._average
+
+    def _follow(self, pl_module: "pl.LightningModule") -> None:
+        """Before its first update the average is the weights, also those that came after `setup` (pretrained ones)."""
+        average = self._averaged()
+        if average.n_averaged == 0:
+            average.update_parameters(pl_module)  # the first update copies
+            average.n_averaged.zero_()
+
+    @torch.no_grad()
+    def _exchange(self, pl_module: "pl.LightningModule") -> None:
+        if not self._exchanged:
+            self._follow(pl_module)
+        average = self._averaged().module
+        for one, other in zip(
+            (*average.parameters(), *average.buffers()), (*pl_module.parameters(), *pl_module.buffers()), strict=True
+        ):
+            kept = one.clone()
+            one.copy_(other)
+            other.copy_(kept)
         self._exchanged = not self._exchanged

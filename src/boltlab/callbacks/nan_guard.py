@@ -12,14 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from boltlab.errors import UserError
+from boltlab.errors import NonFiniteLoss, UserError
 
 _GRADIENT = "a gradient is not finite"
 _HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
-
-
-class NonFiniteLoss(UserError):
-    """The loss, a gradient or the weights became NaN or infinite; the message names step, epoch, batch and samples."""
 
 
 class Found(NamedTuple):

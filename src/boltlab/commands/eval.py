@@ -31,16 +31,29 @@ def main(overrides: list[str]) -> int:
     trained.test = False  # it asks for a checkpoint callback, which an evaluation has no use for
     config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run])
     summary = runs.read_summary(source)
+    which = kind_of(source, options.checkpoint)
     folder = runs.new_folder(options.log_dir, "eval", f"{summary.get('name', 'run')}_{options.split}")
     runs.prepare(folder, config, overrides)
     known = {key: summary.get(key) for key in ("name", "data", "model")}
-    runs.write_summary(folder, **known, evaluated=str(source), split=options.split, checkpoint=options.checkpoint)
+    runs.write_summary(folder, **known, evaluated=str(source), split=options.split, checkpoint=which)
     with runs.recorded(folder):
         launch(measure, folder, config)
-    title = f"{options.split} split, {options.checkpoint} checkpoint of {runs.shown(source)}"
+    title = f"{options.split} split, {which} checkpoint of {runs.shown(source)}"
     print_metrics(title, runs.read_summary(folder)["test"])
     print(f"evaluation folder  {runs.shown(folder)}")
     return 0
+
+
+def kind_of(run: Path, asked: str | None) -> str:
+    """Which checkpoint of a run is meant, where none is asked for.
+
+    Raises:
+        CheckpointError: the run has no such checkpoint.
+    """
+    from boltlab import checkpoint
+
+    path = checkpoint.find(run, asked)
+    return asked or ("best" if path == checkpoint.best(run) else "last")
 
 
 def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABLE) -> None:

@@ -135,7 +135,7 @@ def predict(
     config: Any,
     folder: Path,
     files: list[Path],
-    checkpoint: str,
+    checkpoint: str | None,
     batch_size: int,
     device: str,
     top_k: int,

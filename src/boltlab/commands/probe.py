@@ -91,7 +91,8 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
         raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
     if config.get("init_from"):  # a learning rate is searched for these weights
         transfer.initialize(model, config)
-    trainer = make_trainer(config, **several_steps(config, data, model))
+    several_steps(config, data, model)
+    trainer = make_trainer(config)
     own = data.train_dataloader
     data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
     with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here

@@ -17,6 +17,7 @@ from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit, keys
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
+from boltlab.fit_watch import FitWatch, best_callback, best_path, keep_replaced
 from boltlab.launchers import process
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
@@ -241,7 +242,10 @@ def _fit(folder: Path, config: DictConfig) -> None:
     if newest is None and config.get("init_from"):
         transfer.initialize(model, config, folder)
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
-    trainer = make_trainer(config, adapt, **several_steps(config, data, model))
+    several_steps(config, data, model)
+    trainer = make_trainer(config, adapt)
+    watch = FitWatch()
+    trainer.callbacks.insert(0, watch)
     if trainer.is_global_zero and config.get("data_fingerprint") != "none":
         data.on_load = partial(resume.record_data, folder, config, data, goes_on=newest is not None)
     if newest is not None:  # before the weights are loaded: float64 ones would be rounded
@@ -260,38 +264,44 @@ def _fit(folder: Path, config: DictConfig) -> None:
             runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
         raise
     trainer.ckpt_path = None
-    model.log_restored()
+    if hasattr(model, "log_restored"):
+        model.log_restored()
+    final = model.known_metrics() if hasattr(model, "known_metrics") else numbers(trainer.callback_metrics)
+    if watch.replaced:
+        final |= keep_replaced(trainer, model, data, folder, config.monitor)
+    chosen = best_path(trainer, config.monitor)
     if trainer.is_global_zero:
-        _write_fitted(folder, config, trainer, time.perf_counter() - started)
+        _write_fitted(folder, config, trainer, final, time.perf_counter() - started)
         known = runs.read_summary(folder)
         tell_loggers(trainer, best=known.get("best", {}), final=known.get("final", {}))
         for logger in trainer.loggers:
-            for path in (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")):
-                if hasattr(logger, "log_checkpoint") and path.is_file():
-                    logger.log_checkpoint(path, path.stem)
-    test = {}
+            for name, path in (("best", chosen), ("last", folder / "checkpoints" / "last.ckpt")):
+                if hasattr(logger, "log_checkpoint") and path is not None and path.is_file():
+                    logger.log_checkpoint(path, name)
+    tested: dict[str, Any] = {"test": {}}
     if config.test and not trainer.fast_dev_run:
-        best = checkpoint.find(folder, "best")
-        trainer.test(model, datamodule=data, ckpt_path=str(best), verbose=False)
-        test = numbers(trainer.callback_metrics)
+        last = folder / "checkpoints" / "last.ckpt"
+        path = chosen or (last if last.is_file() else None)  # with neither, the weights are those in memory
+        trainer.test(model, datamodule=data, ckpt_path=path and str(path), verbose=False)
+        tested = {"test": numbers(trainer.callback_metrics), "tested": "best" if chosen else "last"}
     if trainer.is_global_zero:
-        runs.end(folder, status="finished", test=test)
-        tell_loggers(trainer, test=test)
+        runs.end(folder, status="finished", **tested)
+        tell_loggers(trainer, test=tested["test"])
     for logger in trainer.loggers:
         getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
 
 
-def _write_fitted(folder: Path, config: DictConfig, trainer: Any, seconds: float) -> None:
+def _write_fitted(folder: Path, config: DictConfig, trainer: Any, final: dict[str, float], seconds: float) -> None:
     """What is known when the training has ended; a run that only had to be tested keeps what it knew."""
     before = runs.read_summary(folder)
-    kept = trainer.checkpoint_callbacks
-    best_score = next((c.best_model_score for c in kept if getattr(c, "monitor", None) == config.monitor), None)
     parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
     values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     values |= {"parameters": parameters, "processes": trainer.world_size}
-    if best_score is not None:
-        values["best"] = {config.monitor: float(best_score)}
-    if final := trainer.lightning_module.known_metrics():
+    if (best := best_callback(trainer, config.monitor)) is not None:
+        score: Any = best.best_model_score
+        values["best"] = {best.monitor: float(score)}
+        values["best_checkpoint"] = os.path.relpath(best.best_model_path, folder)
+    if final:
         values["final"] = final
     throughput = next((c for c in trainer.callbacks if hasattr(c, "samples_per_second")), None)
     if throughput is not None and throughput.samples_per_second:
@@ -322,10 +332,9 @@ def _print_end(folder: Path) -> None:
     """Says what a run has reached, and where it stands."""
     summary = runs.read_summary(folder)
     if summary.get("test"):
-        chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary["best"].items())
-        print_metrics(
-            f"test split, best checkpoint ({chosen})" if chosen else "test split, last checkpoint", summary["test"]
-        )
+        chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary.get("best", {}).items())
+        best, last = f"best checkpoint ({chosen})", "last weights: no best checkpoint was chosen"
+        print_metrics(f"test split, {last if summary.get('tested') == 'last' else best}", summary["test"])
     minutes, seconds = divmod(summary.get("seconds", 0.0), 60)
     print(f"run folder  {runs.shown(folder)}  ({minutes:.0f} min {seconds:.0f} s)", flush=True)
 

@@ -24,6 +24,12 @@ class ExactR2(R2Score):
         dtype = self.sum_error.dtype  # self.dtype forgets what it was set to when the metric moves to a device
         super().update(preds.to(dtype), target.to(dtype))
 
+    def compute(self) -> Tensor:
+        if int(self.total) < 2:  # no number; torchmetrics raises
+            return torch.full_like(self.sum_error, torch.nan)
+        value: Tensor = super().compute()
+        return value
+
 
 class Regressor(Task):
     """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].

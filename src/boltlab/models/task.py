@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich import get_console
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
+from boltlab.callbacks.exact_mean import ExactMean
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import STEP_HOOKS, spare
 from boltlab.data.samplers import random_key
@@ -200,9 +202,10 @@ class Task(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self._logging: list[Any] = []
-        self.accumulated_batches = 1  # these two tell `_several_steps` how a fetch is divided
-        self.batch_size = 0
+        self.batch_size = 0  # tells `_several_steps` how a fetch is divided
         self._several = self._sync_batch_norm = False  # processes; norms that all of them share
+        self._accumulates = False  # batches, before a step
+        self.loss_weight: Tensor | float | None = None  # what the latest batch's loss is the mean over
         self._sharded = False
         self._seed: int | None = None  # of what a step draws; set when a fit begins
         self._restored: dict[str, Any] = {}
@@ -293,39 +296,30 @@ class Task(L.LightningModule):
         clip, every = trainer.gradient_clip_val, trainer.log_every_n_steps  # type: ignore[attr-defined]
 
         batches = list(zip(*(part.split(self.batch_size) for part in fetched), strict=True))
-        steps = [batches[i : i + self.accumulated_batches] for i in range(0, len(batches), self.accumulated_batches)]
         step = trainer.global_step
-        if 0 < trainer.max_steps < step + len(steps):
-            steps = steps[: trainer.max_steps - step]
+        if 0 < trainer.max_steps < step + len(batches):
+            batches = batches[: trainer.max_steps - step]
             # The training ends inside of this epoch, also where this fetch is its last: nothing of its end is due.
             trainer.fit_loop.max_batches += 1
             trainer.val_check_batch = trainer.fit_loop.max_batches
             loop.batch_progress.is_last_batch = False
-        batch_idx = fetch_idx * self.steps_per_execution * self.accumulated_batches
         losses: list[tuple[Tensor, int, int]] = []  # with the number of steps done after it, and the batch
-        for left in range(len(steps) - 1, -1, -1):
-            accumulated = steps.pop(0)
+        for batch_idx, batch in enumerate(batches, fetch_idx * self.steps_per_execution):
             optimizer.zero_grad()
-            for following in range(len(accumulated) - 1, -1, -1):
-                self._seed_step(batch_idx)
-                loss = self._training_loss(accumulated.pop(0), batch_idx)
-                if not following and every and (step + 1) % every == 0:
-                    self._log_loss(loss, step)
-                loss = self._regularized(loss)
-                if self.accumulated_batches > 1:
-                    loss = loss / self.accumulated_batches
-                losses.append((loss.detach(), step + (not following), batch_idx))
-                batch_idx += 1
-                if not left and not following:
-                    return {"loss": loss, "step_losses": losses}
-                # Lightning's backward pass and step stand outside of autocast.
-                with torch.autocast(self.device.type, enabled=False) if autocast else contextlib.nullcontext():
-                    self.backward(loss)
-                    if following:
-                        continue
-                    if clip is not None:
-                        self.configure_gradient_clipping(optimizer, clip, trainer.gradient_clip_algorithm)
-                    optimizer.step()
+            self._seed_step(batch_idx)
+            loss = self._training_loss(batch, batch_idx)
+            if every and (step + 1) % every == 0:
+                self._log_loss(loss, step)
+            loss = self._regularized(loss)
+            losses.append((loss.detach(), step + 1, batch_idx))
+            if len(losses) == len(batches):
+                return {"loss": loss, "step_losses": losses}
+            # Lightning's backward pass and step stand outside of autocast.
+            with torch.autocast(self.device.type, enabled=False) if autocast else contextlib.nullcontext():
+                self.backward(loss)
+                if clip is not None:
+                    self.configure_gradient_clipping(optimizer, clip, trainer.gradient_clip_algorithm)
+                optimizer.step()
             for schedule in schedules:
                 schedule.step()
             progress.increment_ready()
@@ -335,7 +329,7 @@ class Task(L.LightningModule):
         raise AssertionError("a fetch holds at least one batch")
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.steps_per_execution == 1:  # else the batches that one step accumulates have left gradients already
+        if self.steps_per_execution == 1:  # else `_several_steps` has done it
             optimizer.zero_grad()
 
     def _seed_step(self, batch_idx: int) -> None:
@@ -366,24 +360,29 @@ class Task(L.LightningModule):
             loss, weight = output.sum() * 0, weight * 0
         else:
             self.train_metrics.add(loss.detach(), weight, self.train_value(output.detach(), target))
-        return self._share(loss, weight, batch_idx) if self._several else loss
+        if self._several:
+            loss, weight = self._share(loss, weight, batch_idx)
+        if self._accumulates:
+            self.loss_weight = weight
+        return loss
 
     def _sampler(self) -> Any:
         """The train loader's, if it tells how many samples of a batch count."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
         return sampler if hasattr(sampler, "samples_in") else None
 
-    def _share(self, loss: Tensor, weight: Tensor | int, batch_idx: int) -> Tensor:
-        """`loss` times the weight of this process's samples over the mean weight of a process's."""
+    def _share(self, loss: Tensor, weight: Tensor | int, batch_idx: int) -> tuple[Tensor, Any]:
+        """`loss` times the weight of this process's samples over the mean weight of a process's; and that mean."""
         sampler: Any = self._sampler()
         known = sampler is not None and not getattr(self.trainer.train_dataloader, "max_bad_files", 0)
         if isinstance(weight, int) and known:
             all_of_them = sampler.samples_in(batch_idx)[1] / sampler.world_size
-            return loss if weight == all_of_them else loss * (weight / all_of_them)
+            return loss if weight == all_of_them else loss * (weight / all_of_them), all_of_them
         if sampler is None and isinstance(weight, int):  # a loader of somebody's own
-            return loss
+            return loss, weight
         weight = torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)
-        return loss * (weight / _mean_over_processes(weight))
+        mean = _mean_over_processes(weight)
+        return loss * (weight / mean), mean
 
     def _log_loss(self, loss: Tensor, step: int) -> None:
         # self.log costs several times a small net's step, and keeps on costing in the steps without it.
@@ -492,6 +491,13 @@ class Task(L.LightningModule):
 
     # -- building
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Where batches are accumulated, a step is the mean over all of their samples."""
+        trainer: Any = self.trainer
+        schedules = any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+        self._accumulates = trainer.accumulate_grad_batches > 1 or schedules
+        return [ExactMean()] if self._accumulates else []
+
     def configure_model(self) -> None:
         """Spreads the net over the processes for `trainer=fsdp`; called more than once, also on other strategies."""
         if self.device_mesh is not None and not self._sharded:
@@ -571,7 +577,7 @@ class Task(L.LightningModule):
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         if self.steps_per_execution > 1:
             # What Lightning counts are executions.
-            steps_per_epoch = self.trainer.datamodule.num_train_batches() / self.accumulated_batches  # type: ignore[attr-defined]
+            steps_per_epoch = self.trainer.datamodule.num_train_batches()  # type: ignore[attr-defined]
         if math.isfinite(steps_per_epoch):
             steps_per_epoch = math.ceil(steps_per_epoch)
         if self.steps_per_execution > 1:

@@ -43,7 +43,7 @@ _TRAINER = {"accelerator", "max_epochs", "log_every_n_steps", "num_sanity_val_st
 _TRAINER |= {"use_distributed_sampler", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"}
 _TRAINER |= {"enable_autolog_hparams"}
 _CALLBACKS = {"nan_guard", "throughput", "lr_monitor", "summary", "confusion_matrix", "mistakes", "progress"}
-_CALLBACKS |= {"best", "last"}
+_CALLBACKS |= {"best", "last", "finite_metrics"}
 _SAID = {"criterion", "train_value", "predict", "forward"}  # what a task of one's own says, as `Task` asks for it
 
 

@@ -35,7 +35,7 @@ class Dead(Exception):
     """A run of a trial ended without a result; the message is the reason.
 
     diverged: the same values would diverge again, and the sampler is to keep away from them.
-    hopeless: nor would another try begin.
+    hopeless: nor would another try begin, or have a result.
     """
 
     diverged = False
@@ -330,7 +330,9 @@ def value_of(folder: Path, metric: str, mode: str) -> float:
     if logged and metric not in FROM_SUMMARY:
         value = max(logged) if mode == "max" else min(logged)
     if not isinstance(value, int | float):
-        raise Dead(f"the run has no {metric}; it has {', '.join(sorted(flat)) or 'no metric'}")
+        died = Dead(f"the run has no {metric}: was nothing validated? It has {', '.join(sorted(flat)) or 'no metric'}")
+        died.hopeless = True
+        raise died
     if not math.isfinite(value):
         died = Dead(f"{metric} is {value}")
         died.diverged = True

@@ -1,0 +1,119 @@
+"""Seen around a fit: the checkpoint that was chosen, and weights that a callback puts in place at its end."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+from boltlab.checkpoint_file import read, write
+
+
+def best_callback(trainer: "pl.Trainer", monitor: str) -> ModelCheckpoint | None:
+    """The ModelCheckpoint that has chosen a best file: the one of this metric, else the first that monitors one."""
+    found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    found = [c for c in found if c.monitor and c.best_model_path and c.best_model_score is not None]
+    return min(found, key=lambda callback: callback.monitor != monitor, default=None)
+
+
+def best_path(trainer: "pl.Trainer", monitor: str) -> Path | None:
+    callback = best_callback(trainer, monitor)
+    return None if callback is None else Path(callback.best_model_path)
+
+
+class FitWatch(Callback):
+    """Stands before all other callbacks. `replaced`: whether one of them has put other weights in place at the end of
+    the training, as Lightning's StochasticWeightAveraging does; no checkpoint of the training holds them."""
+
+    def __init__(self) -> None:
+        self.replaced = False
+        self._trained: list[Tensor] = []
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if trainer.is_global_zero and (problem := uneven_windows(trainer, pl_module)):
+            print(problem, flush=True)
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        whole = not isinstance(trainer.strategy, ModelParallelStrategy)  # such callbacks take no sharded weights
+        if whole and _may_replace(trainer):
+            self._trained = [p.detach().cpu().clone() for p in pl_module.parameters()]
+
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        pairs = list(zip(self._trained, pl_module.parameters(), strict=False))
+        self._trained = []
+        changed = any(not torch.equal(before, now.detach().cpu()) for before, now in pairs)
+        # One that averages adds an epoch of its own for the statistics of norms, and changes the weights before it.
+        added = bool(pairs) and 0 <= (trainer.max_epochs or -1) < trainer.current_epoch
+        self.replaced = bool(trainer.strategy.broadcast(changed or added))
+
+
+def keep_replaced(
+    trainer: "pl.Trainer", model: "pl.LightningModule", data: Any, folder: Path, monitor: str
+) -> dict[str, float]:
+    """Validates the weights that a callback has put in place and makes them the run's result: last and best checkpoint.
+
+    They outrank the best epoch, for they are what the callback was asked for. A longer run continues from the weights
+    that were trained, which stay in the last checkpoint.
+
+    Returns:
+        The metrics of the validation.
+    """
+    last, best = folder / "checkpoints" / "last.ckpt", best_callback(trainer, monitor)
+    path = last if last.is_file() else best and Path(best.best_model_path)
+    content = read(path) if path and trainer.is_global_zero else {}
+    if trainer.strategy.broadcast(not content or "averaging_state" in content):
+        return {}  # nothing is saved, or each checkpoint holds the average already
+    metrics: dict[str, float] = {}
+    if sum(trainer.num_val_batches if isinstance(trainer.num_val_batches, list) else [trainer.num_val_batches]):
+        trainer.validate(model, datamodule=data, verbose=False)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+    value = metrics.get(best.monitor or "", math.nan) if best else math.nan
+    if best and math.isfinite(value):
+        best.best_model_score = torch.tensor(value)
+    if trainer.is_global_zero:
+        content.setdefault("current_model_state", content["state_dict"])
+        content["state_dict"] = trainer.strategy.lightning_module_state_dict()
+        for target in {last if last.is_file() else None, best and Path(best.best_model_path)} - {None}:
+            write(content, target)  # type: ignore[arg-type]
+        names = " or ".join(_may_replace(trainer))
+        said = f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else ""
+        print(f"{names} replaced the weights when training ended: they are tested{said}", flush=True)
+    trainer.strategy.barrier()
+    return metrics
+
+
+def _may_replace(trainer: "pl.Trainer") -> list[str]:
+    """Names of the callbacks that act at the end of a fit: this package's own, and those that save, change no weights
+    there that they have not saved."""
+    kinds = [type(c) for c in trainer.callbacks if not isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+    others = [kind for kind in kinds if not kind.__module__.startswith("boltlab.")]
+    return [
+        kind.__name__
+        for kind in others
+        if any(getattr(kind, name) is not getattr(Callback, name) for name in ("on_train_end", "on_fit_end"))
+    ]
+
+
+def uneven_windows(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | None:
+    """Says so where accumulated batches weigh samples unequally, and nothing in the run sees to it."""
+    batches, window = trainer.num_training_batches, trainer.accumulate_grad_batches
+    if window == 1 or not model.automatic_optimization or not math.isfinite(batches):
+        return None
+    if any(getattr(callback, "weighs_windows", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        return None
+    loader: Any = trainer.train_dataloader
+    try:
+        smaller = len(loader.dataset) % loader.batch_size and not getattr(loader, "drop_last", False)
+    except (AttributeError, TypeError):  # several loaders, or one without a length
+        smaller = False
+    if not (batches % window or smaller):
+        return None
+    return (
+        f"trainer.accumulate_grad_batches={window}: of {batches} batches an epoch, the last window has fewer samples"
+        " but is divided as a full one. Where the loss is a mean over samples, callbacks=[default,exact_mean] weighs"
+        " them equally"
+    )
