@@ -100,11 +100,13 @@ WITH = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.monitor='val_acc'.. could not find the monitored key")
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric val_acc which is not available")
 @pytest.mark.parametrize("more", WITH)
 @pytest.mark.parametrize("missing", NONE)
 def test_without_a_best_one_the_last_weights_are_tested(missing, more, boltlab):
-    code, out, err = boltlab("train", *WITH[more], *QUICK, "trainer.max_epochs=2", "data.batch_size=20", *NONE[missing])
+    length = ("trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "data.batch_size=20")
+    code, out, err = boltlab("train", *WITH[more], *QUICK, *length, *NONE[missing])
     assert code == 0 and "test split, last weights: no best checkpoint was chosen" in out, err
     folder = only_run()
     summary = runs.read_summary(folder)
