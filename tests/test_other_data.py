@@ -141,6 +141,11 @@ def moved_copy():
     return "elsewhere.csv"
 
 
+def rewritten():
+    write("b.csv", ("b", "kind", "a"), [[f"{b}0", kind, f"{a}000"] for a, b, kind in column("a.csv", "a", "b", "kind")])
+    return "b.csv"
+
+
 def linked():
     (folder := Path("links")).mkdir()
     (folder / "b.csv").symlink_to(Path("a.csv").absolute())
@@ -158,11 +163,12 @@ def home(monkeypatch, tmp_path):
     [
         (lambda *_: moved_copy(), "the data trained on at another place"),
         (lambda *_: shutil.copy("a.csv", "copy.csv"), "the data trained on at another place"),
+        (lambda *_: rewritten(), "the data trained on at another place"),
         (lambda *_: linked(), ""),
         (lambda *_: f"../{Path.cwd().name}/a.csv", ""),
         (home, ""),
     ],
-    ids=["moved", "copied", "linked", "relative", "home"],
+    ids=["moved", "copied", "rewritten", "linked", "relative", "home"],
 )
 def test_the_data_of_the_training_are_divided_as_there_wherever_they_lie(
     boltlab, monkeypatch, tmp_path, place, said, arguments
@@ -179,6 +185,7 @@ def test_a_table_that_differs_in_one_cell_is_another(boltlab, trained, change):
     rows = column("a.csv", "a", "b", "kind")
     place, value = (0, "0.5") if change == "feature" else (2, next(k for k in KINDS if k != rows[7][2]))
     rows[7][place] = value
+    Path("a.csv").unlink()
     write("b.csv", ("a", "b", "kind"), rows)
     assert "all 300 samples of b.csv, not the data trained on" in evaluated(boltlab, "data.path=b.csv")[1]
 

@@ -99,12 +99,11 @@ def _contradictions(data: DataModule, run: Path) -> list[str] | None:
 
 
 def _same_bytes(data: DataModule, place: Path) -> bool:
-    """Whether files have the content of those at the place of the training, as far as they are still there."""
+    """Whether files have the content of those in the folder of the training, as far as they are still there."""
     for split in SPLITS:
         files = data.files(split)
         for name, path in files[:: max(1, len(files) // FILES_COMPARED)]:
-            before = place / name if place.is_dir() else place
-            if before.is_file() and not filecmp.cmp(before, path, shallow=False):
+            if (place / name).is_file() and not filecmp.cmp(place / name, path, shallow=False):
                 return False
     return True
 
