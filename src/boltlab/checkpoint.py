@@ -3,6 +3,7 @@
 What one file is and how it is written and read stands in `checkpoint_file`.
 """
 
+import copy
 import pickle
 import re
 import shutil
@@ -43,6 +44,7 @@ __all__ = [
     "clean_leftovers",
     "fetch",
     "find",
+    "fitted",
     "load",
     "newest_good",
     "plain",
@@ -238,6 +240,14 @@ def load(
     """
     content = read(which_file(run, checkpoint, log_dir), map_location=device)
     return restore(content).to(device)
+
+
+def fitted(content: dict[str, Any]) -> dict[str, Any]:
+    """What the data module of a run has fitted on its training samples; of an old checkpoint, the class names alone."""
+    data = (content.get("config") or {}).get("data") or {}
+    states = (part["fitted"] for part in content.values() if isinstance(part, dict) and "fitted" in part)
+    found = next((state for state in states if isinstance(state, dict)), {})
+    return copy.deepcopy({"class_names": data.get("class_names"), **found})  # the file may be mapped into memory
 
 
 def restore(content: dict[str, Any]) -> LightningModule:

@@ -494,7 +494,9 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]
         inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
-        fresh = compose("train", inside).config
+        fresh = compose("train", inside, check=False).config  # it is checked below, with what the run has
+        if "data" in swapped:
+            _take_over(OmegaConf.to_container(config.data, resolve=True), fresh.data, keys(inside))
         for group in swapped | ({"augment"} if "data" in swapped else set()):
             edited[group] = fresh[group]
     for o in parsed:
@@ -516,6 +518,23 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     if mistakes:
         raise ConfigError(mistakes)
     return finish("train", edited)
+
+
+def _take_over(trained: Any, fresh: DictConfig, given: list[str]) -> None:
+    """What a swapped data group takes from the run, unless it is given: what it leaves open; the normalization that the
+    net was trained on; and, for data of the same class, where the splits lie."""
+    for key, value in trained.items():
+        if key not in fresh.keys() or f"data.{key}" in given:  # noqa: SIM118 (`in` passes over what is missing)
+            continue
+        is_open = OmegaConf.is_missing(fresh, key) or fresh[key] == "auto"
+        if key == "input_shape":  # a table's: its features are found by name
+            is_open &= len(value) == 1
+        same_inputs = key in ("mean", "std") and fresh.get("input_shape") == trained.get("input_shape")
+        if is_open or same_inputs or (key in _SPLITS and fresh._target_ == trained["_target_"]):
+            fresh[key] = value
+
+
+_SPLITS = ("val_fraction", "test_fraction", "split_seed", "folds", "fold", "max_samples")
 
 
 def _parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:

@@ -81,6 +81,16 @@ def test_class_folders_straight_in_root(tmp_path):
         assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, split))
 
 
+@pytest.mark.parametrize("layout", ["", "train"])
+def test_small_classes_leave_the_splits_their_size(tmp_path, layout):
+    for name, number in (("cat", 1), ("dog", 2), ("eel", 37)):
+        fill(tmp_path / layout, [name], number)
+    data = module(tmp_path, val_fraction=0.25, test_fraction=0.2)
+    splits = ("train", "val", "test") if not layout else ("train", "val")
+    assert [len(data.dataset(split)) for split in splits] == ([24, 8, 8] if not layout else [30, 10])
+    assert data.class_counts("train").min() == 1
+
+
 def test_split_lacking_or_renaming_a_class_is_named(root):
     shutil.rmtree(root / "val" / "cat")
     with pytest.raises(DataError, match=r"val lacks 'cat'\n  the classes: 'cat', 'dog', 'eel'"):

@@ -1,9 +1,12 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedShuffleSplit
 
-from boltlab.data.splits import fold_problems, split_off, take_fold, thin_out
+from boltlab.data.splits import _shuffled, fold_problems, split_off, take_fold, thin_out
 from boltlab.errors import DataError
 
 LABELS = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
@@ -35,9 +38,84 @@ def test_split_off_is_stratified_exact_and_repeatable():
 
 
 def test_split_off_keeps_a_sample_of_every_class():
-    rest, chosen = split_off(torch.tensor([0] * 20 + [1, 2]), 0.9, seed=0)
+    rest, chosen = split_off(torch.tensor([0] * 20 + [1, 2]), 19, seed=0)
     assert rest.tolist()[-2:] == [20, 21]
-    assert len(chosen) == 18
+    assert len(chosen) == 19
+
+
+@pytest.mark.parametrize(
+    ("counts", "size"),
+    [
+        ([2, 500, 498], 0.1),
+        ([1, 2, 97], 40),
+        ([1] * 60 + [2] * 20 + [50, 250], 0.2),
+        ([1] * 100 + [101], 0.4),
+        ([2] * 50, 50),
+        ([3, 0, 2, 45], 0.9),
+    ],
+)
+def test_split_off_has_its_size_where_classes_are_small(counts, size):
+    labels = torch.repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    wanted = size if isinstance(size, int) else round(sum(counts) * size)
+    rest, chosen = split_off(labels, size, seed=3)
+    assert (len(chosen), len(rest)) == (wanted, sum(counts) - wanted)
+    left, taken = (torch.bincount(labels[part], minlength=len(counts)) for part in (rest, chosen))
+    assert (left + taken).tolist() == counts
+    assert torch.equal(left > 0, torch.tensor(counts) > 0)
+    share = torch.tensor(counts) * wanted / sum(counts)
+    assert torch.all(taken > torch.minimum(share - 1, left + taken - 1.5))  # its share, as far as it has that to spare
+
+
+@pytest.mark.parametrize(("counts", "size"), [([200, 300], 0.2), ([2, 40, 58], 30), ([33, 33, 34, 7], 0.25)])
+def test_split_off_takes_of_each_class_as_many_as_scikit_learn(counts, size):
+    labels = torch.repeat_interleave(torch.tensor(counts))
+    split = StratifiedShuffleSplit(1, test_size=size, random_state=0).split(labels, labels)
+    theirs = torch.bincount(labels[torch.from_numpy(next(split)[1])], minlength=len(counts))
+    ours = torch.bincount(labels[split_off(labels, size, seed=0)[1]], minlength=len(counts))
+    assert abs(len(labels) * size - ours.sum() if isinstance(size, float) else size - ours.sum()) <= 0.5
+    assert torch.all((ours - theirs).abs() <= 1)
+
+
+def before(labels, size, seed):
+    """What was chosen in runs of commit 3135e11: the largest remainders are rounded up, and each class keeps one."""
+    count = round(len(labels) * size) if isinstance(size, float) else size
+    quota = [n * count / len(labels) for n in torch.bincount(labels).tolist()]
+    up = sorted(range(len(quota)), key=lambda label: int(quota[label]) - quota[label])[: count - sum(map(int, quota))]
+    left = [min(int(q) + (label in up), int((labels == label).sum()) - 1) for label, q in enumerate(quota)]
+    chosen = []
+    for index in _shuffled(len(labels), seed).tolist():
+        left[labels[index]] -= 1
+        chosen += [index] * (left[labels[index]] >= 0)
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("counts", [[60, 30, 10], [17, 18, 17, 18, 18, 18, 18, 17, 17, 18], [50, 0, 50], [95, 5]])
+def test_split_off_is_what_it_was_where_every_class_can_give_its_share(counts):
+    """Earlier runs find their validation and test samples again."""
+    labels = torch.repeat_interleave(torch.tensor(counts))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
+    for size, seed in itertools.product((0.1, 0.25, 33), (0, 1)):
+        assert split_off(labels, size, seed)[1].tolist() == before(labels, size, seed)
+
+
+@pytest.mark.parametrize(
+    ("labels", "size", "named"),
+    [
+        (
+            torch.arange(300),
+            0.2,
+            "60 off 300 samples: each of the 300 .* 300 of them have no other: 0, 1, 2 and 297 more",
+        ),
+        (torch.tensor([0] * 9 + [1, 2, 3]), 9, "9 off 12 samples: each of the 4 .* 3 of them have no other: 1, 2, 3."),
+        (torch.tensor([0, 0, 1, 1]), 3, "3 off 4 samples: each of the 2 classes keeps one to train on. Take"),
+    ],
+)
+def test_split_off_names_the_classes_that_are_too_small(labels, size, named):
+    with pytest.raises(DataError, match=f"cannot split {named}"):
+        split_off(labels, size, seed=0)
+    with pytest.raises(DataError, match=r"data\.task=regression"):
+        split_off(labels, size, seed=0)
 
 
 def test_split_off_of_a_regression_is_random():

@@ -2,11 +2,12 @@ import importlib.util
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
 
-from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses
+from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses, TableDataModule
 from boltlab.errors import DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -116,6 +117,83 @@ def test_no_header_row_bom_semicolons_quotes_and_blank_lines(tmp_path):
 def test_what_is_wrong_is_named(tmp_path, text, options, message):
     with pytest.raises(DataError, match=message):
         classes(tmp_path, text, **options).dataset("train")
+
+
+@pytest.mark.parametrize("line", [2, 11, 25, 41])  # of train, val or test, wherever the split puts it
+@pytest.mark.parametrize("cell", ["1e300", "-1e39", "3.5e38", "nan", "inf", "1e999"])
+@pytest.mark.parametrize("column", ["x", "y"])
+def test_a_number_that_float32_cannot_hold_is_named(tmp_path, line, cell, column):
+    rows = [[str(n % 7), str(n)] for n in range(40)]
+    rows[line - 2]["xy".index(column)] = cell
+    text = "x,y\n" + "\n".join(map(",".join, rows))
+    with pytest.raises(DataError, match=rf"table, 1.csv: column '{column}'.* line {line}"):
+        CSV(path=table(tmp_path, text), target="y", task="regression").dataset("train")
+
+
+class Own(TableDataModule):
+    """A table of somebody's own."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+        self.num_classes = None if y.is_floating_point() else 2
+
+    def table(self):
+        return self.x, self.y
+
+
+@pytest.mark.parametrize("value", [1e39, float("nan"), float("-inf")])
+@pytest.mark.parametrize("row", [0, 17, 59])
+def test_a_number_that_float32_cannot_hold_is_named_in_any_table(value, row):
+    x, y = torch.arange(180).double().reshape(60, 3), torch.arange(60).double()
+    x[row, 1] = value
+    for target in (y, torch.arange(60) % 2):
+        with pytest.raises(DataError, match=f"Own: feature 1, row {row}: .* is no finite number of float32$"):
+            Own(x, target).dataset("val")
+    y[[row, 3]] = value
+    with pytest.raises(DataError, match=rf"Own: target, row {min(row, 3)}: .* \(2 such numbers\)$"):
+        Own(torch.ones(60, 3), y).dataset("test")
+
+
+def test_the_largest_numbers_are_standardized_as_in_float64():
+    x = np.where(np.arange(60) % 2, 3e38, -3e38)[:, None] * [1.0, 0.5]
+    y = np.linspace(-3.4e38, 3.4e38, 60)
+    data = Own(torch.from_numpy(x), torch.from_numpy(y))
+    data.standardize_target = True
+    train = data.three_splits(torch.from_numpy(y), data.test_fraction)["train"].numpy()
+    for ours, values in ((data.dataset("train").x, x), (data.dataset("train").labels, y)):
+        expected = (values[train] - values[train].mean(0)) / values[train].std(0)
+        np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6)
+
+
+def test_a_number_that_standardizing_makes_too_large_is_named():
+    x = torch.full((60, 2), 1.0).double()
+    x[:, 1] += torch.arange(60) * 1e-9
+    data = Own(x, torch.arange(60) % 2)
+    x[int(data.three_splits(torch.arange(60) % 2, 0.2)["test"][0]), 1] = 3e38
+    with pytest.raises(DataError, match=r"Own: feature 1, row \d+: 3e\+38 is too large for float32 once it is stand"):
+        data.dataset("train")
+
+
+MEASURED = "x,y\n" + "".join(f"{n % 7},{n % 281 / 100}\n" for n in range(300))
+RARE = "x,y\n" + "".join(f"{n % 7},{'rare' if n in (30, 31) else 'fa' + 'rb' * (n % 2)}\n" for n in range(100))
+
+
+def test_a_measured_number_as_the_class_is_refused(boltlab, tmp_path):
+    path = f"data.path='{table(tmp_path, MEASURED)}'"
+    arguments = ("data=csv", path, "data.target=y", "data.task=classification", "model=linear", "logger=none")
+    code, _, err = boltlab("train", *arguments)
+    assert code == 1 and "cannot split 60 off 300 samples: each of the 281 classes keeps one" in err
+    assert "262 of them have no other: '0.19', '0.2', '0.21' and 259 more" in err and "data.task=regression" in err
+
+
+def test_a_class_that_is_trained_on_alone_is_named_once(boltlab, tmp_path):
+    path = f"data.path='{table(tmp_path, RARE)}'"
+    arguments = ("data=csv", path, "data.target=y", "data.task=classification", "model=linear", "logger=none")
+    code, out, err = boltlab("train", *arguments, "trainer.max_epochs=2")
+    assert code == 0, err
+    assert out.count("classes without a validation sample: 1 ('rare')") == 1
+    assert "classes without" not in boltlab("eval", "run=latest", "logger=none")[1]
 
 
 def test_missing_and_binary_files(tmp_path):

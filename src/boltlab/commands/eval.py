@@ -1,6 +1,7 @@
 """`boltlab eval`: all metrics of a run's checkpoint on a split, also of another data set."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
-from boltlab.config import build, compose, edit, keys, split_overrides
+from boltlab.config import compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
@@ -79,7 +80,7 @@ def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABL
 
 def measure(folder_name: str) -> None:
     """What every process of an evaluation does: its part of the split; the metrics are those of all of them."""
-    from boltlab import checkpoint
+    from boltlab import checkpoint, other_data
 
     folder = Path(folder_name)
     with signals.caught():
@@ -87,9 +88,11 @@ def measure(folder_name: str) -> None:
         content = checkpoint.read(checkpoint.find(Path(asked["evaluated"]), asked["checkpoint"]))
         model = checkpoint.restore(content)
         same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
-        data, split = build(config, "data"), asked["split"]
+        (data, said), split = other_data.build_data(config, content, Path(asked["evaluated"])), asked["split"]
         data.test_split = split  # Lightning tests on it and names the metrics after its stage
         trainer = make_trainer(config)
+        if said and trainer.is_global_zero:
+            data.on_load = partial(other_data.tell, data, said)
         trainer.test(model, datamodule=data, verbose=False)
         metrics = numbers(trainer.callback_metrics).items()
         if trainer.is_global_zero:
@@ -106,7 +109,8 @@ def same_kind(trained: Any, evaluated: Any) -> None:
     Raises:
         UserError: other shape, other classes, or the same classes in another order: labels would be shifted.
     """
-    for key, what in (("input_shape", "inputs of shape"), ("num_classes", "a number of classes of")):
+    kinds = {"input_shape": "inputs of shape", "num_classes": "a number of classes of", "task": "a task of"}
+    for key, what in kinds.items():
         ours, theirs = trained.get(key), evaluated.get(key)
         if ours is not None and theirs is not None and ours != theirs:
             raise UserError(

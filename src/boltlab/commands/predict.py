@@ -155,13 +155,14 @@ def predict(
     if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
         raise UserError("boltlab predict takes images, this run was trained on tables")
     where = _place(device, devices, rank)
-    model = checkpoints.restore(checkpoints.read(checkpoints.find(folder, checkpoint)))
+    content = checkpoints.read(checkpoints.find(folder, checkpoint))
+    model = checkpoints.restore(content)
     try:
         model = model.to(where)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device={device}: {str(e).splitlines()[0]}") from e
     data = build(config, "data")
-    names = list(config.data.class_names)
+    names = list(checkpoints.fitted(content)["class_names"] or config.data.class_names)
 
     def load(path: Path) -> Any:
         try:

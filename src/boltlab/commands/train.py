@@ -232,6 +232,7 @@ _at_hand: dict[str, DictConfig] = {}  # what this process has just read, by its 
 
 def _fit(folder: Path, config: DictConfig) -> None:
     import lightning.pytorch as pl
+    import torch
 
     from boltlab import checkpoint, resume, transfer
 
@@ -241,6 +242,10 @@ def _fit(folder: Path, config: DictConfig) -> None:
     newest, _ = checkpoint.newest_good(folder)
     if newest is None and config.get("init_from"):
         transfer.initialize(model, config, folder)
+    if newest is not None and hasattr(data, "fitted"):  # before Lightning, which restores it after it was fitted anew
+        content = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
+        data.load_state_dict({"fitted": checkpoint.fitted(content)})
+        del content
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     several_steps(config, data, model)
     trainer = make_trainer(config, adapt)

@@ -13,7 +13,7 @@ as `torchvision.transforms.v2` does.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from boltlab.data.loader import Batches, Loader, TensorData, available_cores
 from boltlab.data.samplers import EvalSampler, TrainSampler
-from boltlab.data.splits import fold_problems, split_off, take_fold, thin_out
+from boltlab.data.splits import fold_problems, listed, split_off, take_fold, thin_out
 from boltlab.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -65,12 +65,19 @@ class DataModule(LightningDataModule):
     num_classes: int | Literal["auto"] | None = None
     class_names: list[str] | Literal["auto"] | None = None
 
+    # The arguments that tell these data from others of the class; a path means what it leads to.
+    located_by: ClassVar[tuple[str, ...]] = ("path", "root", "name")
+
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     device: torch.device = field(init=False, default=torch.device("cpu"))  # where no Trainer says it
     batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
     on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
     replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
+    whole: bool = field(init=False, default=False)  # `eval` sets it: data not trained on are not divided
+    # What was fitted on the training samples, tensors and plain values: every checkpoint holds it, and where it comes
+    # from one, a `load` applies it instead of fitting anew.
+    fitted: dict[str, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -78,6 +85,7 @@ class DataModule(LightningDataModule):
         self._on_device: dict[Split, TensorData] = {}
         self._said = False
         self._divided = self._thinned = False
+        self._never_validated: list[int] = []
 
     # What a subclass defines
 
@@ -115,6 +123,16 @@ class DataModule(LightningDataModule):
                 problems.append((name, f"{number} is less than {least}"))
         return problems
 
+    def state_dict(self) -> dict[str, Any]:
+        names = {"class_names": self.class_names} if isinstance(self.class_names, list) else {}
+        return {"fitted": {**self.fitted, **names}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what was fitted; before the first split is loaded."""
+        self.fitted = dict(state_dict.get("fitted") or {})
+        if not isinstance(self.class_names, list) and isinstance(names := self.fitted.get("class_names"), list):
+            self.class_names, self.num_classes = names, len(names)
+
     def setup(self, stage: str | None = None) -> None:
         for split in {"fit": ("train", "val"), "validate": ("val",), "test": (self.test_split,)}.get(stage or "", ()):
             self.dataset(split)  # type: ignore[arg-type]
@@ -135,6 +153,10 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         rank, world_size = self._rank_and_world_size()
         batches = self.batches("train", augment=True)
+        if self._never_validated and rank == 0:
+            names = listed(self._never_validated, self._names_of_classes)
+            print(f"classes without a validation sample: {len(self._never_validated)} ({names})", flush=True)
+            self._never_validated.clear()  # shared by copies of this module
         sampler = TrainSampler(
             len(batches),
             self._batch_size_per_process(world_size),
@@ -186,30 +208,43 @@ class DataModule(LightningDataModule):
         labels: of those samples, int64 [N] or float [N].
         """
         self._divided = True
+        if self.whole:
+            return torch.arange(len(labels)), torch.arange(len(labels))
         for name, message in fold_problems(self.folds, self.fold):
             raise DataError(f"data.{name}={getattr(self, name)} {message}")
         if self.folds is None or self.fold is None:
-            train, val = split_off(labels, self.val_fraction, self.split_seed)
+            train, val = split_off(labels, self.val_fraction, self.split_seed, self._names_of_classes)
         else:
-            names = self.class_names if isinstance(self.class_names, list) else None
-            train, val = take_fold(labels, self.folds, self.fold, self.split_seed, names)
+            train, val = take_fold(labels, self.folds, self.fold, self.split_seed, self._names_of_classes)
+        if not labels.is_floating_point():
+            trained, validated = labels[train].unique(), labels[val].unique()
+            self._never_validated = trained[~torch.isin(trained, validated)].tolist()
         return train[self.kept(labels[train])], val
 
     def three_splits(self, labels: Tensor, test_fraction: float | int) -> dict[Split, Tensor]:
         """Indices of train, val and test for data without splits of its own. No seed moves test."""
-        rest, test = split_off(labels, test_fraction, seed=0)
+        if self.whole:
+            every = self.train_and_val(labels)[0]
+            return {"train": every, "val": every, "test": every}
+        rest, test = split_off(labels, test_fraction, 0, self._names_of_classes)
         train, val = self.train_and_val(labels[rest])
         return {"train": rest[train], "val": rest[val], "test": test}
 
     def kept(self, labels: Tensor) -> Tensor:
         """Indices of the training samples, which have these labels, that `max_samples` keeps."""
         self._thinned = True
-        if self.max_samples is None or self.max_samples >= len(labels):
+        if self.whole or self.max_samples is None or self.max_samples >= len(labels):
             return torch.arange(len(labels))
         return thin_out(labels, self.max_samples, self.split_seed)
 
+    @property
+    def _names_of_classes(self) -> list[str] | None:
+        return self.class_names if isinstance(self.class_names, list) else None
+
     def _refuse_what_load_left_out(self, split: Split) -> None:
         name = type(self).__name__
+        if self.whole:
+            return
         if self.folds is not None and not self._divided:
             raise DataError(f"data.folds={self.folds}: the {split} split of {name} is not divided by train_and_val()")
         if self.max_samples is not None and split == "train" and not self._thinned:

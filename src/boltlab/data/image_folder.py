@@ -113,6 +113,7 @@ class ImageFolder(ImageDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.root = os.path.expanduser(self.root)
         self._caches: dict[tuple[int, bool], TensorData | CachedData] = {}
         if not isinstance(self.class_names, list) or not isinstance(self.num_classes, int):
             found = self.discover({"root": self.root, "class_names": self.class_names or "auto"})
@@ -137,6 +138,8 @@ class ImageFolder(ImageDataModule):
     @cached_property
     def _splits(self) -> dict[Split, FolderData]:
         root = Path(self.root)
+        if self.whole:
+            return self._whole(_present_splits(root) or split_folders(root))
         parts = split_folders(root)
         check_classes(parts, self._names)
         splits = {split: self._read(folder) for split, folder in parts.items()}
@@ -151,6 +154,15 @@ class ImageFolder(ImageDataModule):
             raise DataError(f"data.folds={self.folds}: {no_folds(parts['val'])}")
         return splits | {"train": train.subset(self.kept(train.labels))}
 
+    def _whole(self, parts: dict[Split, Path]) -> dict[Split, FolderData]:
+        """Of data that were not trained on, which may lack classes: a split that they do not have is all images."""
+        check_classes(parts, self._names, all_of_them=False)
+        found = {split: self._read(folder) for split, folder in parts.items()}
+        files = [file for data in found.values() for file in data.files]
+        labels = torch.cat([data.labels for data in found.values()])
+        every = FolderData(files, labels, self._names, self.input_shape[0], check_decode(self.decode))
+        return {split: found.get(split, every) for split in FOLDER_NAMES}
+
     def files(self, split: Split) -> list[tuple[str, str]]:
         root = os.path.join(Path(self.root), "")
         return [(path.removeprefix(root).replace(os.sep, "/"), path) for path in self.dataset(split).files]
@@ -160,12 +172,14 @@ class ImageFolder(ImageDataModule):
         labels: list[int] = []
         folders = class_folders(folder)
         for label, name in enumerate(self._names):
-            found = image_files(folders[name], within=folder)
-            if not found:
+            found = image_files(folders[name], within=folder) if name in folders else []
+            if not found and not self.whole:
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        return FolderData(files, torch.tensor(labels), self._names, self.input_shape[0], check_decode(self.decode))
+        return FolderData(
+            files, torch.tensor(labels, dtype=torch.int64), self._names, self.input_shape[0], check_decode(self.decode)
+        )
 
     def source(self, split: Split, stored: bool) -> Any:
         data = self.dataset(split)
@@ -244,6 +258,7 @@ def no_folds(val: Path) -> str:
 
 def split_folders(root: Path) -> dict[Split, Path]:
     """The folder of each split; of train alone, root itself, where the class folders stand straight in root."""
+    root = root.expanduser()
     if not root.is_dir():
         what = "is a file, not a folder: unpack it first" if root.is_file() else "does not exist"
         raise DataError(
@@ -258,6 +273,7 @@ def split_folders(root: Path) -> dict[Split, Path]:
 
 
 def _present_splits(root: Path) -> dict[Split, Path]:
+    root = root.expanduser()
     return {
         split: root / name
         for split, names in FOLDER_NAMES.items()
@@ -310,24 +326,24 @@ def class_names(root: str | Path) -> list[str]:
     return names
 
 
-def check_classes(parts: dict[Split, Path], names: list[str]) -> None:
-    """DataError unless every split has exactly these classes: a shifted label is worse than a stop."""
-    if not names:
-        folder = parts["train"]
+def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool = True) -> None:
+    """DataError unless every split has these classes and no others: a shifted label is worse than a stop."""
+    folder = next(iter(parts.values()))
+    if not names or not any(map(class_folders, parts.values())):
         flat = any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
         what = "its images stand in no class folder" if flat else "it has no class folder"
         raise DataError(f"no classes in {folder}: {what}. Expected: {folder}/<class>/<image>")
     problems = []
-    for split, folder in parts.items():
-        found = class_folders(folder)
+    for split, path in parts.items():
+        found = class_folders(path)
         missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
-        if missing:
+        if missing and all_of_them:
             problems.append(f"{split} lacks {_listed(missing)}")
         if unknown:
             problems.append(f"{split} has {_listed(unknown)} besides")
     if problems:
         raise DataError(
-            f"the class folders in {parts['train'].parent if len(parts) > 1 else parts['train']} do not match:\n  "
+            f"the class folders in {folder.parent if len(parts) > 1 else folder} do not match:\n  "
             + "\n  ".join(problems)
             + f"\n  the classes: {_listed(names)}"
         )

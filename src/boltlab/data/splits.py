@@ -13,10 +13,16 @@ from boltlab.data.samplers import random_key
 from boltlab.errors import DataError
 
 
-def split_off(labels: Tensor, size: float | int, seed: int) -> tuple[Tensor, Tensor]:
+def split_off(
+    labels: Tensor, size: float | int, seed: int, class_names: list[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Choose `size` samples (a fraction, or a number if it is an int): (indices of the rest, chosen).
 
-    Every class gives its share, to within one sample, and keeps at least one.
+    Every class gives its share, to within one sample, and keeps at least one. Where classes are too small to give
+    theirs, the others give what is missing, each its share of what it can spare.
+
+    Raises:
+        DataError: a part would be empty; or classes have no sample to spare, named as in `class_names`.
     """
     count = round(len(labels) * size) if isinstance(size, float) else size
     if not 0 < count < len(labels):
@@ -26,11 +32,11 @@ def split_off(labels: Tensor, size: float | int, seed: int) -> tuple[Tensor, Ten
         chosen = order[:count]
     else:
         counts = torch.bincount(labels)
-        quota = counts.double() * count / len(labels)
-        take = quota.floor().long()
-        by_remainder = (quota - take).argsort(descending=True, stable=True)
-        take[by_remainder[: count - int(take.sum())]] += 1
-        take = take.minimum((counts - 1).clamp(min=0))
+        spare = (counts - 1).clamp(min=0)
+        if count > spare.sum():
+            raise DataError(_too_few_to_split(counts, count, class_names))
+        take = _shares(counts, count).minimum(spare)
+        take += _shares(spare - take, count - int(take.sum()))
         order, place = _by_class(order, labels)
         chosen = order[place < take[labels[order]]]
     return _rest_and(chosen, len(labels))
@@ -54,9 +60,9 @@ def take_fold(
         few = [(count, label) for label, count in enumerate(torch.bincount(labels).tolist()) if 0 < count < folds]
         if few:
             count, label = min(few)
-            name = class_names[label] if class_names else label
             raise DataError(
-                f"data.folds={folds}: samples of class {name!r} beside the test set: {count}, and each fold needs one"
+                f"data.folds={folds}: samples of class {listed([label], class_names)} beside the test set: {count}, and"
+                " each fold needs one"
             )
         order, _ = _by_class(order, labels)
     return _rest_and(order[fold::folds], len(labels))
@@ -91,6 +97,30 @@ def fold_problems(folds: Any, fold: Any) -> list[tuple[str, str]]:
     if not isinstance(fold, int) or not 0 <= fold < folds:
         return [("fold", f"is none of the parts of data.folds={folds}, which are 0 to {folds - 1}")]
     return []
+
+
+def listed(labels: list[Any], class_names: list[str] | None, shown: int = 3) -> str:
+    """The first of some classes by their names, and how many more there are."""
+    names = ", ".join(repr(class_names[label] if class_names else label) for label in labels[:shown])
+    return names + (f" and {len(labels) - shown} more" if len(labels) > shown else "")
+
+
+def _shares(counts: Tensor, count: int) -> Tensor:
+    """`count` divided in proportion to `counts`, int64 [N]; none gets more than its own where the sum allows it."""
+    quota = counts.double() * count / max(1, int(counts.sum()))
+    take = quota.floor().long()
+    by_remainder = (quota - take).argsort(descending=True, stable=True)
+    take[by_remainder[: count - int(take.sum())]] += 1
+    return take
+
+
+def _too_few_to_split(counts: Tensor, count: int, class_names: list[str] | None) -> str:
+    single, classes = (counts == 1).nonzero().flatten().tolist(), int((counts > 0).sum())
+    alone = f", and {len(single)} of them have no other: {listed(single, class_names)}" if single else ""
+    return (
+        f"cannot split {count} off {int(counts.sum())} samples: each of the {classes} classes keeps one to train on"
+        f"{alone}. Take a smaller fraction or join classes; if the labels are measurements, data.task=regression"
+    )
 
 
 def _shuffled(count: int, *key: int) -> Tensor:

@@ -1,11 +1,12 @@
 """Tables: CSV files, scikit-learn's diabetes, and synthetic classes; all fit in memory."""
 
 import csv
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from sklearn.datasets import load_diabetes, make_classification
@@ -13,7 +14,10 @@ from torch import Tensor
 
 from boltlab.data.base import DataModule, Split
 from boltlab.data.loader import TensorData
+from boltlab.data.splits import listed
 from boltlab.errors import DataError
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -22,7 +26,9 @@ class TableDataModule(DataModule):
 
     Every feature is standardized with the mean and standard deviation of the training rows alone, which stand in
     `mean` and `std` [F] once a split is loaded. The target of a regression keeps its unit unless `standardize_target`,
-    which then uses `target_mean` and `target_std`, again of the training rows.
+    which then uses `target_mean` and `target_std`, again of the training rows. Checkpoints hold all four and the names
+    of the features: `eval` applies them to rows of any other table.
+    DataError names the first number that float32 cannot hold, as it is or standardized: nan, infinite or too large.
 
     test_fraction, val_fraction: share of all rows set aside for testing, and of the others for validation;
         stratified by class in classification.
@@ -41,22 +47,54 @@ class TableDataModule(DataModule):
         """All rows: features float64 [N,F], and the target, int64 [N] or float64 [N]."""
         raise NotImplementedError
 
+    @property
+    def feature_columns(self) -> list[str] | None:
+        """Names of the features in the order of x; None where they have none."""
+        return None
+
+    def cell(self, row: int, column: int | None = None) -> str:
+        """Where a number of the table stands, for people; without a column, the target."""
+        return f"{type(self).__name__}: {'target' if column is None else f'feature {column}'}, row {row}"
+
     @cached_property
     def _splits(self) -> dict[Split, TensorData]:
         x, y = self.table()
+        x, y = x.double(), y.double() if y.is_floating_point() else y
+        for values in (x, y):
+            self._refuse(~(values.abs() <= LARGEST), values, "is no finite number of float32")
         rows = self.three_splits(y, self.test_fraction)
-        train = x[rows["train"]]
-        self.mean = train.mean(0)
-        std = train.std(0, correction=0)
-        self.std = torch.where(std > 0, std, 1.0)  # a constant column becomes 0
-        x = ((x - self.mean) / self.std).float()
+        if "mean" not in self.fitted:
+            self._fit(x[rows["train"]], y[rows["train"]])
+        self.mean, self.std = self.fitted["mean"], self.fitted["std"]
+        if len(self.mean) != x.shape[1]:
+            raise DataError(f"the run was trained on {len(self.mean)} feature columns, this table has {x.shape[1]}")
+        x = self._standardized(x, self.mean, self.std)
         if y.is_floating_point():
-            if self.standardize_target:
-                self.target_mean = y[rows["train"]].mean().item()
-                self.target_std = y[rows["train"]].std(correction=0).item() or 1.0
-            y = ((y - self.target_mean) / self.target_std).float()
+            self.target_mean, self.target_std = self.fitted["target_mean"], self.fitted["target_std"]
+            y = self._standardized(y, self.target_mean, self.target_std)
         data = TensorData(x, y)
         return {split: data.subset(indices) for split, indices in rows.items()}
+
+    def _fit(self, x: Tensor, y: Tensor) -> None:
+        if self.whole:
+            raise DataError(f"{type(self).__name__}: what the run has fitted on its training rows is not known")
+        std = x.std(0, correction=0)
+        std = torch.where(std > 0, std, 1.0)  # a constant column becomes 0
+        self.fitted |= {"features": self.feature_columns, "mean": x.mean(0), "std": std}
+        if y.is_floating_point():
+            mean, deviation = (y.mean().item(), y.std(correction=0).item()) if self.standardize_target else (0.0, 1.0)
+            self.fitted |= {"target_mean": mean, "target_std": deviation or 1.0}
+
+    def _standardized(self, values: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
+        scaled = (values - mean) / std
+        self._refuse(scaled.abs() > LARGEST, values, "is too large for float32 once it is standardized")
+        return scaled.float()
+
+    def _refuse(self, wrong: Tensor, values: Tensor, why: str) -> None:
+        if wrong.any():
+            place, count = wrong.nonzero()[0].tolist(), int(wrong.sum())
+            more = f" ({count} such numbers)" if count > 1 else ""
+            raise DataError(f"{self.cell(*place)}: {values[tuple(place)]:.6g} {why}{more}")
 
     def load(self, split: Split) -> TensorData:
         return self._splits[split]
@@ -90,6 +128,10 @@ class SyntheticClasses(TableDataModule):
     num_informative: int = 20
     class_separation: float = 2.0
     table_seed: int = 0
+
+    located_by: ClassVar[tuple[str, ...]] = (
+        "num_rows", "num_features", "num_informative", "class_separation", "table_seed"
+    )  # fmt: skip
 
     @classmethod
     def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +168,8 @@ class CSV(TableDataModule):
 
     columns: names of the columns of a file without a header row; None reads them from its first row.
     target: the column to predict: any text in classification (sorted: the classes), a number in regression.
-    features: the columns to predict from; None takes all others.
+    features: the columns to predict from; None takes all others. Of a trained run they are those of its training, found
+        by name, in whatever order another file has them.
     DataError names the column and line of what is missing or not a number.
     """
 
@@ -147,6 +190,7 @@ class CSV(TableDataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.path = os.path.expanduser(self.path)
         if self.input_shape == "auto":
             self.input_shape = (len(self.feature_columns),)
         if self.task == "regression":
@@ -187,13 +231,17 @@ class CSV(TableDataModule):
     def feature_columns(self) -> list[str]:
         """Names of the features, in the order of x."""
         names, _ = self._rows
-        wanted = [*(self.features or []), self.target]
+        trained = self.fitted.get("features")
+        if trained and self.features is not None and set(self.features) != set(trained):
+            raise DataError(f"data.features={self.features}: the run was trained on {trained}")
+        asked = trained or self.features
+        wanted = [*(asked or []), self.target]
         if unknown := [name for name in wanted if name not in names]:
             hint = "" if self.columns is not None else " (a file without a header row needs data.columns=[…])"
             raise DataError(f"{self.path} has no column {unknown[0]!r}; it has {', '.join(map(repr, names))}{hint}")
-        if self.features is not None and self.target in self.features:
+        if asked is not None and self.target in asked:
             raise DataError(f"data.target={self.target} is also among data.features")
-        features = self.features if self.features is not None else [name for name in names if name != self.target]
+        features = asked if asked is not None else [name for name in names if name != self.target]
         if not features:
             raise DataError(f"{self.path} has no column besides the target {self.target!r}")
         return list(features)
@@ -220,6 +268,10 @@ class CSV(TableDataModule):
                 raise DataError(f"{self.path}: column {name!r}, line {line}: {text!r} is not a number{hint}")
         return torch.tensor(numbers, dtype=torch.float64)
 
+    def cell(self, row: int, column: int | None = None) -> str:
+        name = self.target if column is None else self.feature_columns[column]
+        return f"{self.path}: column {name!r}, line {self._rows[1][row][0]}"
+
     def table(self) -> tuple[Tensor, Tensor]:
         x = torch.stack([self._numbers(name) for name in self.feature_columns], dim=1)
         if self.task == "regression":
@@ -227,7 +279,8 @@ class CSV(TableDataModule):
         label = {name: index for index, name in enumerate(self.class_names or [])}
         texts = self._column(self.target)
         if unknown := sorted(set(texts) - label.keys()):
-            raise DataError(f"{self.path}: {unknown[0]!r} in column {self.target!r} is not among data.class_names")
+            named = f"{listed(unknown, None)} in column {self.target!r} {'is' if len(unknown) == 1 else 'are'}"
+            raise DataError(f"{self.path}: {named} not among data.class_names ({listed(list(label), None)})")
         return x, torch.tensor([label[text] for text in texts])
 
 

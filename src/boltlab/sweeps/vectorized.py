@@ -373,6 +373,7 @@ class _Training:
         if self.data_json.is_file() and net.folder != self.data_json.parent:
             shutil.copyfile(self.data_json, net.folder / "data.json")
         shared = {"epoch": len(net.rows) - 1, "global_step": self.stack.step, "config": credentials.plain(net.config)}
+        shared[type(self.stack.data).__qualname__] = self.stack.data.state_dict()
         for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
             content = {**shared, "state_dict": self.stack.state_dict(place, best)}
             checkpoint.write(content, net.folder / "checkpoints" / f"{name}.ckpt")

@@ -1,0 +1,123 @@
+"""The data that a trained model is evaluated on: those of its training, or others, which are taken whole."""
+
+import filecmp
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab import checkpoint, runs
+from boltlab.config import build
+from boltlab.data.base import DataModule, Split
+from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
+from boltlab.data.tabular import TableDataModule
+from boltlab.errors import DataError, UserError
+from boltlab.trust import refuse_untrusted
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+FILES_COMPARED = 200  # of each split of a folder that may be a copy, byte by byte
+
+
+def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[Any, str]:
+    """The data module of an evaluation, with what the run has fitted on its training samples.
+
+    Data that were not trained on are not divided: all of them are the split that is asked for, or all of that split
+    where they bring splits of their own. Data that were only moved are those trained on: the run's `data.json` knows.
+
+    Args:
+        config: of the evaluation.
+        content: of the checkpoint.
+        run: the folder of the run.
+
+    Returns:
+        The module; and what it reads, for people, where that is not simply the data of the training.
+
+    Raises:
+        UserError: an old run has not kept what it fitted, and its training data are gone.
+    """
+    data, fitted = build(config, "data"), checkpoint.fitted(content)
+    if not isinstance(data, DataModule):
+        return data, ""
+    trained: dict[str, Any] = content["config"].get("data") or {}
+    evaluated: Any = OmegaConf.to_container(config.data)
+    refuse_untrusted({"data": trained}, "the checkpoint's config")
+    said, elsewhere = "", _elsewhere(trained, evaluated, data.located_by)
+    if elsewhere:
+        said = str(next((evaluated[key] for key in data.located_by if key in evaluated), type(data).__name__))
+        data.whole = not _moved(trained, {key: evaluated[key] for key in elsewhere}, fitted, run)
+        said += ", not the data trained on" if data.whole else ", the data trained on at another place"
+    if data.whole and isinstance(data, TableDataModule) and "mean" not in fitted:
+        fitted = _fitted_again(trained, run)
+    data.load_state_dict({"fitted": fitted})
+    return data, said
+
+
+def tell(data: DataModule, said: str, split: Split) -> None:
+    """Prints what a split that was loaded is."""
+    every = "all " if data.whole else ""
+    print(f"{split} split: {every}{len(data.dataset(split)):,} samples of {said}", flush=True)
+
+
+def _elsewhere(trained: dict[str, Any], evaluated: dict[str, Any], located_by: tuple[str, ...]) -> list[str]:
+    """The keys that lead to other data."""
+    common = [key for key in located_by if key in trained and key in evaluated]
+    if not common and trained.get("_target_") != evaluated["_target_"]:
+        return ["_target_"]
+    return [key for key in common if _resolved(trained[key]) != _resolved(evaluated[key])]
+
+
+def _resolved(value: Any) -> Any:
+    return os.path.realpath(os.path.expanduser(value)) if isinstance(value, str) else value
+
+
+def _moved(trained: dict[str, Any], elsewhere: dict[str, Any], fitted: dict[str, Any], run: Path) -> bool:
+    """Whether the data are those that the run has recorded."""
+    if "_target_" in elsewhere:
+        return False
+    places = [Path(trained[key]).expanduser() for key in elsewhere if isinstance(trained[key], str)]
+    try:
+        data = build({"data": {**trained, **elsewhere}}, "data")
+        data.load_state_dict({"fitted": fitted})
+        return _contradictions(data, run) == [] and all(_same_bytes(data, place) for place in places)
+    except UserError:  # not readable as those of the training are
+        return False
+
+
+def _contradictions(data: DataModule, run: Path) -> list[str] | None:
+    """What the data contradict `data.json` of a run in; None where it holds nothing of them."""
+    recorded = runs.read_json(run / "data.json")
+    splits = recorded.get("splits")
+    known = {s: splits[s] for s in SPLITS if isinstance(splits.get(s), dict)} if isinstance(splits, dict) else {}
+    found = []
+    for split, then in known.items():
+        now = fingerprint(data, split, recorded.get("fingerprint") == "contents")
+        if "values" in then and "values" in now:  # they say more than the name and the size of a file
+            then = {key: value for key, value in then.items() if key not in ("files", "bytes", "names_and_sizes")}
+        found += differences(then, now)
+    return found if known else None
+
+
+def _same_bytes(data: DataModule, place: Path) -> bool:
+    """Whether files have the content of those in the folder of the training, as far as they are still there."""
+    for split in SPLITS:
+        files = data.files(split)
+        for name, path in files[:: max(1, len(files) // FILES_COMPARED)]:
+            if (place / name).is_file() and not filecmp.cmp(place / name, path, shallow=False):
+                return False
+    return True
+
+
+def _fitted_again(trained: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What an old run has fitted, from its training data."""
+    try:
+        data: DataModule = build({"data": trained}, "data")
+        data.dataset("train")
+        if others := [found for found in _contradictions(data, run) or [] if found != ROUNDED]:
+            raise DataError(f"they are others now ({'; '.join(others)})")
+    except UserError as e:
+        raise UserError(
+            f"{runs.shown(run)} was trained before runs kept what they fit on their training rows, which standardizes"
+            f" all others; and those rows cannot be read: {e}. Put them back, or train again"
+        ) from e
+    return dict(data.state_dict()["fitted"])
