@@ -97,9 +97,9 @@ def test_epoch_values_are_those_of_the_outputs(boltlab, trained, case, precision
     assert code == 0, err
     folder = next(runs.folders("logs"))
     assert_right(folder, precision)
-    assert boltlab("eval", "run=latest", "split=val", f"precision={precision}")[0] == 0
+    assert boltlab("eval", f"run={trained[case]}", "split=val", f"precision={precision}")[0] == 0
     measured = runs.read_summary(next(runs.folders("logs", "eval")))["test"]
-    right = {f"val_{name}": value for name, value in expected(folder, "val", precision).items()}
+    right = {f"val_{name}": value for name, value in expected(trained[case], "val", precision).items()}
     assert {k: measured[k] for k in right} == pytest.approx(right, rel=1e-5, abs=1e-6)
 
 
@@ -143,7 +143,7 @@ class Plain(pl.LightningModule):
         return output, F.cross_entropy(output, batch[1])
 
     def training_step(self, batch, batch_idx):
-        output, loss = self.loss(batch, "train")
+        _, loss = self.loss(batch, "train")
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
@@ -172,7 +172,7 @@ class Plain(pl.LightningModule):
 @pytest.mark.parametrize("precision", DTYPES)
 def test_metrics_of_a_plain_module(precision, tmp_path):
     rows = ("data=synthetic", "model=mlp", "data.num_classes=3", "data.num_features=6", "data.num_informative=4")
-    rows += ("data.num_rows=4000", "data.val_fraction=1200", "data.batch_size=64")
+    rows += ("data.num_rows=4000", "data.val_fraction=1200", "data.batch_size=64", "optimizer=sgd")
     config = compose("train", [*QUICK, *rows, "callbacks=none", "test=false", f"precision={precision}"]).config
     config.update({"run_dir": str(tmp_path)})
     config.trainer.update({"max_epochs": 1, "enable_checkpointing": False})

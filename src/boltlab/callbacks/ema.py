@@ -3,10 +3,12 @@
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
+import torch
 from annotated_types import Ge, Gt, Lt
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from boltlab.errors import UserError
 
@@ -40,6 +42,7 @@ class EMA(WeightAveraging):
         self.update_every_n_steps = update_every_n_steps
         self.start_step = start_step
         self._exchanged = False
+        self._weights: list[Tensor] = []  # meanwhile
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx >= self.start_step and (step_idx + 1) % self.update_every_n_steps == 0
@@ -50,12 +53,17 @@ class EMA(WeightAveraging):
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("callbacks.ema: weights that are spread over devices cannot be averaged: trainer=ddp")
         self._exchanged = False
+        trainer.precision_plugin.convert_module(pl_module)  # which Lightning does only after this hook
+        half = pl_module.dtype in (torch.float16, torch.bfloat16)
+        function: Any = {"multi_avg_fn": get_ema_multi_avg_fn(self.decay)}
+        if half:  # an average of 16 bits would stand still
+            update = get_ema_avg_fn(self.decay)
+            function = {"avg_fn": lambda average, weight, count: update(average, weight.to(average.dtype), count)}
         self._average_model = AveragedModel(
-            pl_module,
-            device=trainer.strategy.root_device,
-            multi_avg_fn=get_ema_multi_avg_fn(self.decay),
-            use_buffers=self._use_buffers,
+            pl_module, device=trainer.strategy.root_device, use_buffers=self._use_buffers, **function
         )
+        if half:
+            self._average_model.module.float()
         # torch asks at each update whether it is the first: a device would be waited for.
         self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
@@ -85,5 +93,12 @@ class EMA(WeightAveraging):
             self._swap_models(pl_module)
 
     def _swap_models(self, pl_module: "pl.LightningModule") -> None:
-        super()._swap_models(pl_module)
+        """The average itself stays as it is: weights of 16 bits hold it rounded."""
+        tensors = [tensor.data for tensor in (*pl_module.parameters(), *pl_module.buffers())]
+        if self._exchanged:
+            for tensor in reversed(tensors):
+                tensor.copy_(self._weights.pop())
+        else:
+            self._weights = [tensor.clone() for tensor in tensors]
+            self._copy_average_to_current(pl_module)
         self._exchanged = not self._exchanged

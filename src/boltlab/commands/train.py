@@ -322,7 +322,7 @@ def _print_end(folder: Path) -> None:
     """Says what a run has reached, and where it stands."""
     summary = runs.read_summary(folder)
     if summary.get("test"):
-        chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary["best"].items())
+        chosen = ", ".join(f"{key} {value:.4f}" for key, value in summary.get("best", {}).items())
         print_metrics(
             f"test split, best checkpoint ({chosen})" if chosen else "test split, last checkpoint", summary["test"]
         )
