@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -228,6 +228,9 @@ class Checker:
         self._needs_a_checkpoint()
         if self.config.get("steps_per_execution", 1) > 1:
             self._several_steps()
+        for pair in PAIRS:
+            if (where := pair.one(self)) and (other := pair.other(self)):
+                self.add(where, f"cannot be combined with {other}: {pair.cure}")
         group = self._strategy()
         batch_size = (self.config.get("data") or {}).get("batch_size")
         if self.config.get("trainer") is not None and isinstance(batch_size, int):
@@ -240,23 +243,14 @@ class Checker:
                 self.add(f"data.batch_size={batch_size}", message)
 
     def _strategy(self) -> int:
-        """What a strategy cannot be combined with; returns how many processes share each batch."""
+        """What tensor parallelism cannot be combined with; returns how many processes share each batch."""
         trainer = self.config.get("trainer") or {}
         strategy = trainer.get("strategy")
         if not isinstance(strategy, DictConfig):
             return 1
-        batches = trainer.get("accumulate_grad_batches", 1)
-        if strategy.get("static_graph") and batches > 1:  # torch 2.15 fails an assertion of its own
-            message = "cannot be combined with a static graph: 1, or trainer.strategy.static_graph=false"
-            self.add(f"trainer.accumulate_grad_batches={batches}", message)
         group: int | None = strategy.get("tensor_parallel_size")
         if group is None:
             return 1
-        precision = str(trainer.get("precision"))
-        if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "16-true"):
-            self.add(
-                f"precision={precision}", "cannot be combined with trainer=fsdp: 32, bf16-mixed, bf16-true or 16-true"
-            )
         where, processes = f"trainer.strategy.tensor_parallel_size={group}", process_count(self.config)
         if processes % group:
             self.add(where, f"does not divide {processes} process{'es' * (processes > 1)}: see trainer.devices")
@@ -320,6 +314,69 @@ class Checker:
             self.add("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false")
         elif trainer.get("max_epochs") == 0:
             self.add("trainer.max_epochs=0", "leaves no checkpoint to test: test=false")
+
+
+class Pair(NamedTuple):
+    """Two options that torch or Lightning cannot combine, which nothing of ours can mend.
+
+    Each of the two is a function that gives key and value where a config has the option; the first is named as the
+    mistake.
+    """
+
+    one: Callable[[Checker], str | None]
+    other: Callable[[Checker], str | None]
+    cure: str
+    reason: str  # of torch 2.15 or Lightning 2.6.6: a part of what it says where nobody refuses the pair before
+
+
+def _where(key: str, holds: Callable[[Any], Any]) -> Callable[[Checker], str | None]:
+    def said(checker: Checker) -> str | None:
+        value = OmegaConf.select(checker.config, key)
+        return f"{key}={_show(value)}" if value is not None and holds(value) else None
+
+    return said
+
+
+def _averages_weights(checker: Checker) -> str | None:
+    for path, target, _ in checker.calls:
+        names = [kind.__name__ for kind in getattr(target, "__mro__", ())]
+        if getattr(target, "averages_weights", False) or "WeightAveraging" in names:  # Lightning's
+            return path
+    return None
+
+
+def _zero_in_float16(checker: Checker) -> str | None:
+    for path, target, arguments in checker.calls:
+        if path == "optimizer" and (parameter := inspect.signature(target).parameters.get("eps")):
+            eps = arguments.get("eps", parameter.default)
+            return f"optimizer.eps={eps}" if isinstance(eps, float) and eps <= 2**-25 else None
+    return None
+
+
+_SHARDED = _where("trainer.strategy.tensor_parallel_size", lambda size: size > 0)
+
+# tests/test_option_pairs.py trains all other pairs of the options that people combine, and these to see their reasons.
+PAIRS = [
+    Pair(
+        _where("trainer.precision", lambda p: str(p) not in ("32", "32-true", "bf16-mixed", "bf16-true", "16-true")),
+        _SHARDED,
+        "32, bf16-mixed, bf16-true or 16-true",
+        "The `ModelParallelStrategy` does not support `Fabric(..., precision=",
+    ),
+    Pair(_averages_weights, _SHARDED, "trainer=ddp", "FSDP does not support deepcopy"),
+    Pair(
+        _where("trainer.accumulate_grad_batches", lambda batches: batches > 1),
+        _where("trainer.strategy.static_graph", bool),
+        "1, or trainer.strategy.static_graph=false",
+        "expect_autograd_hooks_ INTERNAL ASSERT FAILED",
+    ),
+    Pair(
+        _where("precision", lambda precision: precision == "16-true"),
+        _zero_in_float16,
+        "float16 rounds it to 0, and it is divided by: bf16-true, optimizer=sgd or +optimizer.eps=1e-4",
+        "the training loss is nan",
+    ),
+]
 
 
 def locate(name: Any) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     import torch
     from lightning.pytorch.callbacks import ProgressBar
 
+    from boltlab import precision
     from boltlab.checkpoint import SafeCheckpointIO
 
     torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
@@ -52,6 +53,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         plugins=[SafeCheckpointIO(plain), _environment(config), *_batch_norm(config)],
         **arguments,
     )
+    precision.settle(trainer)
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
     # of one, each step of several processes begins with a broadcast.
     trainer._signal_connector.register_signal_handlers = _nothing

@@ -77,6 +77,27 @@ def test_the_average_is_that_of_the_formula_and_the_training_knows_nothing_of_it
     assert same(net(found["current_model_state"]), net(without["state_dict"]))
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64", "bf16-mixed"])
+def test_the_average_keeps_more_than_the_bits_of_the_weights(tmp_path, precision):
+    """It moves by less than a weight of 16 bits can; validation, which sees it rounded, leaves it as it is."""
+    chosen = ("callbacks=[last,ema]", "callbacks.ema.decay=0.999", *EVERY, f"precision={precision}")
+    chosen += ("model=mlp", "optimizer=sgd")
+    found, kept = fit(tmp_path / "whole", *chosen, epochs=3)
+    average, dtype = net(found["state_dict"]), {"64": torch.float64}.get(precision, torch.float32)
+    for key in (key for key, value in average.items() if value.is_floating_point()):
+        expected = kept[0][key].double()
+        for weights in kept[1:]:
+            expected = 0.999 * expected + 0.001 * weights[key].double()
+        assert average[key].dtype == dtype
+        torch.testing.assert_close(average[key].double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(average["layers.0.weight"], kept[0]["layers.0.weight"].to(dtype))
+    first = tmp_path / "whole" / "checkpoints" / "last-2.ckpt"
+    resumed, _ = fit(tmp_path / "resumed", *chosen, epochs=3, ckpt_path=str(first))
+    assert same(found["state_dict"], resumed["state_dict"])
+    assert same(found["current_model_state"], resumed["current_model_state"])
+
+
 def test_buffers_are_those_of_the_weights_where_they_are_not_averaged(tmp_path):
     found, kept = fit(tmp_path, "callbacks=[last,ema]", "callbacks.ema.use_buffers=false")
     average = net(found["state_dict"])

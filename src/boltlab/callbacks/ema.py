@@ -7,7 +7,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from boltlab.errors import UserError
 
@@ -18,11 +19,14 @@ class EMA(Callback):
     Validation sees the average, and a checkpoint's `state_dict` holds it, so every reader of the file gets what was
     validated. Training continues with the weights as they are; a resumed run finds them in `current_model_state` (the
     keys are those of Lightning's WeightAveraging). Until step `start_step` the average equals the weights.
-    `use_buffers` averages a batch norm's statistics too; otherwise they are those of the weights.
+    `use_buffers` averages a batch norm's statistics too; otherwise they are those of the weights. The average of
+    16-bit weights is kept in 32 bits, or it would stand still, and is rounded where it is used.
 
     Raises:
         UserError: the strategy shards the weights.
     """
+
+    averages_weights = True  # see check.PAIRS
 
     def __init__(
         self,
@@ -36,7 +40,7 @@ class EMA(Callback):
         self.start_step = start_step
         self.use_buffers = use_buffers
         self._average: AveragedModel | None = None
-        self._exchanged = False  # whether the module holds the average, and `_average` the weights
+        self._weights: dict[str, Tensor] = {}  # while the module holds the average
         self._updated_at = 0  # optimizer steps done at the latest update
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
@@ -44,13 +48,18 @@ class EMA(Callback):
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise UserError("callbacks.ema: sharded weights cannot be averaged: trainer=ddp")
-        self._exchanged = False
+        self._weights = {}
+        trainer.precision_plugin.convert_module(pl_module)  # which Lightning does only after this hook
+        half = pl_module.dtype in (torch.float16, torch.bfloat16)
+        function: Any = {"multi_avg_fn": get_ema_multi_avg_fn(self.decay)}
+        if half:
+            update = get_ema_avg_fn(self.decay)
+            function = {"avg_fn": lambda average, weight, count: update(average, weight.to(average.dtype), count)}
         self._average = AveragedModel(
-            pl_module,
-            device=trainer.strategy.root_device,
-            multi_avg_fn=get_ema_multi_avg_fn(self.decay),
-            use_buffers=self.use_buffers,
+            pl_module, device=trainer.strategy.root_device, use_buffers=self.use_buffers, **function
         )
+        if half:
+            self._average.module.float()
         # At each update torch asks whether it is the first: on a GPU that would be a synchronization.
         self._average.n_averaged = self._average.n_averaged.cpu()
 
@@ -69,7 +78,7 @@ class EMA(Callback):
             self._exchange(pl_module)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
-        if self._exchanged:  # a validation broke off
+        if self._weights:  # a validation broke off
             self._exchange(pl_module)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -80,12 +89,11 @@ class EMA(Callback):
     ) -> None:
         if trainer.state.fn != "fit":
             return
-        if not self._exchanged:
+        if not self._weights:
             self._follow(pl_module)
-        state = self._averaged().state_dict()
-        other = {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
-        own = checkpoint["state_dict"]
-        average, current = (own, other) if self._exchanged else (other, own)
+        state, current = self._averaged().state_dict(), checkpoint["state_dict"]
+        average = {key.removeprefix("module."): value for key, value in state.items() if key.startswith("module.")}
+        current = {key: self._weights.get(key, value) for key, value in current.items()}
         checkpoint.update(state_dict=average, current_model_state=current)
         checkpoint["averaging_state"] = {key: value for key, value in state.items() if not key.startswith("module.")}
 
@@ -119,13 +127,21 @@ class EMA(Callback):
 
     @torch.no_grad()
     def _exchange(self, pl_module: "pl.LightningModule") -> None:
-        if not self._exchanged:
+        """Puts the average in the place of the weights, or the weights back into theirs."""
+        tensors = _tensors(pl_module)
+        if self._weights:
+            values, self._weights = self._weights, {}
+        else:
             self._follow(pl_module)
-        average = self._averaged().module
-        for one, other in zip(
-            (*average.parameters(), *average.buffers()), (*pl_module.parameters(), *pl_module.buffers()), strict=True
-        ):
-            kept = one.clone()
-            one.copy_(other)
-            other.copy_(kept)
-        self._exchanged = not self._exchanged
+            self._weights = {name: tensor.clone() for name, tensor in tensors.items()}
+            values = _tensors(self._averaged().module)
+        for name, tensor in tensors.items():
+            tensor.copy_(values[name])
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, also those that have several."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
