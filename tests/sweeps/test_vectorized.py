@@ -8,7 +8,7 @@ import optuna
 import pytest
 import torch
 
-from boltlab import runs, signals
+from boltlab import checkpoint, runs, signals
 from boltlab.config import compose
 from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Lost, Study
@@ -83,7 +83,7 @@ def test_a_pruner_ends_some_of_a_stack(boltlab, monkeypatch):
         run = folder() / str(t.number)
         summary = runs.read_summary(run)
         assert summary["status"] == "pruned" and summary["epochs"] == len(rows(run)) < 5
-        assert (run / "checkpoints/last.ckpt").is_file()
+        assert checkpoint.read(run / "checkpoints/last.ckpt")["Digits"]["fitted"]
     for t in by_state["COMPLETE"]:
         assert len(rows(folder() / str(t.number))) == 5
 
