@@ -5,7 +5,8 @@ add three things of its own, each a static or class method that builds nothing:
 
     discover(arguments) -> dict                        values for what stands at "auto" and only the data can tell
     check_arguments(arguments) -> [(argument, message)]  mistakes that several arguments make together
-    logged_metrics(arguments) -> set                   the metric names that can be monitored
+    logged_metrics(arguments) -> set or dict           the metric names that can be monitored; a dict says of each
+                                                       whether larger is better, None where its name tells that
 """
 
 import difflib
@@ -14,6 +15,7 @@ import inspect
 import json
 import operator
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,35 @@ def suggest(problem: str, word: str, names: list[str], otherwise: str) -> str:
     swapped = [name for name in names if sorted(name) == sorted(word)]  # two letters changed places
     near = swapped or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"{problem}: did you mean {near[0]!r}? {otherwise}" if near else f"{problem}; {otherwise}"
+
+
+# Last words of metric names that say what is better; what has another last word is not guessed.
+_LARGER_IS_BETTER = {"acc", "accuracy", "f1", "auroc", "precision", "recall", "iou", "r2"}
+_SMALLER_IS_BETTER = {"loss", "mse", "mae", "rmse", "error", "perplexity"}
+
+
+def direction(metric: str, known: Mapping[str, bool | None]) -> Literal["min", "max"] | None:
+    """What is better of a metric: as `known` has it, whose values are torchmetrics' `higher_is_better`, or as the last
+    word of its name says; None where neither does."""
+    larger = known.get(metric)
+    if larger is None:  # without what Lightning appends
+        word = re.split(r"[\W_]+", re.sub(r"(_step|_epoch)?(/dataloader_idx_\d+)?$", "", metric.lower()))[-1]
+        larger = True if word in _LARGER_IS_BETTER else False if word in _SMALLER_IS_BETTER else None
+    return None if larger is None else "max" if larger else "min"
+
+
+def settle(key: str, mode: str, metric: str, known: Mapping[str, bool | None]) -> tuple[str, list[Mistake]]:
+    """The mode of a metric, min or max, where `mode` is one of these or auto; and what is wrong with it."""
+    better = direction(metric, known)
+    if mode != "auto" and better in (None, mode):
+        return mode, []
+    if mode == "auto" and better is not None:
+        return better, []
+    message = f"nothing says whether {metric} is better when it is larger or smaller: {key}=max or {key}=min"
+    if better is not None:
+        what = "smaller" if better == "min" else "larger"
+        message = f"{metric} is better when it is {what}: {key}={better}, or leave {key}=auto"
+    return mode, [Mistake(f"{key}={mode}", message)]
 
 
 class _Built:
@@ -192,7 +223,7 @@ class Checker:
                 if not is_open:
                     allowed = f"it takes: {', '.join(parameters)}"
                     self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(parameters), allowed))
-            elif value == "auto" and f"{path}.{key}" in self.searched:
+            elif value == "auto" and (f"{path}.{key}" in self.searched or key == _mode_key(target)):
                 continue
             elif message := type_problem(value, parameters[key].annotation):
                 self.add(where, f"{short} {message}")
@@ -206,25 +237,23 @@ class Checker:
             ):
                 self.add(f"{path}.{key}", f"{short} needs it: give +{path}.{key}=…")
 
-    def together(self) -> None:
-        """Mistakes that only several values together make."""
+    def together(self, open_mode: bool = False, modes: bool = True) -> None:
+        """Mistakes that only several values together make.
+
+        open_mode: the root's is at auto; modes: whether any matters.
+        """
         for key in self.searched:
             if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
                 self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
         for path, target, arguments in self.calls:
             for argument, message in getattr(target, "check_arguments", lambda _: [])(arguments):
                 self.add(f"{path}.{argument}={_show(arguments.get(argument))}", message)
-            if callable(getattr(target, "logged_metrics", None)) and self.config.get("monitor"):
-                logged = sorted(target.logged_metrics(arguments))
-                if self.config.monitor not in logged:
-                    message = suggest(
-                        "nothing logs this metric", self.config.monitor, logged, f"logged: {', '.join(logged)}"
-                    )
-                    self.add(f"monitor={self.config.monitor}", message)
         for key in ("callbacks", "logger", "plugins"):
             if key in (self.config.get("trainer") or {}):
                 what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
                 self.add(f"trainer.{key}", f"{key} {what}")
+        if modes and isinstance(self.config.get("monitor"), str):
+            self._modes(open_mode)
         self._needs_a_checkpoint()
         if self.config.get("steps_per_execution", 1) > 1:
             self._several_steps()
@@ -241,6 +270,39 @@ class Checker:
                     f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
                 )
                 self.add(f"data.batch_size={batch_size}", message)
+
+    def _modes(self, open_mode: bool) -> None:
+        """Fills in which way each monitored metric gets better, where that is not said, and refuses the wrong way."""
+        config, known = self.config, self._logged()
+        if known and config.monitor not in known:
+            names = sorted(known)
+            message = suggest("nothing logs this metric", config.monitor, names, f"logged: {', '.join(names)}")
+            self.add(f"monitor={config.monitor}", message)
+            return
+        config.mode, mistakes = settle("mode", "auto" if open_mode else config.mode, config.monitor, known)
+        self.found += mistakes
+        for path, target, arguments in self.calls:
+            monitor, key = arguments.get("monitor"), _mode_key(target)
+            if key is None or not isinstance(monitor, str):
+                continue
+            node: Any = OmegaConf.select(config, path)
+            said = node.get(key, "auto")
+            if key in node and node._get_node(key)._value() == "${mode}":
+                said = "auto"
+            if said in ("auto", config.mode) and monitor == config.monitor:
+                node[key] = "${mode}"
+            else:
+                node[key], mistakes = settle(f"{path}.{key}", said, monitor, known)
+                self.found += mistakes
+
+    def _logged(self) -> dict[str, bool | None]:
+        """Every metric that can be monitored, and whether it is better when it is larger, where its class says that."""
+        known: dict[str, bool | None] = {}
+        for _, target, arguments in self.calls:
+            if callable(getattr(target, "logged_metrics", None)):
+                logged = target.logged_metrics(arguments)
+                known |= logged if isinstance(logged, Mapping) else dict.fromkeys(logged)
+        return known
 
     def _strategy(self) -> int:
         """What tensor parallelism cannot be combined with; returns how many processes share each batch."""
@@ -377,6 +439,18 @@ PAIRS = [
         "the training loss is nan",
     ),
 ]
+
+
+def _mode_key(target: Any) -> str | None:
+    """The argument that says whether the metric in the argument `monitor` is to be min or max."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # some builtins have none
+        return None
+    key = "monitor_mode" if "monitor_mode" in parameters else "mode"
+    # Where its default is something else, so is what it means.
+    known = "monitor" in parameters and key in parameters
+    return key if known and parameters[key].default in ("min", "max", inspect.Parameter.empty) else None
 
 
 def locate(name: Any) -> Callable[..., Any]:

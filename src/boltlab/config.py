@@ -46,7 +46,7 @@ class Train:
 
     seed: Annotated[int, Ge(0), Lt(2**32)]
     monitor: str  # the metric that chooses the best checkpoint, stops early and is returned to a sweep
-    mode: Literal["min", "max"]
+    mode: Literal["auto", "min", "max"]
     test: bool
     precision: Precision | Literal[16, 32, 64]
     channels_last: bool | Literal["auto"]
@@ -473,8 +473,10 @@ def _override(text: str) -> Any:
     return OverridesParser.create().parse_override(text)
 
 
-def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()) -> DictConfig:
+def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = (), settled: bool = False) -> DictConfig:
     """A run's config with overrides on top: `data=cifar10` swaps a whole group, `data.batch_size=8` one value.
+
+    settled: its `mode` is not questioned, for what it has chosen cannot be chosen anew.
 
     Raises:
         ConfigError: with every mistake, those of the whole check included.
@@ -490,6 +492,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     before |= {"timeout_seconds": 300.0, "max_restarts": 0, "data_fingerprint": "names"}
     edited.update({key: value for key, value in before.items() if key not in edited})
     edited.init_from = None  # what the run began with may be gone
+    _follow_again(edited, keys(overrides))
     fresh = None
     if swapped:
         inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]
@@ -517,7 +520,21 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     mistakes += world.settle(edited, overrides)
     if mistakes:
         raise ConfigError(mistakes)
-    return finish("train", edited)
+    return finish("train", edited, settled)
+
+
+def _follow_again(config: DictConfig, changed: list[str]) -> None:
+    """Where `monitor` or `mode` is changed: lets `mode` follow `monitor`, and what has the root's values refer to them
+    again, in place. A run's config holds values alone."""
+    monitor, mode = config.get("monitor"), config.get("mode")
+    nodes = [config] if {"monitor", "mode"} & set(changed) else []
+    for node in nodes:
+        nodes += [child for name in node if isinstance(child := node._get_node(name), DictConfig)]
+        key = "monitor_mode" if "monitor_mode" in node else "mode"
+        if node is not config and (node.get("monitor"), node.get(key)) == (monitor, mode):
+            node.update({"monitor": "${monitor}", key: "${mode}"})
+    if nodes:
+        config.mode = "auto"
 
 
 def _take_over(trained: Any, fresh: DictConfig, given: list[str]) -> None:
@@ -725,13 +742,13 @@ def _yaml_value(node: DictConfig, key: str) -> str:
 # ---------------------------------------------------------------- checking
 
 
-def finish(verb: str, config: DictConfig) -> DictConfig:
-    """Fills in what only the data or the machine can tell, in place, and checks everything.
+def finish(verb: str, config: DictConfig, settled: bool = False) -> DictConfig:
+    """Fills in what only the data or the machine can tell, in place, and checks everything. settled: see `edit`.
 
     Raises:
         ConfigError: with every mistake.
     """
-    mistakes = problems(verb, config)
+    mistakes = problems(verb, config, settled)
     if mistakes:
         raise ConfigError(mistakes)
     return config
@@ -755,8 +772,8 @@ def imports() -> Iterator[None]:
 
 
 @imports()
-def problems(verb: str, config: DictConfig) -> list[Mistake]:
-    """Every mistake in a composed config; fills in, in place, what stands at "auto"."""
+def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mistake]:
+    """Every mistake in a composed config; fills in, in place, what stands at "auto". settled: see `edit`."""
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
     checker = Checker(config, SEARCHED if verb == "train" else ())
@@ -773,7 +790,7 @@ def problems(verb: str, config: DictConfig) -> list[Mistake]:
     checker.walk(config, "")
     if not checker.found:
         machine.resolve(config, open_keys, build)
-        checker.together()
+        checker.together(open_mode="mode" in open_keys, modes=not settled)
     return checker.found
 
 

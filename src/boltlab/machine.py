@@ -15,8 +15,9 @@ KEYS = ("precision", "channels_last", "float32_matmul_precision")
 
 def placeholders(config: DictConfig) -> list[str]:
     """Puts plain values, which any net takes, where a root key stands at auto; returns those keys for `resolve`."""
-    open_keys = [key for key in KEYS if config.get(key) == "auto"]
-    config.update({key: {"precision": "32", "channels_last": False}.get(key, "highest") for key in open_keys})
+    values = {"precision": "32", "channels_last": False, "float32_matmul_precision": "highest", "mode": "max"}
+    open_keys = [key for key in values if config.get(key) == "auto"]
+    config.update({key: values[key] for key in open_keys})
     return open_keys
 
 

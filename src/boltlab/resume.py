@@ -132,6 +132,9 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
         DataError: the data are others than those of the checkpoint.
     """
     content["callbacks"] = paths_inside(Path(config.run_dir), content.get("callbacks", {}))
+    known = {callback.state_key for callback in data.trainer.callbacks}
+    for key in [key for key in content["callbacks"] if "'monitor'" in key and key not in known]:
+        del content["callbacks"][key]  # it watched another metric, or the other way: what is best begins anew
     if "Last" in content["callbacks"]:
         content["callbacks"]["Last"]["stops"] = _stops(content, config)
     stopping = OmegaConf.select(config, "callbacks.early_stopping")

@@ -52,12 +52,12 @@ def test_a_run_leaves_everything_in_its_folder(boltlab):
 
 
 def test_last_is_the_newest_step_where_the_metric_gets_worse_every_epoch(boltlab):
-    rising = ("trainer.max_epochs=3", "scheduler=constant", "optimizer.lr=1e-3", "mode=min", "test=false")
-    assert boltlab("train", *QUICK, *rising)[0] == 0
+    rising = ("trainer.max_epochs=3", "scheduler=constant", "optimizer.lr=1e-3", "monitor=val_loss", "test=false")
+    assert boltlab("train", *QUICK, *rising, "+optimizer.maximize=true")[0] == 0
     folder = only_run()
     with (folder / "metrics.csv").open() as file:
-        worse = [float(row["val_acc"]) for row in csv.DictReader(file) if row.get("val_acc")]
-    assert len(worse) == 3 and worse[0] < worse[1] < worse[2]  # mode=min: the first is the best
+        worse = [float(row["val_loss"]) for row in csv.DictReader(file) if row.get("val_loss")]
+    assert len(worse) == 3 and worse[0] < worse[1] < worse[2]  # the first is the best
     last, best = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
     steps = runs.read_summary(folder)["steps"]
     assert (last["global_step"], best["global_step"]) == (steps, steps // 3)

@@ -237,7 +237,8 @@ def test_a_finished_run_says_so_and_is_made_longer(run, warm, tmp_path):
 def test_a_run_that_was_moved_goes_on_with_its_best(run, tmp_path):
     overrides = (
         *QUICK,
-        "mode=min",
+        "monitor=val_loss",
+        "+optimizer.maximize=true",  # each epoch is worse than the one before
         "callbacks.best.save_top_k=2",
         "callbacks.best.filename='best-{epoch}'",
         "test=false",

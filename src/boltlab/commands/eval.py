@@ -30,7 +30,7 @@ def main(overrides: list[str]) -> int:
     trained.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": True})
     trained.steps_per_execution = 1
     trained.test = False  # it asks for a checkpoint callback, which an evaluation has no use for
-    config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run])
+    config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run], settled=True)
     summary = runs.read_summary(source)
     which = kind_of(source, options.checkpoint)
     folder = runs.new_folder(options.log_dir, "eval", f"{summary.get('name', 'run')}_{options.split}")

@@ -34,7 +34,7 @@ def main(overrides: list[str]) -> int:
     trained = runs.load_config(folder, replaced=["callbacks", "logger", *keys(for_run)])
     trained.steps_per_execution = 1
     trained.trainer.update({"devices": 1, "num_nodes": 1})
-    config = edit(trained, for_run)
+    config = edit(trained, for_run, settled=True)
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
     outside = world.outside()
     if outside is not None:

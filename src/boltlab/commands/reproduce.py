@@ -128,7 +128,7 @@ def for_now(config: DictConfig, overrides: list[str], log_dir: str) -> DictConfi
                 config.data[key] = str(Path(after) / Path(value).relative_to(before))
     began_with = config.get("init_from")
     config.update({"resume": None, "resume_changed": None, "log_dir": log_dir})
-    config = edit(config, overrides, ("resume", "init_from"))
+    config = edit(config, overrides, ("resume", "init_from"), settled=True)
     config.init_from = began_with
     return config
 

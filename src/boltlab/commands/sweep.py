@@ -15,7 +15,7 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from boltlab import launch, runs, signals, world
-from boltlab.check import ConfigError, Mistake, process_count
+from boltlab.check import ConfigError, Mistake, process_count, settle
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
 from boltlab.credentials import masked
@@ -57,18 +57,18 @@ def _main(overrides: list[str]) -> int:
     if "latency_ms" in (sweep.objectives or {}):
         fixed.append("++callbacks.latency._target_=boltlab.callbacks.latency.Latency")
     _refuse(fixed, space, options)
-    samples = _check(fixed, dimensions, [], sweep)
+    samples, objectives = _check(fixed, dimensions, [], sweep)
     base = samples[0]
     parts = _parts(options.seeds, options.folds, int(base.config.seed))
     if parts[0].overrides:
-        base = _check(fixed, dimensions, list(parts[0].overrides), sweep)[0]
+        base = _check(fixed, dimensions, list(parts[0].overrides), sweep)[0][0]
     launcher = _launcher(base)
     fixed = [text for text in fixed if not launched.names_launcher(text)]
     asked = {
         "name": str(options.name or _choice(own)),
         "train": fixed,
         "space": space,
-        "objectives": _objectives(sweep, dimensions, base, options),
+        "objectives": _objectives(objectives, dimensions, base, options),
         "sampler": OmegaConf.to_container(options.sampler),
         "pruner": OmegaConf.to_container(options.pruner),
         "parts": [[part.label, list(part.overrides)] for part in parts],
@@ -176,8 +176,11 @@ def _refuse(fixed: list[str], space: dict[str, Any], options: Any) -> None:
         raise ConfigError(mistakes)
 
 
-def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], sweep: studies.Sweep) -> list[Composed]:
-    """Composes the trainings with every choice and both ends of every number once; returns them.
+def _check(
+    fixed: list[str], space: list[spaces.Dimension], more: list[str], sweep: studies.Sweep
+) -> tuple[list[Composed], dict[str, str]]:
+    """Composes the trainings with every choice and both ends of every number once, and with each objective as the
+    monitor; returns them, and the objectives, each to be max or min.
 
     Raises:
         ConfigError: with the mistakes of all; nothing was started.
@@ -187,16 +190,33 @@ def _check(fixed: list[str], space: list[spaces.Dimension], more: list[str], swe
     points = [[*fixed, *spaces.overrides(point), *more] for point in spaces.samples(space)]
     if more:
         points = points[:1]  # the rest was checked without
-    points += [[*points[0], f"monitor={metric}"] for metric in sweep.objectives or {} if metric not in FROM_SUMMARY]
     for texts in points:
         try:
             found.append(compose("train", texts))
         except ConfigError as e:
             mistakes += e.mistakes
+    objectives: dict[str, str] = dict(sweep.objectives or {})
+    for metric, mode in objectives.items():
+        if metric in FROM_SUMMARY:
+            objectives[metric], wrong = settle(f"sweep.objectives.{metric}", mode, metric, FROM_SUMMARY)
+            mistakes += wrong
+            continue
+        try:
+            found.append(compose("train", [*points[0], f"monitor={metric}", f"mode={mode}"]))
+            objectives[metric] = found[-1].config.mode
+        except ConfigError as e:
+            mistakes += [_of_objective(metric, mistake) for mistake in e.mistakes]
     if mistakes:
         raise ConfigError(mistakes)
     train.settle_weights(found[0])
-    return found
+    return found, objectives
+
+
+def _of_objective(metric: str, mistake: Mistake) -> Mistake:
+    """One of a training that has the objective as its monitor, in the words of the sweep."""
+    if not mistake.where.startswith("mode="):
+        return mistake
+    return Mistake(*(text.replace("mode=", f"sweep.objectives.{metric}=") for text in (mistake.where, mistake.message)))
 
 
 def _validations(base: Composed) -> int:
@@ -208,8 +228,8 @@ def _validations(base: Composed) -> int:
     return max(1, epochs // each * a_time)
 
 
-def _objectives(sweep: studies.Sweep, space: list[spaces.Dimension], base: Composed, options: Any) -> dict[str, str]:
-    found: dict[str, str] = dict(sweep.objectives or {base.config.monitor: base.config.mode})
+def _objectives(found: dict[str, str], space: list[spaces.Dimension], base: Composed, options: Any) -> dict[str, str]:
+    found = found or {base.config.monitor: base.config.mode}
     pruner = options.pruner._target_.rpartition(".")[2]
     if len(found) > 1 and pruner != "NopPruner":
         raise ConfigError([Mistake("pruner", f"cannot compare trials by {len(found)} objectives: pruner=none")])

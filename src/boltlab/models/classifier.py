@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Compile, Task
+from boltlab.models.task import Compile, Task, better_larger
 
 
 class Classifier(Task):
@@ -74,15 +74,12 @@ class Classifier(Task):
             metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
         return metrics
 
-    @staticmethod
-    def logged_metrics(arguments: dict[str, Any]) -> set[str]:
-        """Every metric name that a run with these arguments logs."""
+    @classmethod
+    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
+        """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
         num_classes = arguments.get("num_classes")
-        names = ["loss", "acc", "f1", "precision", "recall"]
-        if not isinstance(num_classes, int) or num_classes > 5:
-            names.append("top5")
-        logged = {f"{split}_{name}" for split in ("val", "test") for name in names}
-        return logged | {"train_loss", "train_acc", "train_loss_step"}
+        few = isinstance(num_classes, int) and num_classes <= 5
+        return better_larger(cls._metrics(2 if few else 6), "acc")
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Compile, Task
+from boltlab.models.task import Compile, Task, better_larger
 
 
 class ExactR2(R2Score):
@@ -47,16 +47,17 @@ class Regressor(Task):
         compile: Compile = False,
         channels_last: bool = False,
     ) -> None:
-        metrics: dict[str, dict[str, Metric]] = {
-            split: {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()} for split in ("val", "test")
-        }
+        metrics = {split: self._metrics() for split in ("val", "test")}
         super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases, compile, channels_last)
 
     @staticmethod
-    def logged_metrics(arguments: dict[str, Any]) -> set[str]:
-        """Every metric name that a run with these arguments logs."""
-        logged = {f"{split}_{name}" for split in ("val", "test") for name in ("loss", "mse", "mae", "r2")}
-        return logged | {"train_loss", "train_mse", "train_loss_step"}
+    def _metrics() -> dict[str, Metric]:
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
+
+    @classmethod
+    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
+        """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
+        return better_larger(cls._metrics(), "mse")
 
     def forward(self, x: Tensor) -> Tensor:
         """Values [B]."""

@@ -164,6 +164,14 @@ def _mean_over_processes(value: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
+def better_larger(metrics: dict[str, Metric], train: str) -> dict[str, bool | None]:
+    """What a task logs that has these metrics in val and test and one of them, `train`, in training: each name, and
+    whether it is better when it is larger, None where its metric does not say that."""
+    known = {"loss": False, **{name: metric.higher_is_better for name, metric in metrics.items()}}
+    logged = {f"{split}_{name}": larger for split in ("val", "test") for name, larger in known.items()}
+    return logged | {"train_loss": False, "train_loss_step": False, f"train_{train}": known[train]}
+
+
 def each_step_overrides(kind: type["Task"]) -> list[str]:
     """Hooks of each step that a subclass of Task has overridden: `steps_per_execution` would not call them."""
     steps = ("training_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step")

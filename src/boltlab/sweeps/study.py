@@ -48,15 +48,15 @@ class Sweep:
     """configs/sweep/*.yaml.
 
     train: overrides that all trials share. space: see `boltlab.sweeps.space`.
-    objectives: metrics and whether each is to be max or min; null is the training's own monitor. Beside what is logged:
-        parameters, seconds, samples_per_second, latency_ms (of one sample, forward).
+    objectives: metrics and which way each gets better: auto, max or min; null is the training's own monitor. Beside
+        what is logged: parameters, seconds, samples_per_second, latency_ms (of one sample, forward).
     trials: points that are tried; those that are pruned, or fail twice, count. null: every point of a grid, else 20.
     engine: wandb has the W&B server choose, with its own samplers; vectorized trains many small nets as one.
     """
 
     train: list[str] = field(default_factory=list)
     space: dict[str, Any] = field(default_factory=dict)
-    objectives: dict[str, Literal["max", "min"]] | None = None
+    objectives: dict[str, Literal["auto", "max", "min"]] | None = None
     trials: Annotated[int, Ge(1)] | None = None
     timeout_minutes: Annotated[float, Gt(0)] | None = None
     engine: Literal["optuna", "vectorized", "wandb"] = "optuna"

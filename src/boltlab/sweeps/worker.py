@@ -28,7 +28,8 @@ POLL_SECONDS = 0.1
 WAIT_SECONDS = 2.0  # between two looks at what others are at work on
 PRUNE_SIGNAL = signals.STOPPING[0]  # SIGTERM: the run saves, and could go on
 MAX_DEAD = 5  # trials that die before any other has come to an end: it is no accident then
-FROM_SUMMARY = ("parameters", "seconds", "samples_per_second", "latency_ms")
+# Of the summary, and whether it is better when it is larger.
+FROM_SUMMARY = {"parameters": False, "seconds": False, "samples_per_second": True, "latency_ms": False}
 
 
 class Dead(Exception):
