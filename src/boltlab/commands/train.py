@@ -17,7 +17,6 @@ from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit, keys
 from boltlab.errors import UserError
 from boltlab.exits import exit_code
-from boltlab.fit_watch import FitWatch, best_callback, best_path, keep_replaced
 from boltlab.launchers import process
 from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer, several_steps
@@ -235,6 +234,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
     import torch
 
     from boltlab import checkpoint, resume, transfer
+    from boltlab.fit_watch import FitWatch, best_path, keep_replaced
 
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
@@ -298,6 +298,8 @@ def _fit(folder: Path, config: DictConfig) -> None:
 
 def _write_fitted(folder: Path, config: DictConfig, trainer: Any, final: dict[str, float], seconds: float) -> None:
     """What is known when the training has ended; a run that only had to be tested keeps what it knew."""
+    from boltlab.fit_watch import best_callback
+
     before = runs.read_summary(folder)
     parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
     values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
