@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data set is missing, unreadable or not what the config says; the message names the file, folder or class."""
+
+
+class WorkerError(UserError):
+    """A process that reads data has died, hangs, or cannot send its batches; started again it may well go on."""

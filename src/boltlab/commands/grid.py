@@ -29,8 +29,8 @@ BEFORE = "finished before"
 def main(overrides: list[str]) -> int:
     """Runs the grid; returns 0 if every job has finished.
 
-    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on; where all of them are
-    finished, it is only shown. The code may be another one: what made jobs fail is often mended there, and each run
+    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on; where all of them
+    are finished, it is only shown. The code may be another one: what made jobs fail is often mended there, and each run
     records its commit.
 
     Raises:
