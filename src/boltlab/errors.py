@@ -11,3 +11,7 @@ class DataError(UserError):
 
 class NonFiniteLoss(UserError):
     """A loss, a gradient, the weights or the monitored metric became NaN or infinite; the message says which, where."""
+
+
+class WorkerError(UserError):
+    """A process that reads data has died, hangs, or cannot send its batches; started again it may well go on."""

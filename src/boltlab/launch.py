@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from boltlab import runs, signals, world
 from boltlab.check import process_count
 from boltlab.config import build
-from boltlab.errors import UserError
+from boltlab.errors import UserError, WorkerError
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
@@ -361,10 +361,10 @@ def _last_word(folder: Path) -> Iterator[None]:
         record = {
             "rank": rank,
             "time": time.time(),
-            "user": isinstance(e, UserError),
+            "user": isinstance(e, UserError) and not isinstance(e, WorkerError),  # which a restart may mend
             "partner": _lost_partner(e),
             "message": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}",
-            "traceback": traceback.format_exc(),
+            "traceback": "" if isinstance(e, WorkerError) else traceback.format_exc(),
         }
         with suppress(OSError):
             runs.write_json(folder / f"{_ENDED}error-{rank}", record)

@@ -17,7 +17,7 @@ from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 SAVING = getattr(signal, "SIGUSR2", None)
-_ALL = (*STOPPING, *([SAVING] if SAVING is not None else []))
+ALL = (*STOPPING, *([SAVING] if SAVING is not None else []))
 _PR_SET_PDEATHSIG = 1
 _SAME_SECONDS = 0.5  # a terminal and a launcher, or a scheduler, deliver the same signal twice
 
@@ -42,6 +42,7 @@ class Inbox:
     """The signals of this process that were not acted on yet.
 
     stop: number of the signal that asks the run to stop, or 0; save: whether a checkpoint is asked for.
+    since: when that came, of time.monotonic.
     deferred: somebody looks here at every step; else a signal raises `Stopped` where it finds the process.
     """
 
@@ -49,7 +50,7 @@ class Inbox:
         self.stop = 0
         self.save = False
         self.deferred = False
-        self._since = 0.0
+        self.since = 0.0
 
 
 inbox = Inbox()
@@ -77,10 +78,10 @@ def caught(
         if signum == SAVING:
             box.save = True
         elif not box.stop:
-            box.stop, box._since = signum, now
+            box.stop, box.since = signum, now
             if forward is None and not box.deferred:
                 raise Stopped(signum)
-        elif signum != box.stop or now - box._since < _SAME_SECONDS:
+        elif signum != box.stop or now - box.since < _SAME_SECONDS:
             return  # a warning and then SIGTERM ask for the same
         else:
             at_once(signum)
@@ -89,10 +90,10 @@ def caught(
         if forward is not None:
             forward(signum)
 
-    before = {s: signal.signal(s, handle) for s in _ALL}
+    before = {s: signal.signal(s, handle) for s in ALL}
     try:
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
         yield
     finally:
         for signum, handler in before.items():  # Python takes its own handlers away before a process has ended
@@ -103,14 +104,14 @@ def caught(
 def hold_back() -> None:
     """Leaves the signals of this process, and of those that are forked from it, for a `caught` to come."""
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ALL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ALL)
 
 
 def only_caught() -> None:
     """From here on, signals are heard inside of `caught`: before it they wait, and after it they are ignored, so that
     nothing takes this process's exit code away."""
     hold_back()
-    for signum in _ALL:
+    for signum in ALL:
         signal.signal(signum, _wait)  # to ignore it would also forget those that wait
 
 

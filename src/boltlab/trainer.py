@@ -24,6 +24,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
 
     from boltlab import precision
     from boltlab.checkpoint import SafeCheckpointIO
+    from boltlab.data.watch import watch
 
     torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
     for package in ("lightning.pytorch", "lightning.fabric"):
@@ -75,6 +76,9 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
             adapt(content)
 
     connector.resume_start = load_and_adapt
+    # Lightning passes each loader through this, wherever it comes from.
+    process, seconds = trainer.strategy.process_dataloader, config.get("timeout_seconds", 300.0)
+    trainer.strategy.process_dataloader = lambda loader: watch(process(loader), seconds)
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _never
     return trainer

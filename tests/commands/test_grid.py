@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,22 +87,59 @@ def test_the_same_command_runs_only_what_is_missing(boltlab, ends):
     assert {path: path.read_bytes() for path in kept} == kept
 
 
-def test_a_sweep_that_is_finished_is_left_alone(boltlab, ends):
-    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
+GROUPS = tuple(text for text in QUICK if not text.startswith(("model=", "callbacks=")))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        (*QUICK, "seed=1,2"),
+        (*QUICK, "seed=1"),
+        (*QUICK, "seed=1,2", "launcher=joblib"),
+        (*GROUPS, "model=linear,mlp", "callbacks=none"),
+        ("experiment=digits_quickstart,dense_64", "logger=csv"),
+    ],
+    ids=["two", "one", "launcher", "groups", "experiments"],
+)
+@pytest.mark.parametrize("started_again", [False, True], ids=["given again", "by Slurm"])
+def test_a_sweep_that_is_finished_is_shown_and_nothing_runs(boltlab, ends, monkeypatch, grid, started_again):
+    alone = [text for text in grid if not text.startswith("launcher=")]
+    assert boltlab("train", "-m", *alone)[0] == 0
     (first,) = sweeps()
+    count = len(jobs(first, "status"))
     kept = {path: path.read_bytes() for path in first.glob("**/*") if path.is_file()}
-    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2")
-    _, second = sweeps()
-    assert code == 0 and f"all 2 jobs of this command are finished in {first}" in out
-    assert jobs(second, "status") == ["finished", "finished"]
+    monkeypatch.setattr("boltlab.launchers.process.Job", None)
+    if started_again:
+        monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
+    code, out, _ = boltlab("train", "-m", *grid)
+    assert code == 0 and sweeps() == [first]
+    assert f"all jobs of this command are finished ({count}), nothing runs" in out
+    assert out.count("finished before") == count and f"sweep folder  {first}" in out
+    assert {path: path.read_bytes() for path in first.glob("**/*") if path.is_file()} == kept
+
+
+def test_another_name_repeats_a_sweep_that_is_finished(boltlab, ends):
+    command = ("train", "-m", *QUICK, "seed=1,2")
+    assert boltlab(*command)[0] == 0
+    assert "another name=… begins a new sweep" in boltlab(*command)[1]
+    assert boltlab(*command, "name=again")[0] == 0
+    assert [jobs(sweep, "status") for sweep in sweeps()] == [["finished", "finished"]] * 2
+    assert "finished before" in boltlab(*command, "name=again")[1] and len(sweeps()) == 2
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_job_whose_folder_was_removed_runs_again_and_only_it(boltlab, ends, by_hand):
+    assert boltlab("train", "-m", *QUICK, "seed=1,2,3")[0] == 0
+    (sweep,) = sweeps()
+    if by_hand:
+        shutil.rmtree(sweep / "1")
+    else:
+        assert boltlab("runs", "rm", f"{sweep.name}/1", "yes=true")[0] == 0
+    kept = {path: path.read_bytes() for number in "02" for path in (sweep / number).glob("**/*") if path.is_file()}
+    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2,3")
+    assert code == 0 and sweeps() == [sweep] and "2 of 3 jobs are finished" in out
+    assert jobs(sweep, "status", "folder") == [("finished before", "0"), ("finished", "1"), ("finished before", "2")]
     assert {path: path.read_bytes() for path in kept} == kept
-
-
-def test_a_sweep_that_was_finished_when_slurm_starts_its_command_again_is_no_new_one(boltlab, ends, monkeypatch):
-    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
-    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
-    code, out, _ = boltlab("train", "-m", *QUICK, "seed=1,2")
-    assert code == 0 and "they were before it was started again" in out and len(list(sweeps())) == 1
 
 
 @pytest.mark.parametrize(
@@ -114,18 +152,18 @@ def test_another_command_is_another_sweep(boltlab, ends, other):
     assert len(sweeps()) == 2 and all("finished before" not in jobs(sweep, "status") for sweep in sweeps())
 
 
-def test_another_default_in_a_file_is_another_sweep(boltlab, ends, monkeypatch, tmp_path):
-    import shutil
-
+@pytest.mark.parametrize("code", [1, 0], ids=["one failed", "finished"])
+def test_another_default_in_a_file_is_another_sweep(boltlab, ends, monkeypatch, tmp_path, code):
     from boltlab import config as configs
 
     shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
     monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
-    ends[2] = RuntimeError("no luck")
-    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    if code:
+        ends[2] = RuntimeError("no luck")
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == code
     path = tmp_path / "configs" / "optimizer" / "sgd.yaml"
     path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
-    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 1
+    assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == code
     assert [runs.load_config(sweep / "0").optimizer.momentum for sweep in sweeps()] == [0.9, 0.8]
 
 

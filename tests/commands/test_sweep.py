@@ -109,7 +109,8 @@ def test_the_same_command_adds_trials_and_none_is_drawn_twice(boltlab):
     assert code == 0 and "goes on" in out
     drawn = [t.params["optimizer.lr"] for t in known()]
     assert len(drawn) == len(set(drawn)) == 4
-    assert boltlab(*command, "sweep.trials=4")[0] == 0 and len(known()) == 4  # nothing is left to do
+    code, out, _ = boltlab(*command, "sweep.trials=4")
+    assert code == 0 and "all trials of this command are done (4), nothing runs" in out and len(known()) == 4
     assert boltlab(*command, "sweep.trials=2", "log_dir=again")[0] == 0  # alone, a sweep repeats itself
     (again,) = (path.parent for path in Path("again/train").glob("*/sweep.json"))
     assert [t.params["optimizer.lr"] for t in known(again)] == drawn[:2]
@@ -419,6 +420,8 @@ def test_workers_are_jobs_of_a_launcher(boltlab):
     assert [t.state.name for t in known()] == ["COMPLETE"] * 3
     assert len({t.params["optimizer.lr"] for t in known()}) == 3
     assert [runs.read_summary(path)["status"] for path in (folder() / "workers").iterdir()] == ["finished"] * 2
+    code, out, _ = boltlab("sweep", *QUICK, *LR, "sweep.trials=3", "trainer.max_epochs=1", *launcher)
+    assert code == 0 and "nothing runs" in out and len(list((folder() / "workers").iterdir())) == 2
     cores = len(os.sched_getaffinity(0))
     threads = {json.loads((folder() / n / "environment.json").read_text())["threads"] for n in "012"}
     assert threads == {max(1, cores // 2)}

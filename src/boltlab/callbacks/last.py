@@ -9,9 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 
 from boltlab import signals
+from boltlab.errors import WorkerError
 
 _ASK_SECONDS = 0.5  # how often the processes of a run ask one another
 
@@ -49,7 +50,7 @@ class Last(Checkpoint):
         self._written = 0.0  # when, of time.monotonic
         self._stops = False  # whether early stopping has ended the training
         self._due = False  # at the next place where it can be saved
-        self._before_validation = False
+        self._before_validation = self._in_validation = False
         self._ask_in, self._asked, self._stride = 1, 0.0, 1
 
     @staticmethod
@@ -81,13 +82,17 @@ class Last(Checkpoint):
         if not (stop or save or self._due or ends_here):
             return
         self._due = True
-        loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or loop._should_accumulate():
-            return
-        if loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        if not self._can_save(trainer):
             return
         self._save(trainer)
         self._stop(stop)
+
+    def _can_save(self, trainer: "pl.Trainer") -> bool:
+        """Whether, after a batch, Lightning can go on from here."""
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or loop._should_accumulate():
+            return False
+        return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -105,11 +110,14 @@ class Last(Checkpoint):
         stop, save = self._told(trainer)
         self._due |= save
         if stop and not trainer.fit_loop.epoch_loop._should_accumulate():
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):  # the weights have changed places for the validation
-                    callback.on_validation_epoch_end(trainer, pl_module)
-            self._save(trainer, before_validation=True)
+            self._save_in_validation(trainer, pl_module)
             self._stop(stop)
+
+    def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._in_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
+
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._in_validation = False
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -135,6 +143,12 @@ class Last(Checkpoint):
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         signals.inbox.deferred = False
+        if (
+            isinstance(exception, (signals.Stopped, WorkerError))
+            and trainer.state.fn == "fit"
+            and trainer.world_size == 1
+        ):
+            self._save_between_batches(trainer, pl_module)
 
     def _told(self, trainer: "pl.Trainer") -> tuple[int, bool]:
         """The signal that asks for an end (0: none), and whether a checkpoint is due by the clock or by a signal.
@@ -181,6 +195,28 @@ class Last(Checkpoint):
         finally:
             self._before_validation = False
         self._step, self._written = trainer.global_step, time.monotonic()
+
+    def _save_in_validation(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", at_exception: bool = False
+    ) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # The weights have changed places for the validation; what acts on exceptions has put them back by now.
+            put_back = at_exception and type(callback).on_exception is not Callback.on_exception
+            if isinstance(callback, WeightAveraging) and not put_back:
+                callback.on_validation_epoch_end(trainer, pl_module)
+        self._save(trainer, before_validation=True)
+
+    def _save_between_batches(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Saves what was trained since the newest checkpoint, where the run ends while it waits for a batch."""
+        loop = trainer.fit_loop.epoch_loop
+        nothing_new = trainer.sanity_checking or trainer.global_step == self._step
+        if trainer.state.fn != "fit" or nothing_new or loop._should_accumulate():
+            return
+        batches = loop.batch_progress.current
+        if self._in_validation:
+            self._save_in_validation(trainer, pl_module, at_exception=True)
+        elif trainer.training and batches.ready == batches.completed > 0 and self._can_save(trainer):
+            self._save(trainer)
 
     def _keep_older(self) -> None:
         files = [self.path, *(self.path.with_stem(f"last-{n}") for n in range(1, self.keep_last))]

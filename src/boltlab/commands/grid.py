@@ -1,4 +1,4 @@
-"""`boltlab train -m`: trains once for each combination of the values; the same command again runs what is missing.
+"""`boltlab train -m`: trains once for each combination of the values; the same command again runs only what is missing.
 
 logs/train/<date>_<time>_sweep_<name>-<id>/
     jobs.json      the command, and of each job: overrides, hash of its config, status, best value, reason, run folder
@@ -29,8 +29,9 @@ BEFORE = "finished before"
 def main(overrides: list[str]) -> int:
     """Runs the grid; returns 0 if every job has finished.
 
-    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on unless all of it is
-    finished. The code may be another one: what made jobs fail is often mended there, and each run records its commit.
+    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on; where all of them
+    are finished, it is only shown. The code may be another one: what made jobs fail is often mended there, and each run
+    records its commit.
 
     Raises:
         ConfigError: with the mistakes of all jobs; none was started.
@@ -46,17 +47,13 @@ def _main(overrides: list[str]) -> int:
     launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
     top = _newest(Path(whole.config.log_dir), known)
-    if top is not None and set(launched.statuses([_newest_start(top, number) for number in range(len(jobs))])) == {
-        "finished"
-    }:
-        done = f"all {len(jobs)} jobs of this command are finished in {runs.shown(top)}"
-        if world.start()[1]:  # by Slurm or torchrun
-            print(f"{done}; they were before it was started again")
-            return 0
-        print(f"{done}: they run anew")
-        top = None
     if top is None:
         top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{train.name_of(whole)}")
+    elif len((sweep := _Sweep(top, overrides, jobs, known, launcher)).before) == len(jobs):
+        done = f"all jobs of this command are finished ({len(jobs)})"
+        print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)
+        sweep.show(sweep.rows())
+        return 0
     with runs.lock(top):
         return _Sweep(top, overrides, jobs, known, launcher).run()
 
@@ -127,7 +124,7 @@ class _Sweep:
     def run(self) -> int:
         if (self.top / "jobs.json").exists():
             done = f"{len(self.before)} of {len(self.jobs)} jobs are finished"
-            print(f"{runs.shown(self.top)} goes on: {done} (name=… starts a new sweep)", flush=True)
+            print(f"{runs.shown(self.top)} goes on: {done} (another name=… begins a new sweep)", flush=True)
         self.write()
         try:
             if self.launcher is not None:

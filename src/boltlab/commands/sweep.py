@@ -93,8 +93,12 @@ def _main(overrides: list[str]) -> int:
     how_long = {"trials": trials, "timeout_minutes": sweep.timeout_minutes}
     command = [masked(text) for text in overrides]
     top, goes_on = studies.begin(Path(options.log_dir), asked, {**how_long, "command": command})
-    print(f"{runs.shown(top)}{' goes on' if goes_on else ''}", flush=True)
     study = Study(top, asked, trials, options.storage, key=_key(top))
+    if goes_on and _is_done(study):
+        done = f"all trials of this command are done ({study.total})"
+        print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)
+        return _end(study)
+    print(f"{runs.shown(top)}{' goes on' if goes_on else ''}", flush=True)
     if launcher is not None:
         _launch(launcher, study, options)
         if not getattr(launcher, "wait", True):
@@ -354,6 +358,11 @@ def work(folder: Path) -> int:
         return 0
 
     return exit_code("sweep", command)
+
+
+def _is_done(study: Study) -> bool:
+    known = study.trials()
+    return all(t.state.is_finished() for t in known) and sum(map(studies.counts, known)) >= study.total
 
 
 def _end(study: Study) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, random_key
+from boltlab.data.watch import watch
 from boltlab.errors import DataError
 
 # What is made at once in memory: so much that the calls cost little beside the bytes, so little that it stays in cache.
@@ -128,6 +129,7 @@ class Loader:
     """
 
     batch_sampler = None  # Lightning asks
+    timeout_seconds = 300.0  # that a worker process may take for a batch; `watch` sets it
 
     def __init__(
         self,
@@ -260,7 +262,7 @@ class Loader:
 
     def _by_processes(self) -> Generator[Made, None, None]:
         if self._processes is None:
-            self._processes = DataLoader(
+            processes = DataLoader(
                 self.dataset,
                 sampler=self.sampler,
                 batch_size=None,  # the sampler makes the batches
@@ -269,6 +271,7 @@ class Loader:
                 num_workers=self.num_workers,
                 persistent_workers=True,
             )
+            self._processes = watch(processes, self.timeout_seconds)
         yield from self._processes
 
     def _skip(self, problem: str) -> None:
