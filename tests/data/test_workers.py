@@ -176,6 +176,27 @@ def test_a_worker_that_is_killed_ends_the_run(start, where):
     assert summary["status"] == "failed" and "DataLoader worker (pid" in summary["reason"]
 
 
+IN_A_STEP = """
+import multiprocessing, time
+from boltlab.callbacks.last import Last
+
+def hook(self, trainer, *arguments, _original=Last.on_train_batch_end):
+    if trainer.global_step == 10:
+        os.kill(multiprocessing.active_children()[0].pid, 9)
+        time.sleep(1)
+    _original(self, trainer, *arguments)
+
+Last.on_train_batch_end = hook
+"""
+
+
+def test_a_worker_that_is_killed_during_a_step_ends_the_run_after_it(start):
+    child = start(*QUICK, *OURS, before=IN_A_STEP).wait()
+    assert child.code == 1 and nothing_is_left(child), child.stderr
+    assert child.stderr.splitlines()[-1].startswith("boltlab train: DataLoader worker (pid")
+    assert torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 10
+
+
 @pytest.mark.parametrize("where", ["ours", "train", "val"])
 @pytest.mark.parametrize("kind", ["sleep", "SIGSTOP"])
 def test_a_worker_that_hangs_ends_the_run_after_timeout_seconds(start, kind, where):
