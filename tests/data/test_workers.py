@@ -120,16 +120,19 @@ def start(warm, tmp_path):  # a `boltlab train` that has 180 s to end in
     def run(*arguments, before="", **environment):
         path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         child = warm("train", *arguments, before=path + before, **environment)
-        timer = threading.Timer(180, os.kill, (child.pid, signal.SIGKILL))  # where it would wait for ever
-        timer.daemon = True
+        timer, wait = threading.Timer(180, child.send, (signal.SIGKILL,)), child.wait
+
+        def ended():
+            try:
+                return wait()
+            finally:
+                timer.cancel()
+
+        timer.daemon, child.wait = True, ended
         timer.start()
-        timers.append(timer)
         return child
 
-    timers = []
-    yield run
-    for timer in timers:
-        timer.cancel()
+    return run
 
 
 def own(**arguments):
@@ -171,6 +174,27 @@ def test_a_worker_that_is_killed_ends_the_run(start, where):
     assert "if memory was full" in said and "data.num_workers=0 reads without worker processes" in said
     summary = json.loads((only_run() / "summary.json").read_text())
     assert summary["status"] == "failed" and "DataLoader worker (pid" in summary["reason"]
+
+
+IN_A_STEP = """
+import multiprocessing, time
+from boltlab.callbacks.last import Last
+
+def hook(self, trainer, *arguments, _original=Last.on_train_batch_end):
+    if trainer.global_step == 10:
+        os.kill(multiprocessing.active_children()[0].pid, 9)
+        time.sleep(1)
+    _original(self, trainer, *arguments)
+
+Last.on_train_batch_end = hook
+"""
+
+
+def test_a_worker_that_is_killed_during_a_step_ends_the_run_after_it(start):
+    child = start(*QUICK, *OURS, before=IN_A_STEP).wait()
+    assert child.code == 1 and nothing_is_left(child), child.stderr
+    assert child.stderr.splitlines()[-1].startswith("boltlab train: DataLoader worker (pid")
+    assert torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 10
 
 
 @pytest.mark.parametrize("where", ["ours", "train", "val"])
@@ -245,6 +269,18 @@ def test_a_signal_to_all_processes_ends_as_one_to_the_run(start):
     assert child.wait().code == 143 and nothing_is_left(child), child.stderr
     assert child.stderr.splitlines()[-1] == "boltlab train: stopped by SIGTERM"
     assert (only_run() / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.faults
+def test_ctrl_c_in_a_terminal_leaves_the_workers_to_the_run(start, tmp_path):
+    """It goes to all processes; those that are spawned hear it as Python does, and the step still needs batches."""
+    arguments = own(kind="slow", options='\'{"multiprocessing_context":"spawn"}\'')
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    child = start(*arguments, "trainer.accumulate_grad_batches=16", PYTHONPATH=path)
+    child.wait_for(Path("happened"))
+    os.killpg(child.pid, signal.SIGINT)
+    assert child.wait().code == 130 and nothing_is_left(child), child.stderr
+    assert torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
 
 
 # Python for `before`: this process alone sees a /dev/shm of that size.
