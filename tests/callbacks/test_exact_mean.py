@@ -125,6 +125,17 @@ def test_a_module_of_ones_own_asks_for_it(plain, boltlab):
     assert "exact_mean" not in quiet and "exact_mean" not in alone
 
 
+def test_a_module_of_ones_own_on_two_processes(plain, boltlab, warm):
+    """21 full batches: one left for the last window; each process counts its own samples."""
+    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))] + ["data.max_samples=336"]
+    two = ("trainer=ddp", "trainer.devices=2", "name=two", "callbacks=[last,exact_mean]")
+    child = warm("train", *given, *plain, *SMALL, *two, before="sys.path.insert(0, os.getcwd())" + FORKED).wait()
+    assert child.code == 0, child.stderr
+    content = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    large, _, _ = weights(boltlab, "large", *given, "callbacks=[last]", *plain, *LARGE)
+    assert distance({name: content[name].double() for name in large}, large) < 1e-5
+
+
 def test_manual_optimization_is_left_alone_and_refuses_it(plain, boltlab):
     given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))]
     manual = (*given, *plain, "+model.manual=true")
