@@ -345,6 +345,14 @@ def test_of_two_processes_the_one_whose_worker_failed_is_named_last(start, kind,
     assert re.match(f"(boltlab train: )?rank [01] failed: {why}", child.stderr.splitlines()[-1])
 
 
+@pytest.mark.faults
+def test_max_restarts_goes_on_after_a_worker_that_was_killed(start, tmp_path):
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    child = start(*own(kind="SIGKILL"), "max_restarts=1", PYTHONPATH=path).wait()
+    assert child.code == 0 and nothing_is_left(child), child.stderr
+    assert child.stderr.rstrip().endswith("restart 1 of 1") and "DataLoader worker (pid" in child.stderr
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
 def test_a_loader_stays_what_it_was():
     class Own(DataLoader):
