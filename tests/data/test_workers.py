@@ -197,8 +197,9 @@ def test_a_worker_that_is_killed_during_a_step_ends_the_run_after_it(start):
     assert torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] >= 10
 
 
-@pytest.mark.parametrize("where", ["ours", "train", "val"])
-@pytest.mark.parametrize("kind", ["sleep", "SIGSTOP"])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("sleep", "ours"), ("sleep", "train"), ("sleep", "val"), ("SIGSTOP", "train")]
+)
 def test_a_worker_that_hangs_ends_the_run_after_timeout_seconds(start, kind, where):
     arguments, before = faulty(kind, where)
     child = start(*arguments, "timeout_seconds=2", before=before).wait()
@@ -223,8 +224,8 @@ def test_what_may_take_long_may(start, slow):
     assert child.code == 0 and Path("happened").exists(), child.stderr
 
 
-@pytest.mark.parametrize("kind", ["sleep", "SIGSTOP"])
-@pytest.mark.parametrize(("signum", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.faults
+@pytest.mark.parametrize(("kind", "signum", "code"), [("sleep", "SIGINT", 130), ("SIGSTOP", "SIGTERM", 143)])
 def test_a_signal_is_heard_while_a_worker_hangs_and_what_was_trained_is_kept(start, kind, signum, code):
     whole = start(*QUICK, *OURS, "log_dir=whole", NO_FAULT="1").wait()
     assert whole.code == 0, whole.stderr
@@ -245,6 +246,7 @@ def test_a_signal_is_heard_while_a_worker_hangs_and_what_was_trained_is_kept(sta
 LIGHTNINGS = ("+callbacks.ema._target_=lightning.pytorch.callbacks.EMAWeightAveraging", "+callbacks.ema.decay=0.5")
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("ema", [(), ("callbacks=[best,last,ema]", "callbacks.ema.decay=0.5"), LIGHTNINGS])
 def test_a_signal_in_a_validation_that_waits_keeps_the_epoch_before_it(start, ema):
     """A moving average has changed places with the weights then."""
@@ -341,6 +343,14 @@ def test_of_two_processes_the_one_whose_worker_failed_is_named_last(start, kind,
     assert child.code == 1 and nothing_is_left(child), child.stderr
     why = {"SIGKILL": "DataLoader worker .pid", "sleep": "no batch came from the 2 worker processes"}[kind]
     assert re.match(f"(boltlab train: )?rank [01] failed: {why}", child.stderr.splitlines()[-1])
+
+
+@pytest.mark.faults
+def test_max_restarts_goes_on_after_a_worker_that_was_killed(start, tmp_path):
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    child = start(*own(kind="SIGKILL"), "max_restarts=1", PYTHONPATH=path).wait()
+    assert child.code == 0 and nothing_is_left(child), child.stderr
+    assert child.stderr.rstrip().endswith("restart 1 of 1") and "DataLoader worker (pid" in child.stderr
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")

@@ -26,7 +26,8 @@ class Last(Checkpoint):
 
     It saves where Lightning can go on from without losing or repeating anything: after an optimizer step, not within
     accumulated batches; before a validation that is due, which is then run from its start; at an epoch's end. (Its own
-    checkpoint of an epoch's last batch would leave out the validation.) Several processes agree on the step.
+    checkpoint of an epoch's last batch would leave out the validation.) Several processes agree on the step. Where a
+    single process is told to stop, or loses a data worker, while it waits for a batch, the steps before are saved.
 
     Raises:
         Stopped: the run was told to stop, and is saved.
