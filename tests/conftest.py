@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from waiting import HANG
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
@@ -38,7 +39,7 @@ def boltlab_process(tmp_path):
     # What an earlier test's W&B runs have left in this process: a folder that is not ours.
     leftovers = ("WANDB_DATA_DIR", "WANDB_ARTIFACT", "WANDB_RUN")
 
-    def run(*arguments, timeout=120, **environment):
+    def run(*arguments, **environment):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(leftovers)}
         return subprocess.run(
             [sys.executable, "-m", "boltlab", *arguments],
@@ -46,7 +47,7 @@ def boltlab_process(tmp_path):
             env={**kept, **environment},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=HANG,
             check=False,
         )
 
@@ -69,7 +70,7 @@ def warm_server():
     )
     yield server
     server.stdin.close()
-    server.wait(60)
+    server.wait(HANG)
     server.stdout.close()
 
 
