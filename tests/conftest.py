@@ -1,4 +1,4 @@
-"""Every test runs in an empty folder of its own, offline, with one thread."""
+"""Every test runs in an empty folder of its own, offline, with one thread or as many as BOLTLAB_TEST_THREADS says."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ import pytest
 from waiting import HANG
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
+threads = os.environ.get("BOLTLAB_TEST_THREADS", "1")
+os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WANDB_MODE="offline", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 

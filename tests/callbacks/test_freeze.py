@@ -9,6 +9,8 @@ from boltlab.config import build, compose
 from boltlab.errors import UserError
 from boltlab.trainer import make_trainer
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=400", "callbacks=[freeze,last]")
 STAGES = '[[0,last_layer],[1,"classifier.[34]"],[2,"*"]]'
 

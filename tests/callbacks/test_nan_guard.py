@@ -14,7 +14,7 @@ from boltlab.config import build, compose
 from boltlab.errors import UserError
 from boltlab.trainer import make_trainer as make_train_trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
+pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
 
 
 def breaking(tiny_module, at_step: int, value: float):

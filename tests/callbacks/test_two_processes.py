@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from waiting import HANG
+
+pytestmark = pytest.mark.floats
 
 SCRIPT = """
 import math, sys

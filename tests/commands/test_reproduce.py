@@ -13,6 +13,8 @@ from PIL import Image
 from boltlab import checkpoint, runs
 from boltlab.commands import differ
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=linear", "trainer.max_epochs=1", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 QUICK += ("callbacks=[best,last]", "trainer.enable_progress_bar=false")
 

@@ -23,6 +23,8 @@ from boltlab import runs, trust
 from boltlab.commands import sweep as command
 from boltlab.sweeps import study as studies
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=none", "model=mlp", "data.batch_size=128", "trainer.max_epochs=3", "trainer.accelerator=cpu")
 QUICK += ("trainer.enable_progress_bar=false", "callbacks=[best,last]", "trainer.log_every_n_steps=1", "workers=2")
 LR = ("optimizer.lr=tag(log,interval(1e-3,1e-1))", "sampler=random", "pruner=none")

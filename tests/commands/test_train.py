@@ -17,6 +17,8 @@ from boltlab.commands import launched, train
 from boltlab.config import compose
 from boltlab.launchers import process
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 
 

@@ -13,7 +13,7 @@ import pytest
 from waiting import HANG, until
 from warm import differences, only_run, outcome
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.floats, pytest.mark.faults]
 
 QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")

@@ -17,7 +17,7 @@ from warm import at_step, differences, only_run, outcome
 from boltlab import checkpoint
 
 # 1,293 training images of digits: 11 batches an epoch, the last of 13.
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.floats, pytest.mark.faults]
 
 QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")

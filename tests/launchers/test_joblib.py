@@ -14,6 +14,8 @@ from boltlab.errors import UserError
 from boltlab.launchers import process
 from boltlab.launchers.joblib import Joblib
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", "launcher.threads_per_job=1")

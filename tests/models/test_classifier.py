@@ -17,6 +17,8 @@ from waiting import HANG
 from boltlab.errors import UserError
 from boltlab.models.classifier import Classifier
 
+pytestmark = pytest.mark.floats
+
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 

@@ -16,6 +16,8 @@ from boltlab import runs
 from boltlab.commands.train import fit, name_of
 from boltlab.config import compose
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=none", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.max_epochs=2", "precision=32")
 QUICK += ("trainer.enable_progress_bar=false", "data.batch_size=128")
 VIT = ("model=vit_tiny", "model.net.depth=2", "model.net.width=32", "model.net.heads=2", "optimizer.lr=0.003")
