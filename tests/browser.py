@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import time
 
+from waiting import HANG
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe")
@@ -20,7 +22,7 @@ def binary():
 class Browser:
     """One page. `events` are all that the browser has told, as (method, parameters)."""
 
-    def __init__(self, profile, timeout=60):
+    def __init__(self, profile, timeout=HANG):
         read_here, write_there = os.pipe()
         read_there, write_here = os.pipe()
 
@@ -95,9 +97,9 @@ class Browser:
         try:
             self._session = None
             self("Browser.close")
-            self.process.wait(20)
+            self.process.wait(HANG)
         except (RuntimeError, OSError, subprocess.TimeoutExpired):
             self.process.kill()
-            self.process.wait(20)
+            self.process.wait(HANG)
         finally:
             os.close(self._in), os.close(self._out)

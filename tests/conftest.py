@@ -1,13 +1,15 @@
-"""Every test runs in an empty folder of its own, offline, with one thread."""
+"""Every test runs in an empty folder of its own, offline, with one thread or as many as BOLTLAB_TEST_THREADS says."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+from waiting import HANG
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", WANDB_SILENT="true")
+threads = os.environ.get("BOLTLAB_TEST_THREADS", "1")
+os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WANDB_MODE="offline", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
 
@@ -38,7 +40,7 @@ def boltlab_process(tmp_path):
     # What an earlier test's W&B runs have left in this process: a folder that is not ours.
     leftovers = ("WANDB_DATA_DIR", "WANDB_ARTIFACT", "WANDB_RUN")
 
-    def run(*arguments, timeout=120, **environment):
+    def run(*arguments, **environment):
         kept = {key: value for key, value in os.environ.items() if not key.startswith(leftovers)}
         return subprocess.run(
             [sys.executable, "-m", "boltlab", *arguments],
@@ -46,7 +48,7 @@ def boltlab_process(tmp_path):
             env={**kept, **environment},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=HANG,
             check=False,
         )
 
@@ -69,7 +71,7 @@ def warm_server():
     )
     yield server
     server.stdin.close()
-    server.wait(60)
+    server.wait(HANG)
     server.stdout.close()
 
 

@@ -16,7 +16,7 @@ class Pause(Callback):
         if trainer.global_step == self.step and not (folder / "paused").exists() and not Path("go").exists():
             (folder / "pausing").write_text(str(os.getpid()))
             (folder / "pausing").rename(folder / "paused")  # nobody reads it half-written
-            end = time.monotonic() + 300
+            end = time.monotonic() + 3600  # longer than any test waits
             while not signals.inbox.stop and time.monotonic() < end:
                 time.sleep(0.02)
 """

@@ -11,6 +11,8 @@ import torch
 from boltlab import checkpoint
 from boltlab.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.floats
+
 
 def content(**more):
     return {"state_dict": {"weight": torch.arange(1000.0)}, "epoch": 3, **more}

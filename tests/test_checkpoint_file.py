@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from waiting import HANG
 
 from boltlab import checkpoint_file
 from boltlab.checkpoint import CheckpointError, read, verify, write
@@ -244,7 +245,7 @@ def test_a_writer_killed_at_any_instant_leaves_the_last_checkpoint_whole(tmp_pat
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as other_disk:
         command = [sys.executable, "-c", KILLS, str(tmp_path)]
         environment = {**os.environ, "TMPDIR": other_disk}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG, check=True)
     whole, straight = ([int(word) for word in line.split()] for line in done.stdout.splitlines())
     broken, left, other, step, elsewhere = whole
     assert (broken, other, elsewhere) == (0, 0, 0)

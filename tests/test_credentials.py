@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from waiting import HANG
 
 from boltlab import credentials, runs
 from boltlab.config import compose
@@ -155,7 +156,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     program = clone / "src" / "program.py"  # a file: MLflow looks for the repository that it is in
     program.write_text(PROGRAM)
     command = [sys.executable, str(program), "train", *more]
-    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, timeout=HANG, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode == 1, printed.decode()
     assert b"RuntimeError: no answer from http://me:***@127.0.0.1:9/" in printed and b"Traceback" in printed

@@ -10,6 +10,8 @@ import boltlab as package
 from boltlab import runs
 from boltlab.config import CONFIG_DIR, build, compose, groups
 
+pytestmark = pytest.mark.floats
+
 # Data that is at hand in place of a download, of the shape that the recipe's net is made for.
 STAND_IN = {
     "mnist_mlp": ["data=digits"],

@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from waiting import HANG
 
 from boltlab import history, runs
 from boltlab.check import ConfigError
@@ -253,7 +254,7 @@ def test_several_processes_write_the_index_at_once():
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(HANG)
     assert [process.exitcode for process in processes] == [0] * 4
     seen = {row.run: (row.values, row.config) for row in history.rows("logs")}
     assert seen == {row.run: (row.values, row.config) for row in _afresh()} and len(seen) > 6

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from omegaconf import OmegaConf
+from waiting import HANG
 
 from boltlab import launch
 from boltlab.config import compose
@@ -97,5 +98,5 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     kept = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=HANG, check=False)
     assert (done.returncode, done.stdout) == (0, "stopped by SIGTERM\n"), done.stderr

@@ -14,6 +14,8 @@ from boltlab import checkpoint, runs
 from boltlab.check import ConfigError, direction
 from boltlab.config import build, compose
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=mlp", "data.max_samples=200", "data.batch_size=50", "scheduler=constant", "logger=csv")
 QUICK += ("trainer.max_epochs=4", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "test=false")
 UNSTEADY = ("optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.95")

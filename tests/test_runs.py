@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from waiting import HANG
 
 from boltlab import runs
 from boltlab.check import ConfigError, Mistake
@@ -56,7 +57,7 @@ def test_eight_processes_at_once_never_share_a_folder_also_when_told_to():
     for p in processes:
         p.stdin.write("go\n")
         p.stdin.flush()
-    made, told = zip(*(p.communicate(timeout=60)[0].splitlines() for p in processes), strict=True)
+    made, told = zip(*(p.communicate(timeout=HANG)[0].splitlines() for p in processes), strict=True)
     assert len(set(made)) == 8 and {f.name for f in Path("logs/train").iterdir()} == set(made)
     (winner,) = [text for text in told if text.isdigit()]
     assert sum("holds a run already" in text for text in told) == 7
@@ -198,7 +199,7 @@ from pathlib import Path
 from boltlab import runs
 with runs.lock(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

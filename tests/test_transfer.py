@@ -10,6 +10,8 @@ from boltlab import checkpoint, load, runs, transfer
 from boltlab.checkpoint import CheckpointError
 from boltlab.config import build, compose, edit
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "callbacks=[best,last]", "trainer.max_epochs=1", "test=false")
 # The learning rate of nothing: what the run ends with is what it began with.
 STILL = ("optimizer=sgd", "optimizer.lr=0.0", "scheduler=constant", "optimizer.weight_decay=0.0")

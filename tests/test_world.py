@@ -8,6 +8,7 @@ import lightning.pytorch  # noqa: F401 - it keeps for good the rank that it find
 import pytest
 from omegaconf import OmegaConf
 from torch.distributed import HashStore, PrefixStore
+from waiting import HANG
 
 from boltlab import world
 from boltlab.errors import UserError
@@ -133,7 +134,7 @@ def test_rank_0_leads_and_the_others_run_what_it_tells_them(variables, store, tm
     thread = threading.Thread(target=other)
     thread.start()
     codes[0] = world._lead(World("torchrun", 0, 2, 2), store, command)
-    thread.join(10)
+    thread.join(HANG)
     assert codes == {0: 3, 1: 3}  # all end with the exit code of rank 0
     assert (tmp_path / "followed").read_text() == "entry" * 2
     assert world.leading() is None
@@ -155,7 +156,7 @@ def test_a_node_that_does_not_see_the_run_folder_is_named(store, tmp_path):
     with pytest.raises(UserError, match="rank 1 on .* does not see .*nowhere: log_dir must lie on a disk that all"):
         leader.order(follow, entry, tmp_path / "nowhere")
     leader.end(1)
-    thread.join(10)
+    thread.join(HANG)
 
 
 def test_rank_0_that_is_gone_is_named(store):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from waiting import until
 
 SERVER = """
 import json, os, sys
@@ -74,13 +75,8 @@ class Child:
     def pause(seconds):
         time.sleep(seconds)
 
-    def wait_for(self, path, pattern=None, seconds=60):
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if list(path.glob(pattern)) if pattern else path.exists():
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"no {path} within {seconds} s")
+    def wait_for(self, path, pattern=None):
+        until(lambda: list(path.glob(pattern)) if pattern else path.exists())
 
     def wait(self):
         """The exit code; negative where a signal ended it."""

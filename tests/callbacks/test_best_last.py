@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.floats
+
 
 def files(run_dir):
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())

@@ -7,6 +7,8 @@ from sklearn.metrics import confusion_matrix
 
 from boltlab.callbacks.confusion_matrix import ConfusionMatrix, draw, write_numbers
 
+pytestmark = pytest.mark.floats
+
 
 def rows(path):
     with path.open(newline="", encoding="utf-8") as file:

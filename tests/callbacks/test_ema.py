@@ -11,6 +11,8 @@ from boltlab import checkpoint, load, runs
 from boltlab.config import build, compose
 from boltlab.trainer import make_trainer
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "data.batch_size=400", "model=lenet_bn", "optimizer.lr=0.05")
 EVERY = ("callbacks.last.keep_last=3",)
 

@@ -9,6 +9,8 @@ from boltlab.config import build, compose
 from boltlab.errors import UserError
 from boltlab.trainer import make_trainer
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=400", "callbacks=[freeze,last]")
 STAGES = '[[0,last_layer],[1,"classifier.[34]"],[2,"*"]]'
 
@@ -98,7 +100,7 @@ def test_two_processes_train_as_one_does(boltlab_process, tmp_path):
     before, one, _ = fit(tmp_path / "one", *run, epochs=2)
     two = ("trainer=ddp", "trainer.devices=2", "trainer.max_epochs=2", "init_from=start.safetensors")
     save_file(before, tmp_path / "start.safetensors")
-    done = boltlab_process("train", *two, *QUICK, *run, timeout=400)
+    done = boltlab_process("train", *two, *QUICK, *run)
     assert done.returncode == 0, done.stderr
     folder = next(iter(runs.folders("logs"))) / "checkpoints"
     first, second = (

@@ -14,6 +14,8 @@ from boltlab.callbacks.mistakes import Mistakes, calibration
 from boltlab.data.digits import Digits
 from boltlab.data.image_folder import ImageFolder
 
+pytestmark = pytest.mark.floats
+
 
 class Fixed(pl.LightningModule):
     """What it says of a sample is the sample itself."""

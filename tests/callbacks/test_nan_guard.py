@@ -14,7 +14,7 @@ from boltlab.config import build, compose
 from boltlab.errors import UserError
 from boltlab.trainer import make_trainer as make_train_trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
+pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
 
 
 def breaking(tiny_module, at_step: int, value: float):
@@ -293,7 +293,7 @@ def test_processes_skip_and_stop_together(boltlab_process, tmp_path, skip_steps)
     overrides += ["logger=csv", "trainer.max_epochs=1", "data.batch_size=100", "test=false", "monitor=train_loss"]
     overrides += ["mode=min", f"callbacks.nan_guard.skip_steps={skip_steps}"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = boltlab_process("train", *overrides, timeout=300, PYTHONPATH=path)
+    done = boltlab_process("train", *overrides, PYTHONPATH=path)
     (folder,) = runs.folders("logs")
     records = json.loads((folder / "nan" / "samples_rank1.json").read_text())
     assert not (folder / "nan" / "samples_rank0.json").exists()

@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from waiting import HANG
+
+pytestmark = pytest.mark.floats
+
 SCRIPT = """
 import math, sys
 sys.path.insert(0, sys.argv[1])
@@ -54,7 +59,7 @@ def test_numbers_are_those_of_all_processes_and_all_stop_together(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]
     done = subprocess.run(
-        [*command, str(Path(__file__).parent)], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        [*command, str(Path(__file__).parent)], cwd=tmp_path, capture_output=True, text=True, timeout=HANG, check=False
     )
     assert done.returncode == 0, done.stderr
 

@@ -125,14 +125,14 @@ def test_the_part_that_was_made_slow_is_found(slow, part, monkeypatch):
 
     def slower(function):
         def wrapped(*arguments, **named):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return function(*arguments, **named)
 
         return wrapped
 
     if slow == "loader":
         original = Loader.__iter__
-        monkeypatch.setattr(Loader, "__iter__", lambda self: (time.sleep(0.02) or x for x in original(self)))
+        monkeypatch.setattr(Loader, "__iter__", lambda self: (time.sleep(0.05) or x for x in original(self)))
     elif slow == "callback":
         monkeypatch.setattr(Throughput, "on_train_batch_end", slower(Throughput.on_train_batch_end))
     else:

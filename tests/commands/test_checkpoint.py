@@ -8,6 +8,8 @@ import torch
 import boltlab as package
 from boltlab import checkpoint, runs
 
+pytestmark = pytest.mark.floats
+
 QUICK = ["model=linear", "trainer.max_epochs=1", "logger=csv", "~callbacks.progress", "~callbacks.summary"]
 
 

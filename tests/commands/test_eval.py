@@ -4,6 +4,8 @@ from boltlab import checkpoint, runs
 from boltlab.commands.eval import same_kind
 from boltlab.errors import UserError
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 
 

@@ -9,6 +9,8 @@ import torch
 
 import boltlab as public
 
+pytestmark = pytest.mark.floats
+
 KEPT = Path(__file__).parent / "runs" / "91afdfd"
 RUN = "2026-11-29_16-20-08_digits_mlp-d676d3"
 

@@ -13,6 +13,8 @@ from boltlab.commands.predict import find_files
 from boltlab.config import build, compose
 from boltlab.errors import UserError
 
+pytestmark = pytest.mark.floats
+
 
 @pytest.fixture
 def trained(boltlab):

@@ -13,6 +13,8 @@ from PIL import Image
 from boltlab import checkpoint, runs
 from boltlab.commands import differ
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=linear", "trainer.max_epochs=1", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 QUICK += ("callbacks=[best,last]", "trainer.enable_progress_bar=false")
 
@@ -237,13 +239,13 @@ def test_code_packages_and_machine_that_differ_are_listed(boltlab, run):
         run / "environment.json", git_commit="0123456789" * 4, cpu="i486\x1b[31m", python="3.1", packages=packages
     )
     (run / "git.patch").write_text(
-        "diff --git a/x.py b/x.py\nindex 1..2 100644\n--- a/x.py\n+++ b/x.py\n@@ -1,2 +1,2 @@\n-a\n+++b\n+c\n"
+        "diff --git a/!x.py b/!x.py\nindex 1..2 100644\n--- a/!x.py\n+++ b/!x.py\n@@ -1,2 +1,2 @@\n-a\n+++b\n+c\n"
     )
     code, out, err = boltlab("reproduce", f"run={run}", "dry_run=true")
     assert code == 0 and "\x1b" not in out, err
     assert "then commit 012345678901 with uncommitted changes, now " in out
     assert "this clone does not know that commit: git fetch" in out
-    assert "x.py: then +2 -1, now as committed" in out
+    assert "!x.py: then +2 -1, now as committed" in out  # the first, where this clone has changes too
     assert f"worktree add ../repro {'0123456789' * 4}\n" in out and f"apply {run.resolve()}/git.patch\n" in out
     lines = [line.split()[0] for line in out.splitlines() if line]
     assert lines.index("python") < lines.index("cpu") < lines.index("torch") < lines.index("aaa")

@@ -404,7 +404,7 @@ def test_a_run_at_work_and_its_tags_do_not_disturb_each_other():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join()
     summary = runs.read_summary(folder)
     assert summary["step"] == 199 and all(summary[f"k{step}"] == step for step in range(200))
     assert set(history.read(folder).get("tags")) == {f"t{n}-{index}" for n in range(3) for index in range(10)}

@@ -15,12 +15,15 @@ import optuna
 import pytest
 import yaml
 from pausing import pause
+from waiting import HANG, until
 from warm import differences, outcome
 
 from boltlab import config as configs
 from boltlab import runs, trust
 from boltlab.commands import sweep as command
 from boltlab.sweeps import study as studies
+
+pytestmark = pytest.mark.floats
 
 QUICK = ("logger=none", "model=mlp", "data.batch_size=128", "trainer.max_epochs=3", "trainer.accelerator=cpu")
 QUICK += ("trainer.enable_progress_bar=false", "callbacks=[best,last]", "trainer.log_every_n_steps=1", "workers=2")
@@ -263,6 +266,13 @@ def test_a_diverged_trial_is_not_tried_again(warm, tmp_path):
     assert [t.state.name for t in known()] == ["PRUNED"] * 2
 
 
+def at_work(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
@@ -271,20 +281,16 @@ def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
     command = (*LR, "sweep.trials=3", *pause(tmp_path, 14))
     first = start(warm, tmp_path, *command)
     for number in "01":
-        first.wait_for(tmp_path, f"logs/train/*/{number}/paused", 120)
+        first.wait_for(tmp_path, f"logs/train/*/{number}/paused")
     pids = [int((folder() / number / "paused").read_text()) for number in "01"]
     os.kill(first.pid, signum)
     assert first.wait().code == (-9 if signum == signal.SIGKILL else 143), first.stderr
-    for pid in pids:
-        end = time.monotonic() + 20
-        while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-            assert time.monotonic() < end, "a trial outlives its sweep"
-            time.sleep(0.05)
+    until(lambda: not any(map(at_work, pids)))  # no trial outlives its sweep
     assert [t.state.name for t in known()] == ["RUNNING"] * 2
     drawn = [t.params for t in known()]
 
     again = start(warm, tmp_path, *command)
-    again.wait_for(tmp_path, "logs/train/*/2/paused", 120)
+    again.wait_for(tmp_path, "logs/train/*/2/paused")
     (folder() / "2" / "paused").unlink()  # and it is not to wait again
     os.kill(again.pid, signal.SIGTERM)
     assert again.wait().code == 143
@@ -308,15 +314,15 @@ def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
 def test_a_second_command_helps_the_first(warm, tmp_path):
     command = (*LR, "sweep.trials=3", "workers=1", *pause(tmp_path, 14))
     first = start(warm, tmp_path, *command)
-    first.wait_for(tmp_path, "logs/train/*/0/paused", 120)
+    first.wait_for(tmp_path, "logs/train/*/0/paused")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     program = [sys.executable, "-m", "boltlab", "sweep", *QUICK, *command]
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     with subprocess.Popen(program, env={**kept, "PYTHONPATH": path}, stderr=subprocess.DEVNULL) as helper:
-        first.wait_for(tmp_path, "logs/train/*/1/paused", 120)
+        first.wait_for(tmp_path, "logs/train/*/1/paused")
         assert [t.state.name for t in known()] == ["RUNNING"] * 2  # each at one, and none at the other's
         helper.send_signal(signal.SIGINT)
-        assert helper.wait(60) == 130
+        assert helper.wait(HANG) == 130
     first.send(signal.SIGINT)
     assert first.wait().code == 130
     assert len({t.params["optimizer.lr"] for t in known()}) == 2
@@ -333,17 +339,16 @@ def test_the_dashboard_opens_the_study(boltlab):
     address = ("--host", "127.0.0.1", "--port", str(port))
     with subprocess.Popen([program, f"sqlite:///{folder()}/study.db", *address], stderr=subprocess.DEVNULL) as server:
         try:
-            end = time.monotonic() + 60
             while True:
                 try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=10) as answer:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=HANG) as answer:
                         (summary,) = json.load(answer)["study_summaries"]
                     break
                 except OSError:
-                    assert time.monotonic() < end and server.poll() is None
+                    assert server.poll() is None
                     time.sleep(0.2)
             assert summary["study_name"] == folder().name
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/1?after=0", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/1?after=0", timeout=HANG) as answer:
                 assert len(json.load(answer)["trials"]) == 2
         finally:
             server.terminate()

@@ -4,18 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from waiting import HANG, until
 
 import boltlab
 from boltlab import checkpoint, machine, runs
 from boltlab.commands import launched, train
 from boltlab.config import compose
 from boltlab.launchers import process
+
+pytestmark = pytest.mark.floats
 
 QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 
@@ -158,17 +160,14 @@ def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        deadline = time.monotonic() + 90
-        while not list(Path("logs").rglob("last.ckpt")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+        until(lambda: list(Path("logs").rglob("last.ckpt")), process)
         assert runs.status(runs.read_summary(only_run())) == "running"
         process.send_signal(signal.SIGINT)
         try:
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=HANG)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGABRT)  # says where every thread stands
-            out, _ = process.communicate(timeout=60)
+            out, _ = process.communicate(timeout=HANG)
     finally:
         process.kill()
     assert process.returncode == 130, out
@@ -196,7 +195,7 @@ def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begu
 
 def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
     more = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=[csv,wandb]")
-    done = boltlab_process("train", "model=linear", "trainer.max_epochs=1", *more, timeout=200)
+    done = boltlab_process("train", "model=linear", "trainer.max_epochs=1", *more)
     assert done.returncode == 0, done.stderr
     folder = only_run()
     assert runs.read_summary(folder)["status"] == "finished"
@@ -207,7 +206,7 @@ def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
 
 def test_a_mistake_of_one_process_ends_all_of_them_at_once_with_its_message(boltlab_process):
     more = ("trainer.devices=2", "trainer.accelerator=cpu", "optimizer=sgd", "optimizer.lr=1e30", "scheduler=constant")
-    done = boltlab_process("train", *QUICK, *more, timeout=200)
+    done = boltlab_process("train", *QUICK, *more)
     assert done.returncode == 1
     assert "loss is nan" in done.stderr.splitlines()[-1]
     assert done.stdout.count(str(only_run())) == 1  # trained once, not restarted

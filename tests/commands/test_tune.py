@@ -9,6 +9,8 @@ from boltlab import runs
 from boltlab.commands import grid, probe, tune
 from boltlab.config import compose
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("model=linear", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2", "test=false")
 
 

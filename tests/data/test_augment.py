@@ -11,6 +11,8 @@ from torchvision.transforms.v2 import functional as F
 from boltlab.data.augment import Augment, _windows_by_index
 from boltlab.data.samplers import Draws
 
+pytestmark = pytest.mark.floats
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "augment").glob("[!_]*.yaml"))
 OPERATIONS = {

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from waiting import HANG
 
 from boltlab.data.decode import MAX_PIXELS, check_decode, plain_jpeg, read_image, read_pixels
 from boltlab.errors import DataError, UserError
@@ -345,7 +346,7 @@ def test_a_decompression_bomb_is_refused_in_little_memory_and_time(tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(data)
     paths = [str(tmp_path / f"{number}.jpg") for number in range(len(BOMBS))]
     command = [sys.executable, "-c", LIMITED, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     answers = dict(zip(BOMBS, done.stdout.splitlines(), strict=True))
     for (name, line), path in zip(answers.items(), paths, strict=True):
         megabytes, text = line.split(" ", 1)

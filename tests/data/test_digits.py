@@ -1,10 +1,13 @@
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from sklearn.datasets import load_digits
 
 from boltlab.data.digits import Digits
+
+pytestmark = pytest.mark.floats
 
 YAML = yaml.safe_load((Path(__file__).parents[2] / "configs/data/digits.yaml").read_text(encoding="utf-8"))
 

@@ -7,6 +7,8 @@ from boltlab.data.digits import Digits
 from boltlab.data.grid import count_classes, draw_grid
 from boltlab.data.image_folder import ImageFolder
 
+pytestmark = pytest.mark.floats
+
 
 def test_grid_shows_the_pixels_that_the_model_gets(tmp_path):
     for name, colour in (("red $x$", (250, 0, 0)), ("图像_" * 9, (0, 0, 250))):

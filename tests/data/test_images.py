@@ -11,6 +11,8 @@ from boltlab.data.images import ImageDataModule, fit_images
 from boltlab.data.loader import TensorData
 from boltlab.data.resize import fit
 
+pytestmark = pytest.mark.floats
+
 
 def noise(*shape):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

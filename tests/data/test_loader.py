@@ -11,6 +11,8 @@ from boltlab.data.loader import Batches, Loader, TensorData
 from boltlab.data.samplers import EvalSampler, TrainSampler
 from boltlab.errors import DataError
 
+pytestmark = pytest.mark.floats
+
 
 def images(count, *shape):
     return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

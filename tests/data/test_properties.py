@@ -14,6 +14,8 @@ from boltlab.data.loader import Batches, Loader, TensorData
 from boltlab.data.samplers import EvalSampler, TrainSampler
 from boltlab.errors import DataError
 
+pytestmark = pytest.mark.floats
+
 bounded = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32 - 1)
 

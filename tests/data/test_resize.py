@@ -10,6 +10,8 @@ from torchvision.transforms.v2 import functional as F
 from boltlab.data.images import ImageDataModule
 from boltlab.data.resize import crop_resize, fit, normalize_into, shrunk, to_batch
 
+pytestmark = pytest.mark.floats
+
 BOX = (7, 11, 60, 90)  # top, left, height, width
 
 

@@ -4,6 +4,8 @@ import torch
 from boltlab.data.samplers import Draws, EvalSampler, TrainSampler, own_random_state, random_key
 from boltlab.errors import DataError
 
+pytestmark = pytest.mark.floats
+
 
 def epoch_of(sampler, epoch=0):
     sampler.set_epoch(epoch)

@@ -10,6 +10,8 @@ from sklearn.datasets import load_diabetes
 from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses, TableDataModule
 from boltlab.errors import DataError
 
+pytestmark = pytest.mark.floats
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FLOWERS = "length,width,kind,comment\n" + "".join(
     f"{n}.5,{n * n},{kind},text {n}\n" for n, kind in enumerate(["rose", "aster", "10", "2"] * 10)

@@ -20,6 +20,8 @@ from torchvision import datasets
 from boltlab.data.torchvision_images import TorchvisionImages
 from boltlab.errors import DataError
 
+pytestmark = pytest.mark.floats
+
 CONFIGS = Path(__file__).parents[2] / "configs/data"
 NAMES = [name for name, _ in datasets.MNIST.resources]
 CLOSED = "http://127.0.0.1:9/"  # the discard port: nothing listens

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import HANG, until
 from warm import differences, only_run, outcome
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.floats, pytest.mark.faults]
 
 QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
@@ -31,7 +31,7 @@ class Fault(Callback):
         self.rank, self.step, self.kind = rank, step, kind
         if kind == "begin" and os.environ.get("RANK") == str(rank):
             Path(f"begins-{rank}").touch()
-            time.sleep(60)
+            time.sleep(3600)
 
     def on_train_batch_end(self, trainer, *_):
         Path(f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
@@ -49,10 +49,10 @@ class Fault(Callback):
         if self.kind == "user":
             raise UserError("one file is no picture")
         if self.kind == "hang":
-            time.sleep(600)
+            time.sleep(3600)
         if self.kind == "parent":
             os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
-            time.sleep(60)
+            time.sleep(3600)
         self.rank = None  # once
         os.kill(os.getpid(), getattr(signal, self.kind))
 """
@@ -103,10 +103,7 @@ def test_two_processes_go_on_to_the_same_bits(warm, tmp_path, whole, rank, step,
     more = (f"callbacks.last.every_n_train_steps={every}",) if every else ()
     child = start(warm, tmp_path, "a", *QUICK, *more, *fault(rank, step, kind)).wait()
     folder = only_run(tmp_path / "a" / "logs")
-    end = time.monotonic() + 20
-    while alive(tmp_path / "a") and time.monotonic() < end:
-        time.sleep(0.1)
-    assert alive(tmp_path / "a") == []
+    until(lambda: not alive(tmp_path / "a"))
     assert child.code == {"SIGKILL": 1, "parent": -9, "SIGTERM": 143}[kind], child.stderr
     if kind == "SIGKILL":
         assert child.stderr.splitlines()[-1].startswith(f"boltlab train: rank {rank} was killed by SIGKILL")
@@ -127,11 +124,9 @@ def test_the_process_that_raises_is_named_last(warm, tmp_path):
 
 
 def test_a_process_that_hangs_ends_all_after_the_timeout(warm, tmp_path):
-    began = time.monotonic()
-    child = start(warm, tmp_path, "a", *QUICK, "timeout_seconds=4", *fault(1, 5, "hang")).wait()
+    child = start(warm, tmp_path, "a", *QUICK, "timeout_seconds=15", *fault(1, 5, "hang")).wait()
     assert child.code == 1 and alive(tmp_path / "a") == []
     assert child.stderr.splitlines()[-1].startswith("boltlab train: rank 1 gave no answer any more; rank 0 saw: ")
-    assert time.monotonic() - began < 120  # not the 600 s that it would sleep
 
 
 @pytest.mark.parametrize("kind", ["raise", "SIGKILL"])
@@ -185,7 +180,7 @@ def test_two_agents_restart_a_killed_process_and_go_on_to_the_same_bits(tmp_path
     with (tmp_path / "agent-0").open("wb") as one, (tmp_path / "agent-1").open("wb") as other:
         agents = [subprocess.Popen(command, cwd=tmp_path, env=kept, stdout=out, stderr=out) for out in (one, other)]
         try:
-            codes = [agent.wait(120) for agent in agents]
+            codes = [agent.wait(HANG) for agent in agents]
         finally:
             for agent in agents:
                 agent.kill()

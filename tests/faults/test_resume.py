@@ -17,7 +17,7 @@ from warm import at_step, differences, only_run, outcome
 from boltlab import checkpoint
 
 # 1,293 training images of digits: 11 batches an epoch, the last of 13.
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.floats, pytest.mark.faults]
 
 QUICK = ("train", "logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=4")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
@@ -155,21 +155,25 @@ def test_sigusr2_saves_and_trains_on(run):
 
 def test_the_second_ctrl_c_ends_at_once(warm, tmp_path):
     before = """
-import time
+import time, types
+from boltlab import signals
 from boltlab.models.task import Task
 def slow(self, *arguments):
     open("started", "w").close()
     while True:
-        time.sleep(0.1)
+        time.sleep(0.01)
 Task._seed_step = slow
+signals.time = types.SimpleNamespace(monotonic=lambda: float(open("clock").read()))
 """
+    (tmp_path / "clock").write_text("10.0")
     child = warm(*QUICK, before=before)
     child.wait_for(tmp_path / "started")
     child.send(signal.SIGINT)
     child.pause(0.2)
     child.send(signal.SIGINT)  # the terminal's and the launcher's are one
-    child.pause(0.6)
+    child.pause(0.4)
     assert child.running()
+    (tmp_path / "clock").write_text("10.6")
     child.send(signal.SIGINT)
     assert child.wait().code == 130
     assert "again: ended at once" in child.stderr
@@ -354,7 +358,7 @@ import time
 from pathlib import Path
 from boltlab.models.task import Task
 def seed(self, batch, _seed=Task._seed_step):
-    for _ in range(1200):  # the W&B run starts meanwhile
+    for _ in range(12000):  # the W&B run starts meanwhile
         began = [len(list(Path("logs").rglob(name))) for name in (".wandb-id", "offline-run-*")]
         if (self.trainer.global_step != 20 or began[0]) and (self.trainer.global_step != 38 or began[1] > 1):
             break
@@ -614,7 +618,7 @@ import time
 from pathlib import Path
 from boltlab.models.task import Task
 def seed(self, batch, _seed=Task._seed_step):
-    for _ in range(1200):
+    for _ in range(12000):
         if self.trainer.global_step != 20 or list(Path("logs").rglob(".wandb-id")):
             break
         time.sleep(0.05)

@@ -14,6 +14,8 @@ from boltlab.errors import UserError
 from boltlab.launchers import process
 from boltlab.launchers.joblib import Joblib
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", "launcher.threads_per_job=1")
@@ -23,11 +25,11 @@ JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", "launcher.threads_per_job=1")
 def test_a_killed_job_costs_itself_alone_and_all_go_on_to_the_same_bits(warm, boltlab, tmp_path, monkeypatch):
     command = ("train", "-m", *QUICK, "seed=1,2,3", *pause(tmp_path, 14))
     first = warm(*command, *JOBLIB, before=f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
-    first.wait_for(tmp_path, "logs/train/*/0/paused", 120)
-    first.wait_for(tmp_path, "logs/train/*/1/paused", 120)
+    first.wait_for(tmp_path, "logs/train/*/0/paused")
+    first.wait_for(tmp_path, "logs/train/*/1/paused")
     (sweep,) = Path("logs/train").iterdir()
     os.kill(int((sweep / "0" / "paused").read_text()), signal.SIGKILL)
-    first.wait_for(tmp_path, "logs/train/*/2/paused", 120)
+    first.wait_for(tmp_path, "logs/train/*/2/paused")
     os.killpg(first.pid, signal.SIGTERM)  # all of them, as a terminal and a cluster do
     assert first.wait().code == 143, first.stderr
     statuses = [row["status"] for row in json.loads((sweep / "jobs.json").read_text())["jobs"]]

@@ -3,11 +3,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from pausing import pause
+from waiting import HANG, until
 
 from boltlab import runs, trust
 
@@ -20,20 +20,13 @@ def started(tmp_path, *command):
     return subprocess.Popen([sys.executable, "-m", "boltlab", *command], env=home, stdout=subprocess.PIPE)
 
 
-def wait_for(process, condition):
-    end = time.monotonic() + 300  # Ray alone takes a minute to start where the machine is busy
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.05)
-
-
 def paused(process):
     """The files by which two runs say that they are there, once they do."""
 
     def found():
         return sorted(path for path in Path("logs/train").glob("*/?/paused") if path.read_text())
 
-    wait_for(process, lambda: len(found()) == 2)
+    until(lambda: len(found()) == 2, process)
     return found()
 
 
@@ -45,9 +38,9 @@ def test_a_killed_run_costs_itself_alone_and_the_others_save_when_told_to_stop(t
         first, _ = paused(process)
         os.kill(int(first.read_text()), signal.SIGKILL)
         sweep, killed = first.parents[1], first.parent
-        wait_for(process, lambda: runs.status(runs.read_summary(killed), killed) == "killed")
+        until(lambda: runs.status(runs.read_summary(killed), killed) == "killed", process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANG)
     assert process.returncode == 143
     assert [row["status"] for row in json.loads((sweep / "jobs.json").read_text())["jobs"]] == ["killed", "interrupted"]
     assert runs.read_summary(sweep / "1")["reason"] == "stopped by SIGTERM"
@@ -62,7 +55,7 @@ def test_workers_of_a_sweep_are_tasks_and_save_when_told_to_stop(tmp_path, boltl
     with started(tmp_path, *command, "launcher=ray", "launcher.num_cpus=0.5") as process:
         (top,) = {path.parents[1] for path in paused(process)}
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANG)
     assert process.returncode == 143
     for folder in (top / "0", top / "1", top / "workers" / "0", top / "workers" / "1"):
         assert runs.read_summary(folder)["reason"] == "stopped by SIGTERM", folder

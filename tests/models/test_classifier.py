@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, top_k_accuracy_score
 from torch import nn
+from waiting import HANG
 
 from boltlab.errors import UserError
 from boltlab.models.classifier import Classifier
+
+pytestmark = pytest.mark.floats
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 
@@ -119,7 +122,7 @@ def test_two_processes_log_the_metrics_of_all_samples(tmp_path):
         for rank in ("0", "1")
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=HANG)
         assert process.returncode == 0, errors
     ranks = [json.loads((tmp_path / f"samples.{rank}").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]

@@ -4,6 +4,8 @@ from torch import nn
 
 from boltlab.models.cnn import CNN
 
+pytestmark = pytest.mark.floats
+
 
 def test_layers_are_those_of_the_description():
     net = CNN((3, 224, 224), 10)

@@ -4,6 +4,8 @@ from torch import nn
 
 from boltlab.models.lenet import LeNet
 
+pytestmark = pytest.mark.floats
+
 
 def classic(channels, padding):
     return nn.Sequential(

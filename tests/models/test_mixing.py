@@ -7,6 +7,8 @@ from torch.optim import SGD
 
 from boltlab.models.classifier import Classifier
 
+pytestmark = pytest.mark.floats
+
 
 def made(**arguments):
     torch.manual_seed(1)

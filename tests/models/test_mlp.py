@@ -4,6 +4,8 @@ from torch import nn
 
 from boltlab.models.mlp import MLP, activation_layer
 
+pytestmark = pytest.mark.floats
+
 
 def test_layers_stand_in_their_order():
     kinds = [type(layer) for layer in MLP((1, 4, 4), 3, (8,), "gelu", dropout=0.1, batch_norm=True).layers]

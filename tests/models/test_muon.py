@@ -8,6 +8,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from boltlab.models.muon import Muon, orthogonalize
 
+pytestmark = pytest.mark.floats
+
 
 def make_net():
     torch.manual_seed(0)

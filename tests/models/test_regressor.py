@@ -7,6 +7,8 @@ from torch import nn
 
 from boltlab.models.regressor import Regressor
 
+pytestmark = pytest.mark.floats
+
 SGD = partial(torch.optim.SGD, lr=0.1)
 
 

@@ -5,6 +5,8 @@ from torch import nn
 
 from boltlab.models.resnet import ResNet
 
+pytestmark = pytest.mark.floats
+
 
 @pytest.mark.parametrize("depth", [18, 34, 50])
 def test_parameters_and_outputs_are_those_of_torchvision(depth):

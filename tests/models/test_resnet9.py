@@ -3,6 +3,8 @@ import torch
 
 from boltlab.models.resnet9 import Residual, ResNet9
 
+pytestmark = pytest.mark.floats
+
 
 def test_it_has_the_layers_of_the_source():
     net = ResNet9((3, 32, 32), 10)

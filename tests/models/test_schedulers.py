@@ -8,6 +8,8 @@ from torch.optim import lr_scheduler
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Constant, Cosine, Exponential, MultiStep, OneCycle, Plateau, Schedule, Step
 
+pytestmark = pytest.mark.floats
+
 TOTAL, PER_EPOCH, LR = 40, 8, 0.5
 
 

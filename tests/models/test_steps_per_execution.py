@@ -12,6 +12,8 @@ from boltlab.config import build, compose
 from boltlab.errors import NonFiniteLoss
 from boltlab.trainer import make_trainer, several_steps
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=100", "~callbacks.summary")
 # 1,293 training images: 13 batches an epoch, the last of 93.
 RECIPES = {

@@ -13,6 +13,8 @@ from boltlab.models.classifier import Classifier
 from boltlab.models.schedulers import Constant, Cosine
 from boltlab.models.task import EpochMeans, decayed_parameters
 
+pytestmark = pytest.mark.floats
+
 SGD = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
 
 

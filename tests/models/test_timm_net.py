@@ -6,6 +6,8 @@ from boltlab.models import timm_net
 from boltlab.models.task import decayed_parameters
 from boltlab.models.timm_net import TimmNet
 
+pytestmark = pytest.mark.floats
+
 with_timm = pytest.mark.skipif(timm_net.timm is None, reason="the extra timm is not installed")
 
 

@@ -7,6 +7,8 @@ import torchvision.models
 from boltlab.errors import UserError
 from boltlab.models.torchvision_net import TorchvisionNet
 
+pytestmark = pytest.mark.floats
+
 FAMILIES = [
     "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
     "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",

@@ -3,6 +3,8 @@ import torch
 
 from boltlab.models.vit import ViT, patch_size_for, sine_positions
 
+pytestmark = pytest.mark.floats
+
 
 @pytest.mark.parametrize(
     ("size", "patch"), [((28, 28), 4), ((32, 32), 4), ((64, 64), 8), ((96, 64), 8), ((224, 224), 16), ((8, 8), 1)]

@@ -3,6 +3,8 @@ import torch
 
 from boltlab.models.wide_resnet import WideResNet
 
+pytestmark = pytest.mark.floats
+
 
 def test_wrn_28_10_has_the_size_of_the_paper():
     with torch.device("meta"):

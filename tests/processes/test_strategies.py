@@ -9,16 +9,20 @@ import sys
 
 import pytest
 import torch
+from waiting import HANG
 
 import boltlab as package
 from boltlab import runs
 from boltlab.commands.train import fit, name_of
 from boltlab.config import compose
 
+pytestmark = pytest.mark.floats
+
 QUICK = ("logger=none", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.max_epochs=2", "precision=32")
 QUICK += ("trainer.enable_progress_bar=false", "data.batch_size=128")
 VIT = ("model=vit_tiny", "model.net.depth=2", "model.net.width=32", "model.net.heads=2", "optimizer.lr=0.003")
-VIT += ("trainer.gradient_clip_val=0.5", "model.l1=0.0001", "scheduler=constant")
+# AdamW as it is would make whole steps of gradients that are nothing but rounding, which each kernel does otherwise.
+VIT += ("trainer.gradient_clip_val=0.5", "model.l1=0.0001", "scheduler=constant", "+optimizer.eps=0.01")
 SHARDED = ("trainer=fsdp", "trainer.devices=2", "trainer.strategy.min_num_params=1000")
 RUNS = {
     "fsdp": (*VIT, *SHARDED),
@@ -52,7 +56,7 @@ def trained(tmp_path_factory):
     (root / "script.py").write_text(SCRIPT, encoding="utf-8")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [*start, str(root / "script.py"), *(str(folders[name]) for name in RUNS)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     return folders
 
@@ -84,7 +88,7 @@ def test_a_spread_run_is_that_of_one_process_to_rounding(trained, name):
 
 
 def test_compressed_gradients_are_rounded(trained):
-    assert 1e-4 < distance(trained["one"], trained["compressed"]) < 0.05
+    assert 1e-5 < distance(trained["one"], trained["compressed"]) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["fsdp", "tensor", "norms"])

@@ -15,6 +15,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from waiting import HANG
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 
 # `high` preempts `low`. What is scheduled, killed and told is looked at often, so that the tests are quick; a machine's
@@ -48,7 +50,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 MinJobAge=300
-KillWait=30
+KillWait=600
 ReturnToService=2
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0,defer_batch
 NodeName={host} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
@@ -134,12 +136,12 @@ class Cluster:
     def run(self, *command, check=True):
         """What one of Slurm's commands prints."""
         done = subprocess.run(
-            command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=60
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False, timeout=HANG
         )
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout.strip()
 
-    def wait_for(self, what, met, seconds=30):
+    def wait_for(self, what, met, seconds=HANG):
         end = time.monotonic() + seconds
         while not met():
             for process in self.daemons:

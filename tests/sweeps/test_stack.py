@@ -10,6 +10,8 @@ from boltlab.commands import train
 from boltlab.config import compose
 from boltlab.sweeps.stack import Stack
 
+pytestmark = pytest.mark.floats
+
 FIXED = ["logger=csv", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 FIXED += ["trainer.max_epochs=2", "data.max_samples=120", "precision=64"]
 # Between them: each rule, schedules that move, one order of samples and several, augmentation, batch norm with its

@@ -4,6 +4,7 @@ import math
 import time
 
 import pytest
+from waiting import HANG
 
 from boltlab import runs
 from boltlab.sweeps import worker as workers
@@ -35,7 +36,7 @@ class Run:
         self.folder, self.told, self.stopped = folder, False, None
         self.trial, _, part = folder.name.partition("-")
         self.end = self.ends.get(part or self.trial, [0.5])
-        self.until = time.monotonic() + 20  # a test that fails comes to an end too
+        self.until = time.monotonic() + HANG  # a test that fails comes to an end too
         self.begun.append(self)
 
     def send(self, signum):
