@@ -71,8 +71,8 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
             if "current_model_state" in content:
                 content["current_model_state"] = content["state_dict"]
         elif content and adapt is not None:
-            if "averaging_state" not in content:  # see fit_watch.keep_replaced
-                content["state_dict"] = content.pop("current_model_state", content["state_dict"])
+            if "current_model_state" in content and "averaging_state" not in content:  # see fit_watch.keep_replaced
+                content["state_dict"] = content.pop("current_model_state")
             adapt(content)
 
     connector.resume_start = load_and_adapt
