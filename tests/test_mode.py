@@ -199,6 +199,11 @@ class Names(Classifier):
     def logged_metrics(arguments):
         return {"val_score", "val_loss", "val_acc"}
 
+class More(Classifier):
+    @staticmethod
+    def logged_metrics(arguments):
+        return Classifier.logged_metrics(arguments) | {"val_score"}
+
 class Knows(Classifier):
     @classmethod
     def logged_metrics(cls, arguments):
@@ -224,6 +229,8 @@ def test_a_metric_that_nothing_is_known_of_needs_its_mode(boltlab, own):
         "min",
     ]
     assert compose("train", [*names, "monitor=val_loss"]).config.mode == "min"
+    assert compose("train", [*own("More"), "monitor=val_top5"]).config.mode == "max"
+    assert list(mistakes(*own("More"), "monitor=val_score")) == ["mode=auto"]
     modes = {m: compose("train", [*knows, f"monitor={m}"]).config.mode for m in ("val_score", "val_loss", "val_acc")}
     assert modes == {"val_score": "min", "val_loss": "max", "val_acc": "max"}
     assert list(mistakes(*knows, SECOND)) == ["callbacks.second.mode=auto"]

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab.errors import UserError
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Compile, Task, better_larger
+from boltlab.models.task import Compile, Logged, Task, logged
 
 
 class Classifier(Task):
@@ -75,11 +75,11 @@ class Classifier(Task):
         return metrics
 
     @classmethod
-    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
+    def logged_metrics(cls, arguments: dict[str, Any]) -> Logged:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
         num_classes = arguments.get("num_classes")
         few = isinstance(num_classes, int) and num_classes <= 5
-        return better_larger(cls._metrics(2 if few else 6), "acc")
+        return logged(cls._metrics(2 if few else 6), "acc")
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from boltlab.models.schedulers import Schedule
-from boltlab.models.task import Compile, Task, better_larger
+from boltlab.models.task import Compile, Logged, Task, logged
 
 
 class ExactR2(R2Score):
@@ -55,9 +55,9 @@ class Regressor(Task):
         return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
 
     @classmethod
-    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
+    def logged_metrics(cls, arguments: dict[str, Any]) -> Logged:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
-        return better_larger(cls._metrics(), "mse")
+        return logged(cls._metrics(), "mse")
 
     def forward(self, x: Tensor) -> Tensor:
         """Values [B]."""

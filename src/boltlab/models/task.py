@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -164,12 +164,18 @@ def _mean_over_processes(value: Tensor) -> Tensor:
     return total / torch.distributed.get_world_size()
 
 
-def better_larger(metrics: dict[str, Metric], train: str) -> dict[str, bool | None]:
-    """What a task logs that has these metrics in val and test and one of them, `train`, in training: each name, and
-    whether it is better when it is larger, None where its metric does not say that."""
+class Logged(dict[str, bool | None]):
+    """The names of what is logged, and whether larger is better, None where nobody says so. `|` takes a set too."""
+
+    def __or__(self, other: Any) -> "Logged":  # type: ignore[override]
+        return Logged({**self, **(other if isinstance(other, Mapping) else dict.fromkeys(other))})
+
+
+def logged(metrics: dict[str, Metric], train: str) -> Logged:
+    """What a task logs that has these metrics in val and test, and one of them, `train`, in training."""
     known = {"loss": False, **{name: metric.higher_is_better for name, metric in metrics.items()}}
-    logged = {f"{split}_{name}": larger for split in ("val", "test") for name, larger in known.items()}
-    return logged | {"train_loss": False, "train_loss_step": False, f"train_{train}": known[train]}
+    found = Logged({f"{split}_{name}": larger for split in ("val", "test") for name, larger in known.items()})
+    return found | {"train_loss": False, "train_loss_step": False, f"train_{train}": known[train]}
 
 
 def each_step_overrides(kind: type["Task"]) -> list[str]:
