@@ -1,4 +1,4 @@
-"""Seen around a fit: the checkpoint that was chosen, and weights that a callback puts in place at its end."""
+"""The best checkpoint of a fit, and weights that a callback puts in place when training ends."""
 
 import math
 from pathlib import Path

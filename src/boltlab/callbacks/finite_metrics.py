@@ -1,4 +1,4 @@
-"""What an evaluation measured is a number: a loss or the monitored metric that is none ends the run."""
+"""Ends a run whose validation or test loss, or monitored metric, is NaN or infinite."""
 
 import re
 
@@ -10,7 +10,7 @@ from boltlab.errors import NonFiniteLoss
 
 
 class FiniteMetrics(Callback):
-    """Looks at the metrics of each validation, before a checkpoint is chosen by them, and at those of the test.
+    """Checks the metrics of each validation, before a checkpoint is chosen by them, and those of the test.
 
     A loss (a name whose last word is `loss`) and every metric that a callback monitors must be finite. Any other metric
     that is not, such as the AUROC of a class without samples or the R² of one row, is named once.
@@ -44,4 +44,4 @@ class FiniteMetrics(Callback):
         self._named |= set(new)
         if new and trainer.is_global_zero:
             values = ", ".join(f"{name} is {float(numbers[name])}" for name in new)
-            print(f"not a finite number: {values}; the run goes on without", flush=True)
+            print(f"not a finite number: {values} (said once)", flush=True)
