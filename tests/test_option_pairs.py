@@ -75,8 +75,10 @@ def all_pairs(refused):
 
 NEVER = {pair for _, options, _ in REFUSED for pair in pairs(options)}
 ROWS = all_pairs(NEVER)
-# By torch's own compiler; the other nets are only traced.
-COMPILED = [row for row in ROWS if row["compile"] == "true" and row["trainer.devices"] == 1][:3]
+# By torch's own compiler; the other nets are only traced. Not in 16 bits: with ATEN_CPU_CAPABILITY=avx2 on a machine
+# that has AVX-512, what torch 2.15 compiles for bf16 gives nan where eager does not.
+FULL = [row for row in ROWS if row["compile"] == "true" and row["precision"] in ("32", "64")]
+COMPILED = sorted(FULL, key=lambda row: row["trainer.devices"])[:3]
 
 
 def test_the_rows_hold_all_pairs_but_the_refused():
@@ -86,7 +88,7 @@ def test_the_rows_hold_all_pairs_but_the_refused():
         for values in product(OPTIONS[one], OPTIONS[other]):
             pair = tuple(zip((one, other), values, strict=True))
             assert (pair in held) != (pair in NEVER)
-    assert len(ROWS) <= 50
+    assert len(ROWS) <= 50 and len(COMPILED) == 3
 
 
 def said(options):
