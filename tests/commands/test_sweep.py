@@ -337,16 +337,17 @@ def test_the_dashboard_opens_the_study(boltlab):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     address = ("--host", "127.0.0.1", "--port", str(port))
+
+    def summaries():
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=HANG) as answer:
+                return json.load(answer)["study_summaries"]
+        except OSError:
+            return None
+
     with subprocess.Popen([program, f"sqlite:///{folder()}/study.db", *address], stderr=subprocess.DEVNULL) as server:
         try:
-            while True:
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies", timeout=HANG) as answer:
-                        (summary,) = json.load(answer)["study_summaries"]
-                    break
-                except OSError:
-                    assert server.poll() is None
-                    time.sleep(0.2)
+            (summary,) = until(summaries, server)
             assert summary["study_name"] == folder().name
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/studies/1?after=0", timeout=HANG) as answer:
                 assert len(json.load(answer)["trials"]) == 2
