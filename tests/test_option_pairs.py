@@ -98,7 +98,8 @@ def said(options):
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(str(value) for value in row.values()))
 def test_a_row_trains(warm, row):
-    child = warm(*said(row), before=FORKED + EAGER * (row not in COMPILED)).wait()
+    # What torch compiles ends a forked process with "free(): invalid pointer" on some processors.
+    child = warm(*said(row), before="" if row in COMPILED else FORKED + EAGER).wait()
     assert child.code == 0, child.stderr + child.stdout
     folder = only_run()
     summary = json.loads((folder / "summary.json").read_text())
