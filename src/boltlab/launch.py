@@ -6,6 +6,7 @@ started by torch's elastic launcher, which ends all of them when one fails; thos
 led by their rank 0 (see `boltlab.world`).
 """
 
+import inspect
 import json
 import logging
 import multiprocessing
@@ -35,6 +36,8 @@ from boltlab.errors import UserError, WorkerError
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
 _hiding_main = threading.Lock()
+_LEAVE_SECONDS = 30  # that they have after one has stopped at once: their loggers may still be sending
+_AT_ONCE = "at once"
 _ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
 # Of the RuntimeErrors of a process whose partner is gone: not the cause.
 _PARTNER = (
@@ -105,6 +108,9 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # Older releases of torch wait for 30 seconds.
+    known = inspect.signature(LaunchConfig).parameters
+    timeout: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS} if "shutdown_timeout" in known else {}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -115,7 +121,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
         max_restarts=0,  # what raised a UserError would fail again: `launch` restarts the rest, and says why
         start_method=start_method(),
         signals_to_handle="SIGQUIT",  # the others are for the processes to act on, not for their launcher
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        **timeout,
     )
     _clear(folder)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
@@ -127,7 +133,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
             try:
                 elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
             finally:
-                told = signals.inbox.stop
+                told = signals.inbox.stop or _stopped(folder)
     except ChildFailedError as e:
         records = _told(folder)
         if told and all(record["partner"] for record in records):  # they had not all come as far as the others
@@ -181,10 +187,12 @@ def nothing_to_import() -> Iterator[None]:
 
 
 def _end_what_hangs(folder: Path, ended: threading.Event) -> None:
-    """Where a process has failed, ends those that do not end by themselves: the elastic launcher waits a minute."""
+    """Where a process has failed, or stopped at once, ends those that do not end by themselves: the elastic launcher
+    waits a minute, and one that waits for its partners in torch hears no signal."""
     while not ended.wait(1.0):
-        if _failed(folder):
-            if not ended.wait(SHUTDOWN_SECONDS):
+        failed = _failed(folder)
+        if failed or any(_AT_ONCE in file.read_text() for file in folder.glob(f"{_ENDED}stop-*")):
+            if not ended.wait(SHUTDOWN_SECONDS if failed else _LEAVE_SECONDS):
                 for file in folder.glob(f"{_ENDED}pid-*"):
                     with suppress(OSError, ValueError):
                         os.kill(int(file.read_text()), getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -250,7 +258,7 @@ def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[
     try:
         with _last_word(Path(folder)), signals.caught():
             if told.exists():
-                raise signals.Stopped(int(told.read_text()))
+                raise signals.Stopped(int(told.read_text()), at_once=True)
             entry(folder)
     except signals.Stopped:  # no failure
         pass
@@ -355,7 +363,7 @@ def _last_word(folder: Path) -> Iterator[None]:
         yield
         (folder / f"{_ENDED}done-{rank}").touch()
     except signals.Stopped as e:
-        (folder / f"{_ENDED}stop-{rank}").write_text(str(e.signum))
+        (folder / f"{_ENDED}stop-{rank}").write_text(f"{e.signum} {_AT_ONCE * e.at_once}")
         raise
     except BaseException as e:
         record = {
@@ -379,7 +387,7 @@ def _lost_partner(error: BaseException) -> bool:
 
 def _stopped(folder: Path) -> int:
     """The signal by which a process was stopped; 0 where none was."""
-    return max((int(file.read_text()) for file in folder.glob(f"{_ENDED}stop-*")), default=0)
+    return max((int(file.read_text().split()[0]) for file in folder.glob(f"{_ENDED}stop-*")), default=0)
 
 
 def _clear(folder: Path) -> None:

@@ -23,10 +23,13 @@ _SAME_SECONDS = 0.5  # a terminal and a launcher, or a scheduler, deliver the sa
 
 
 class Stopped(BaseException):
-    """The run was told to stop and did; no error, so nothing that catches errors may swallow it."""
+    """The run was told to stop and did; no error, so nothing that catches errors may swallow it.
 
-    def __init__(self, signum: int) -> None:
-        self.signum = int(signum)
+    at_once: where the signal found this process, and not after a step that all processes of the run agreed on.
+    """
+
+    def __init__(self, signum: int, at_once: bool = False) -> None:
+        self.signum, self.at_once = int(signum), at_once
         super().__init__(f"stopped by {name(signum)}")
 
 
@@ -80,7 +83,7 @@ def caught(
         elif not box.stop:
             box.stop, box.since = signum, now
             if forward is None and not box.deferred:
-                raise Stopped(signum)
+                raise Stopped(signum, at_once=True)
         elif signum != box.stop or now - box.since < _SAME_SECONDS:
             return  # a warning and then SIGTERM ask for the same
         else:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ class Fault(Callback):
         if kind == "begin" and os.environ.get("RANK") == str(rank):
             Path(f"begins-{rank}").touch()
             time.sleep(3600)
+        if kind == "begin":
+            import torch.distributed
+
+            join = torch.distributed.init_process_group
+
+            def joins(*arguments, **keywords):
+                Path("joins").touch()
+                join(*arguments, **keywords)
+
+            torch.distributed.init_process_group = joins
 
     def on_train_batch_end(self, trainer, *_):
         Path(f"pid-{trainer.global_rank}").write_text(str(os.getpid()))
@@ -214,9 +225,13 @@ def test_a_stop_before_the_processes_are_there_is_not_lost(warm, tmp_path):
     assert "restarts" not in summary and not list(tmp_path.glob("logs/train/*/checkpoints/*"))
 
 
-def test_a_stop_while_the_processes_begin_is_a_stop(warm, tmp_path):
-    child = start(warm, tmp_path, "a", *QUICK, "max_restarts=2", *fault(1, 0, "begin"))
-    child.wait_for(tmp_path / "a" / "begins-1")
+@pytest.mark.parametrize("at", ["begins-1", "joins"])
+def test_a_stop_while_the_processes_begin_is_a_stop(warm, tmp_path, at):
+    never = ("max_restarts=2", "timeout_seconds=100000")  # what only torch would end
+    child = start(warm, tmp_path, "a", *QUICK, *never, *fault(1, 0, "begin"))
+    for file in ("begins-1", at):
+        child.wait_for(tmp_path / "a" / file)
+    time.sleep(at == "joins")  # where it hears no signal: in torch, which waits for the other process
     child.send(signal.SIGTERM)
     assert child.wait().code == 143 and "restart" not in child.stderr, child.stderr
     summary = json.loads((only_run(tmp_path / "a" / "logs") / "summary.json").read_text())

@@ -132,6 +132,21 @@ def test_compiling_changes_no_checkpoint_key_and_no_result(trainer, data, monkey
         assert torch.allclose(value, nets[1][key], atol=1e-6), key
 
 
+@pytest.mark.parametrize(
+    ("compile", "accumulated", "mode"),
+    [
+        *((True, 1, "reduce-overhead"), ("max-autotune", 1, "max-autotune")),
+        *((True, 2, "default"), ("reduce-overhead", 2, "default"), ("max-autotune", 2, "max-autotune-no-cudagraphs")),
+    ],
+)
+def test_cuda_graphs_are_not_recorded_where_batches_are_accumulated(trainer, monkeypatch, compile, accumulated, mode):
+    monkeypatch.setattr(Classifier, "device", torch.device("cuda"))
+    model = Classifier(nn.Linear(4, 3), SGD, 3, compile=compile)
+    model.trainer = trainer(accumulate_grad_batches=accumulated)
+    model.configure_callbacks()
+    assert model._compile_mode() == mode
+
+
 def test_channels_last_changes_layout_and_no_result():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 4)

@@ -24,6 +24,7 @@ from boltlab.models.sync_batch_norm import CPUSyncBatchNorm, synchronized
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
 Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -544,10 +545,12 @@ class Task(L.LightningModule):
             self.net.compile(mode=self._compile_mode())
 
     def _compile_mode(self) -> str:
-        if isinstance(self.compile_net, str):
-            return self.compile_net
-        graphs = self.device.type == "cuda" and self.trainer.world_size == 1
-        return "reduce-overhead" if graphs else "default"
+        cuda = self.device.type == "cuda"
+        mode = self.compile_net
+        if not isinstance(mode, str):
+            mode = "reduce-overhead" if cuda and self.trainer.world_size == 1 else "default"
+        # The next batch's graph overwrites the gradients of this one, so that they cannot be accumulated.
+        return WITHOUT_GRAPHS.get(mode, mode) if cuda and self._accumulates else mode
 
     def on_train_start(self) -> None:
         """Says what was chosen: much of it is chosen by itself."""
