@@ -3,25 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from sklearn.linear_model import LinearRegression
+from stand_in import SHORT, STAND_IN, make_images
 
 import boltlab as package
 from boltlab import runs
 from boltlab.config import CONFIG_DIR, build, compose, groups
 
 pytestmark = pytest.mark.floats
-
-# Data that is at hand in place of a download, of the shape that the recipe's net is made for.
-STAND_IN = {
-    "mnist_mlp": ["data=digits"],
-    "mnist_mlp_plain_sgd": ["data=digits"],
-    "mnist_lenet": ["data=digits"],
-    "cifar10_net": ["data=small_folder", "data.root=images"],
-    "cifar10_fast": ["data=small_folder", "data.root=images", "data.batch_size=2", "compile=false"],
-    "image_folder_cnn": ["data.root=images", "data.batch_size=2"],
-}
-SHORT = ["logger=csv", "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=3"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +20,7 @@ def examples(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    draw = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in ("cat", "dog"):
-            (tmp_path / "images" / split / name).mkdir(parents=True)
-            for i in range(6):
-                pixels = draw.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.jpg")
+    make_images(tmp_path)
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])

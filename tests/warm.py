@@ -117,7 +117,7 @@ def outcome(folder, which="last"):
 def differences(a, b, path=""):
     """Where two outcomes differ in a bit."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(-1), b.view(-1))
+        same = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.reshape(-1), b.reshape(-1))
         return [] if same else [path]
     if isinstance(a, dict) and isinstance(b, dict):
         return [d for key in {*a, *b} for d in differences(a.get(key), b.get(key), f"{path}.{key}")]
