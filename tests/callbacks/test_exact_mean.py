@@ -30,11 +30,21 @@ from torch import nn
 
 
 class Plain(L.LightningModule):
-    def __init__(self, reduction: str = "mean", manual: bool = False) -> None:
+    def __init__(self, reduction: str = "mean", manual: bool = False, uneven: bool = False) -> None:
         super().__init__()
+        if uneven:
+            self.transfer_batch_to_device = self.some
         self.net = nn.Linear(64, 10)
         self.reduction = reduction
         self.automatic_optimization = not manual
+
+    def some(self, batch, device, dataloader_idx):
+        # Of 16 samples, the second process takes every other one, and of these the first four alone.
+        place = torch.arange(len(batch[0]))
+        kept = place < 4 if self.global_rank else place >= 0
+        if self.trainer.world_size == 1:
+            kept = (place % 2 == 0) | (place % 16 < 8)
+        return [part[kept] for part in batch] if self.trainer.training else batch
 
     def training_step(self, batch, batch_idx):
         loss = nn.functional.cross_entropy(self.net(batch[0].flatten(1)), batch[1], reduction=self.reduction)
@@ -125,14 +135,17 @@ def test_a_module_of_ones_own_asks_for_it(plain, boltlab):
     assert "exact_mean" not in quiet and "exact_mean" not in alone
 
 
-def test_a_module_of_ones_own_on_two_processes(plain, boltlab, warm):
+@pytest.mark.filterwarnings("ignore:You have overridden `transfer_batch_to_device`")
+@pytest.mark.parametrize("uneven", ["false", "true"])
+def test_a_module_of_ones_own_on_two_processes(plain, boltlab, warm, uneven):
     """21 full batches: one left for the last window; each process counts its own samples."""
     given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))] + ["data.max_samples=336"]
+    given.append(f"+model.uneven={uneven}")
     two = ("trainer=ddp", "trainer.devices=2", "name=two", "callbacks=[last,exact_mean]")
-    child = warm("train", *given, *plain, *SMALL, *two, before="sys.path.insert(0, os.getcwd())" + FORKED).wait()
+    child = warm("train", *plain, *given, *SMALL, *two, before="sys.path.insert(0, os.getcwd())" + FORKED).wait()
     assert child.code == 0, child.stderr
     content = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    large, _, _ = weights(boltlab, "large", *given, "callbacks=[last]", *plain, *LARGE)
+    large, _, _ = weights(boltlab, "large", *plain, *given, "callbacks=[last]", *LARGE)
     assert distance({name: content[name].double() for name in large}, large) < 1e-5
 
 
