@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 import yaml
 from pausing import pause
 from waiting import HANG, until
@@ -276,7 +277,7 @@ def at_work(pid):
 @pytest.mark.faults
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
-    warm, boltlab, tmp_path, monkeypatch, signum
+    warm, boltlab, tmp_path, monkeypatch, signum, request
 ):
     command = (*LR, "sweep.trials=3", *pause(tmp_path, 14))
     first = start(warm, tmp_path, *command)
@@ -300,6 +301,9 @@ def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
     assert [t.state.name for t in known()] == ["COMPLETE"] * 3 and [t.params for t in known()[:2]] == drawn
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("boltlab.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
+    cores, threads = torch.get_num_threads(), json.loads((folder() / "0" / "environment.json").read_text())["threads"]
+    request.addfinalizer(lambda: torch.set_num_threads(cores))
+    torch.set_num_threads(threads)  # which the bits depend on
     for number in "01":
         lr = known()[int(number)].params["optimizer.lr"]
         resumed = runs.read_summary(folder() / number).get("resumed", [])

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from pausing import pause
 from warm import differences, outcome
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.floats
 
 QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
-JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", "launcher.threads_per_job=1")
+JOBLIB = ("launcher=joblib", "launcher.n_jobs=2", f"launcher.threads_per_job={torch.get_num_threads()}")
 
 
 @pytest.mark.faults
