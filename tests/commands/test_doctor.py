@@ -91,7 +91,11 @@ def test_versions_against_the_lock(tmp_path, monkeypatch):
     )
     here = {"rich": "14.9", "numpy": "9.0", "torch": "2.15.0+cpu", "wandb": "0.31.0"}
     monkeypatch.setattr(doctor, "_version", here.get)
-    rows = doctor.check_lock(lock)
+    more = tmp_path / "more.lock"
+    more.write_text("optuna==5.0.0 \\\nray==2.58.0 \\\n")
+    here["ray"] = "2.50.0"
+    assert doctor.check_lock(lock, more)[1].detail == "older: rich 14.9 for 15.0.0, ray 2.50.0 for 2.58.0"
+    rows = doctor.check_lock(lock, tmp_path / "none.lock")
     assert [row.detail.split(" for ")[0] for row in rows] == [
         "missing: timm 1.0.31",
         "older: rich 14.9",
@@ -101,7 +105,7 @@ def test_versions_against_the_lock(tmp_path, monkeypatch):
     assert all("--require-hashes" in row.cure for row in rows)
 
     here |= {"rich": "15.0.0", "timm": "1.0.31", "numpy": dict(doctor.read_lock(lock))["numpy"]}
-    assert [row.status for row in doctor.check_lock(lock)] == ["ok"]
+    assert [row.status for row in doctor.check_lock(lock, tmp_path / "none.lock")] == ["ok"]
     assert doctor.check_lock(tmp_path / "none.lock") == []
 
 
@@ -109,7 +113,9 @@ def test_the_projects_own_lock_is_read_whole():
     if not doctor.LOCK.is_file():
         pytest.skip("not a clone: there is no requirements.lock")
     locked = dict(doctor.read_lock(doctor.LOCK))
-    assert {"torch", "lightning", "hydra-core", "wandb", "timm", "mlflow", "pytest"} <= locked.keys()
+    assert {"torch", "lightning", "hydra-core", "wandb"} <= locked.keys() and "pytest" not in locked
+    more = dict(doctor.read_lock(doctor.MORE))
+    assert locked.items() <= more.items() and {"timm", "mlflow", "pytest"} <= more.keys()
 
 
 def test_a_version_that_pyproject_keeps_out_fails(monkeypatch):

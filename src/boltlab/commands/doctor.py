@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 # Under src/boltlab in a clone; an installed wheel has no lock beside it, and nothing is compared then.
 LOCK = Path(__file__).resolve().parents[3] / "requirements.lock"
+MORE = LOCK.with_name("requirements-dev.lock")  # whose packages may be missing
 GIB = 1024**3
 SHOWN_NAMES = 6
 SHOWN_PROBLEMS = 50
@@ -202,14 +203,15 @@ def check_requirements() -> list[Row]:
     return rows
 
 
-def check_lock(lock: Path = LOCK) -> list[Row]:
-    """The installed versions against requirements.lock; nothing where there is no lock, outside a clone."""
+def check_lock(lock: Path = LOCK, more: Path = MORE) -> list[Row]:
+    """The installed versions against the locks; nothing where there is none, outside a clone."""
     if not lock.is_file():
         return []
     from packaging.version import Version
 
     found: dict[str, list[str]] = {"missing": [], "older": [], "newer": []}
-    locked = dict(read_lock(lock))
+    needed = dict(read_lock(lock))
+    locked = needed | ({name: v for name, v in read_lock(more) if _version(name)} if more.is_file() else {})
     for name, version in locked.items():
         have = _version(name)
         if have is None:
@@ -217,9 +219,9 @@ def check_lock(lock: Path = LOCK) -> list[Row]:
         elif Version(have).public != Version(version).public:  # 2.15.0+cpu is 2.15.0
             kind = "older" if Version(have) < Version(version) else "newer"
             found[kind].append(f"{name} {have} for {version}")
-    cure = "make install, or: pip install --require-hashes -r requirements.lock"
+    cure = "make install, or: pip install --require-hashes -r requirements-dev.lock"
     rows = [Row("lock", "warn", f"{kind}: {_short(names)}", cure) for kind, names in found.items() if names]
-    return rows or [Row("lock", "ok", f"{len(locked)} packages as in {lock.name}")]
+    return rows or [Row("lock", "ok", f"{len(locked)} packages as locked")]
 
 
 def read_lock(lock: Path) -> Iterator[tuple[str, str]]:
