@@ -5,7 +5,7 @@
 # Bytecode is compiled when packages are installed; this variable would leave the project itself without.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help train tracking-server test lint format lock install clean FORCE
+.PHONY: help train tracking-server test test-all test-exhaustive lint format lock install clean FORCE
 
 PY := .venv/bin/python
 UV := $(if $(shell command -v uv 2>/dev/null),uv,.venv/bin/uv)
@@ -32,8 +32,18 @@ tracking-server: .venv/.dev ## serve and show the runs of logger=mlflow; PORT=50
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server --host $(HOST) --port $(PORT) --workers 1 \
 	  --backend-store-uri sqlite:///logs/mlflow.db --serve-artifacts --artifacts-destination logs/mlflow $(ARGS)
 
-test: .venv/.dev ## run every test and check the coverage; ARGS="-k config -x" goes to pytest, without coverage
-	@$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(or $(ARGS),--cov)
+# Markers of what takes longer: pyproject.toml explains them.
+QUICK := not (faults or slurm or services or slow or exhaustive)
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+test: .venv/.dev ## run the tests that answer in about five minutes; ARGS="-k config -x" goes to pytest instead
+	@$(PYTEST) $(or $(ARGS),-m "$(QUICK)" $(COVER))
+
+test-all: ## run also what kills runs, starts servers, clusters and browsers, and check the coverage; half an hour
+	@$(MAKE) --no-print-directory test COVER="--cov --cov-report="
+	@$(PYTEST) -m "not exhaustive and not ($(QUICK))" --cov --cov-append
+
+test-exhaustive: .venv/.dev ## run the long matrices
+	@$(PYTEST) -m exhaustive
 
 lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff check .

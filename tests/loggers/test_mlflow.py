@@ -197,7 +197,7 @@ def tracking_server(tmp_path, free_port):
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
     listed = subprocess.run(
-        ["make", "-n", "-f", MAKEFILE, "-o", ".venv/.installed", "tracking-server", f"PORT={free_port}"],
+        ["make", "-n", "-f", MAKEFILE, "-o", ".venv/.dev", "tracking-server", f"PORT={free_port}"],
         capture_output=True,
         text=True,
         check=True,
@@ -227,6 +227,7 @@ def tracking_server(tmp_path, free_port):
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="ends a whole group of processes at once")
+@pytest.mark.services
 def test_a_training_on_the_team_server(boltlab, tmp_path, tracking_server, caplog):
     more = ["model=linear", "trainer.max_epochs=2", "trainer.accelerator=cpu", "name=seen-by-the-team", "tags=[trial]"]
     more += ["logger=[csv,mlflow]", f"logger.mlflow.tracking_uri={tracking_server}", "logger.mlflow.log_model=best"]

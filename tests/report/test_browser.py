@@ -3,6 +3,8 @@
 import pytest
 from browser import Browser, binary
 
+pytestmark = pytest.mark.services
+
 NASTY = "<script>alert(1)</script>"
 WRONG = ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Runtime.consoleAPICalled", "Log.entryAdded")
 
