@@ -29,44 +29,43 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from boltlab.config import build, compose
-from boltlab.trainer import make_trainer, several_steps
+from boltlab.trainer import make_trainer
 
 WARMUP = 32  # steps before the clock starts
 CLOCK = time.perf_counter
 
 
 class Batches:
-    """Fetches of `per_fetch` batches; measures from the end of the warm-up to the last fetch."""
+    """Measures from the end of the warm-up to the last batch."""
 
-    def __init__(self, case: "Case", per_fetch: int = 1, count: bool = False) -> None:
+    def __init__(self, case: "Case", count: bool = False) -> None:
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(case.batch_size * case.steps, *case.shape, generator=generator)
         self.y = torch.randint(10, (case.batch_size * case.steps,), generator=generator)
-        self.size, self.count = case.batch_size * per_fetch, count
-        self.first = case.warmup // per_fetch
-        self.per_fetch, self.num_batches = per_fetch, case.steps
+        self.size, self.count = case.batch_size, count
+        self.first, self.num_batches = case.warmup, case.steps
         self.per_step = 0.0  # seconds, or calls
 
     def __len__(self) -> int:
         return len(self.x) // self.size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        fetches = list(zip(self.x.split(self.size), self.y.split(self.size), strict=True))
+        batches = list(zip(self.x.split(self.size), self.y.split(self.size), strict=True))
         calls, start = [0], 0.0
 
         def profile(frame: Any, event: str, argument: Any) -> None:
             calls[0] += event in ("call", "c_call")
 
-        for number, fetch in enumerate(fetches):
+        for number, batch in enumerate(batches):
             if number == self.first:
                 start = CLOCK()
                 if self.count:
                     sys.setprofile(profile)
-            if number == len(fetches) - 1:
+            if number == len(batches) - 1:
                 sys.setprofile(None)
-                steps = (number - self.first) * self.per_fetch
+                steps = number - self.first
                 self.per_step = calls[0] / steps if self.count else (CLOCK() - start) / steps
-            yield fetch
+            yield batch
 
 
 class Data(L.LightningDataModule):
@@ -75,7 +74,6 @@ class Data(L.LightningDataModule):
     task = "classification"
     num_classes = 10
     class_names = tuple("0123456789")
-    batches_per_fetch = 1
 
     def __init__(self, case: "Case", count: bool) -> None:
         super().__init__()
@@ -83,7 +81,7 @@ class Data(L.LightningDataModule):
         self.input_shape = case.shape
 
     def train_dataloader(self) -> Batches:
-        self.batches = Batches(self.case, self.batches_per_fetch, self.count)
+        self.batches = Batches(self.case, self.count)
         return self.batches
 
     def num_train_batches(self) -> int:
@@ -176,7 +174,7 @@ class Case:
             config = compose("train", [*self.overrides, *overrides]).config
             config.run_dir = folder
             data, model = Data(self, count), build(config, "model")
-            make_trainer(config, **several_steps(config, data, model)).fit(model, datamodule=data)
+            make_trainer(config).fit(model, datamodule=data)
             return data.batches.per_step
 
 
@@ -204,7 +202,7 @@ def milliseconds(values: list[float]) -> list[float]:
     return [1000 * value for value in values]
 
 
-def loops(case: Case, rounds: int, goals: dict[str, str], sixteen: bool) -> None:
+def loops(case: Case, rounds: int, goals: dict[str, str]) -> None:
     cases = {
         "raw": quiet(case.raw),
         "raw, fused": quiet(case.raw, True),
@@ -212,14 +210,9 @@ def loops(case: Case, rounds: int, goals: dict[str, str], sixteen: bool) -> None
         "leader's settings": quiet(case.leader),
         "ours": quiet(case.ours),
     }
-    if sixteen:
-        cases["ours, 16 steps"] = quiet(case.ours, "steps_per_execution=16")
     times = {name: milliseconds(values) for name, values in in_turns(cases, rounds).items()}
-    rows = []
-    for what, name in (("default settings", "ours"), ("steps_per_execution=16", "ours, 16 steps")):
-        if name in times:
-            peers = ("raw", "raw, fused", "bare Lightning", "leader's settings")
-            rows += [Row(f"{what} / {p}", times[name], times[p], goals.get(f"{name}/{p}", "")) for p in peers]
+    peers = ("raw", "raw, fused", "bare Lightning", "leader's settings")
+    rows = [Row(f"default settings / {p}", times["ours"], times[p], goals.get(f"ours/{p}", "")) for p in peers]
     rows.append(Row("(leader's settings / raw)", times["leader's settings"], times["raw"]))
     rows.append(Row("(bare Lightning / raw)", times["bare Lightning"], times["raw"]))
     show(f"{case.name}, batch {case.batch_size}", "ms a step", rows)
@@ -227,7 +220,7 @@ def loops(case: Case, rounds: int, goals: dict[str, str], sixteen: bool) -> None
 
 def calls(case: Case) -> None:
     with silence():
-        ours, sixteen = case.ours(count=True), case.ours("steps_per_execution=16", count=True)
+        ours = case.ours(count=True)
         bare, leader, raw = case.bare(count=True), case.leader(count=True), case.raw(count=True)
     show(
         f"{case.name}: calls of Python and C functions a step (sys.setprofile)",
@@ -236,7 +229,6 @@ def calls(case: Case) -> None:
             Row("default settings / leader's settings", [ours], [leader], "at most 2,400"),
             Row("default settings / bare Lightning", [ours], [bare]),
             Row("default settings / raw", [ours], [raw]),
-            Row("steps_per_execution=16 / raw", [sixteen], [raw]),
         ],
     )
 
@@ -298,8 +290,8 @@ def main() -> None:
 
     mlp = Case("MLP 784-128-10", ["experiment=mnist_mlp"], 64, 400)
     calls(mlp)
-    goals = {"ours/raw": "at most 1.60", "ours/leader's settings": "at most 0.45", "ours, 16 steps/raw": "at most 1.10"}
-    loops(mlp, rounds, goals, sixteen=True)
+    goals = {"ours/raw": "at most 1.60", "ours/leader's settings": "at most 0.45"}
+    loops(mlp, rounds, goals)
     device_probe(rounds)
     if options.quick:
         return
@@ -309,14 +301,14 @@ def main() -> None:
         64,
         400,
     )
-    loops(adam, rounds, goals, sixteen=True)
+    loops(adam, rounds, goals)
     lenet = Case("LeNet", ["experiment=mnist_lenet"], 64, 100)
-    loops(lenet, rounds, {"ours/raw": "at most 1.10"}, sixteen=False)
+    loops(lenet, rounds, {"ours/raw": "at most 1.10"})
     resnet = Case(
         "ResNet-18, 32x32", ["model=resnet18", "data=cifar10", "optimizer=sgd", "scheduler=constant"], 32, 4, 1
     )
     resnet.steps -= 15
-    loops(resnet, max(3, rounds // 2), {"ours/raw": "at most 1.03"}, sixteen=False)
+    loops(resnet, max(3, rounds // 2), {"ours/raw": "at most 1.03"})
     precisions(resnet, max(3, rounds // 2))
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPOSITORY / "tests"))
 
-from stand_in import SHORT, STAND_IN, make_images  # noqa: E402
-from warm import differences, outcome  # noqa: E402
+from stand_in import SHORT, STAND_IN, make_images  # type: ignore[import-not-found]  # noqa: E402
+from warm import differences, outcome  # type: ignore[import-not-found]  # noqa: E402
 
 # In one process for each commit: eleven seconds of imports once.
 TRAIN = """

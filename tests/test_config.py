@@ -19,7 +19,7 @@ from boltlab.check import ConfigError, _fits, type_problem
 from boltlab.config import CONFIG_DIR, compose, edit
 
 ROOT_KEYS = (
-    "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, steps_per_execution, "
+    "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, "
     "timeout_seconds, max_restarts, init_from, init_strict, name, tags, log_dir, data_dir, run_dir, resume, "
     "resume_changed, data_fingerprint, augment, data, optimizer, scheduler, model, "
     "trainer, callbacks, logger, launcher"

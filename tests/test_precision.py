@@ -22,7 +22,7 @@ import boltlab as package
 from boltlab import runs
 from boltlab.__main__ import main
 from boltlab.config import build, compose
-from boltlab.trainer import make_trainer, several_steps
+from boltlab.trainer import make_trainer
 
 QUICK = ("logger=csv", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64": torch.float64, "bf16-mixed": torch.float32}
@@ -222,7 +222,6 @@ class Fused(pl.LightningModule):
     [
         ("sgd", ()),
         ("adamw", ()),
-        ("sgd", ("steps_per_execution=4",)),
         ("sgd", ("trainer.accumulate_grad_batches=2",)),
         ("plain", ()),
     ],
@@ -240,7 +239,6 @@ def test_bf16_clips_what_a_fused_optimizer_takes(optimizer, overrides, algorithm
     torch.manual_seed(0)
     data, model = build(config, "data"), Fused() if optimizer == "plain" else build(config, "model")
     net, batches = copy.deepcopy(model.net), list(build(config, "data").train_dataloader())
-    several_steps(config, data, model)
     make_trainer(config).fit(model, datamodule=data)
     assert model.optimizers().param_groups[0]["fused"]
 

@@ -255,8 +255,6 @@ class Checker:
         if modes and isinstance(self.config.get("monitor"), str):
             self._modes(open_mode)
         self._needs_a_checkpoint()
-        if self.config.get("steps_per_execution", 1) > 1:
-            self._several_steps()
         for pair in PAIRS:
             if (where := pair.one(self)) and (other := pair.other(self)):
                 self.add(where, f"cannot be combined with {other}: {pair.cure}")
@@ -321,49 +319,6 @@ class Checker:
                 message = f"{target.__name__} has no tensor_parallel_plan(), which divides layers: 1, or model=vit_tiny"
                 self.add(where, message)
         return group
-
-    def _several_steps(self) -> None:
-        """What `steps_per_execution` above 1 cannot be combined with: each step would have to be seen from outside."""
-        from boltlab.callbacks.overhead import needs_each_step
-        from boltlab.models.task import each_step_overrides
-
-        one = "steps_per_execution=1"
-        trainer = self.config.trainer
-        if process_count(self.config) > 1 or trainer.get("strategy", "auto") != "auto":
-            self.add("steps_per_execution", f"runs in one process: trainer=default trainer.devices=1, or {one}")
-        if str(trainer.get("precision", "32")) not in ("32", "32-true", "bf16-mixed"):
-            message = f"with steps_per_execution, take precision=32 or bf16-mixed, or {one}"
-            self.add(f"precision={trainer.precision}", message)
-        if trainer.get("accumulate_grad_batches", 1) > 1:
-            message = f"is not divided by samples within an execution: 1, or {one}"
-            self.add(f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}", message)
-        whole = {"val_check_interval": (None, 1.0), "limit_train_batches": (None, 1.0), "overfit_batches": (0, None)}
-        for key, allowed in (whole | {"fast_dev_run": (False, None)}).items():
-            value = trainer.get(key)
-            if value not in allowed or (value is not False and isinstance(value, int) and value == 1):
-                message = f"counts batches, which steps_per_execution takes several at a time: {key}=null, or {one}"
-                self.add(f"trainer.{key}={_show(value)}", message)
-        if (self.config.data.get("max_bad_files") or 0) > 0:
-            message = f"would shift the batches of steps_per_execution: 0, or {one}"
-            self.add(f"data.max_bad_files={self.config.data.max_bad_files}", message)
-        for path, target, arguments in self.calls:
-            if path == "model" and not hasattr(target, "steps_per_execution"):
-                self.add("steps_per_execution", f"{target.__name__} has no such thing: {one}")
-            elif path == "model" and (own := each_step_overrides(target)):
-                message = f"{target.__name__} has its own {', '.join(own)}, called once for several steps: {one}"
-                self.add("steps_per_execution", message)
-            if not path.startswith("callbacks."):
-                continue
-            saving = () if vars(target).get("several_steps") else ("every_n_train_steps", "train_time_interval")
-            for key in (*saving, "save_on_exception"):
-                if arguments.get(key):
-                    message = f"saves between the steps of one execution: {key}=null, or {one}"
-                    self.add(f"{path}.{key}={_show(arguments[key])}", message)
-            if arguments.get("skip_steps"):
-                message = f"leaves out single steps: {path}.skip_steps=0, or {one}"
-                self.add(f"{path}.skip_steps={arguments['skip_steps']}", message)
-            if needs_each_step(target):
-                self.add(path, f"{target.__name__} looks at every step: '~{path}', or {one}")
 
     def _needs_a_checkpoint(self) -> None:
         trainer = self.config.get("trainer")

@@ -52,7 +52,6 @@ class Train:
     channels_last: bool | Literal["auto"]
     float32_matmul_precision: Literal["auto", "highest", "high", "medium"]
     compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-    steps_per_execution: Annotated[int, Ge(1)]
     timeout_seconds: Annotated[float, Gt(0)]
     max_restarts: Annotated[int, Ge(0)]
     init_from: str | None
@@ -487,7 +486,7 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     edited = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(edited, DictConfig)
     # A run made before these keys existed did this.
-    before = {"channels_last": False, "float32_matmul_precision": "highest", "steps_per_execution": 1}
+    before = {"channels_last": False, "float32_matmul_precision": "highest"}
     before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
     before |= {"timeout_seconds": 300.0, "max_restarts": 0, "data_fingerprint": "names"}
     edited.update({key: value for key, value in before.items() if key not in edited})

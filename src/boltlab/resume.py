@@ -20,6 +20,7 @@ FREE = (
     *(f"callbacks.{key}" for key in ("throughput", "lr_monitor", "confusion_matrix", "mistakes", "last", "best")),
     *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.finite_metrics", "callbacks.latency"),
     "augment",  # it stands in data as well
+    "steps_per_execution",  # of older versions
 )
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
 # What a checkpoint restores, so that a change would have no effect or could not be loaded.

@@ -201,6 +201,7 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")
+    config.pop("steps_per_execution", None)  # of older versions: several steps at a time, equal to single ones
     credentials.forget_references(config, replaced)
     if not own:
         from boltlab.trust import refuse_untrusted

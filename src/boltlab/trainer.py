@@ -113,10 +113,3 @@ def _never() -> bool:
 
 def _nothing() -> None:
     """Stands for what is not to be done."""
-
-
-def several_steps(config: DictConfig, data: Any, model: Any) -> None:
-    """Prepares data and model for `steps_per_execution`."""
-    if config.steps_per_execution > 1:
-        model.steps_per_execution = data.batches_per_fetch = config.steps_per_execution
-        model.batch_size = config.data.batch_size

@@ -148,8 +148,3 @@ def test_a_validation_that_breaks_off_leaves_the_weights_in_their_place(tmp_path
     found, kept = fit(tmp_path, *chosen, broken_in=1)
     assert found["global_step"] == len(kept) == 8
     assert same(net(found["current_model_state"]), kept[-1]) and not same(net(found["state_dict"]), kept[-1])
-
-
-def test_several_steps_in_one_execution_are_refused(boltlab):
-    code, _, err = boltlab("train", *QUICK, "callbacks=[last,ema]", "test=false", "steps_per_execution=4")
-    assert code == 2 and "EMA looks at every step: '~callbacks.ema'" in err

@@ -78,10 +78,6 @@ def test_statistics_of_frozen_norms_move_if_they_are_to(tmp_path):
     assert not {name for name in moved if name.startswith("features") and name.endswith(("weight", "bias"))}
 
 
-def test_several_steps_in_one_execution_are_taken():
-    assert compose("train", [*QUICK, "steps_per_execution=4"]).config.steps_per_execution == 4
-
-
 def test_a_pattern_without_a_match_is_named(tmp_path):
     with pytest.raises(UserError, match=r"'clasifier' matches no .* there are: classifier, "):
         fit(tmp_path, "callbacks.freeze.train_from=[[0,clasifier]]", epochs=1)

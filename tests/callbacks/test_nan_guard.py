@@ -267,13 +267,6 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_loss(run_dir, monkeyp
         trainer.fit(model, datamodule=data)
 
 
-def test_several_steps_per_execution_refuse_to_skip_one(boltlab):
-    code, _, err = boltlab("train", "steps_per_execution=2", "callbacks.nan_guard.skip_steps=1")
-    assert code == 2 and "callbacks.nan_guard.skip_steps=1\n      leaves out single steps:" in err
-    code, _, err = boltlab("train", "callbacks.nan_guard.skip_steps=-1")
-    assert code == 2 and "-1 is less than 0" in err
-
-
 OWN_MODEL = """
 import math
 from boltlab.models.classifier import Classifier

@@ -372,13 +372,13 @@ def test_cross_validation_is_a_mean_over_folds(boltlab):
 
 def test_values_that_do_not_go_together_cost_their_own_trial(boltlab):
     """Only together are they a mistake, which the check of each by itself does not see."""
-    space = ("trainer.val_check_interval=1.0,0.5", "steps_per_execution=1,16", "sampler=grid", "pruner=none")
+    space = ("precision=32,16-true", "+optimizer.eps=1e-4,1e-8", "sampler=grid", "pruner=none")
     code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
     assert code == 0, (out, err)
-    states = {(t.params["trainer.val_check_interval"], t.params["steps_per_execution"]): t.state.name for t in known()}
-    assert states.pop(("0.5", "16")) == "FAIL" and set(states.values()) == {"COMPLETE"} and len(known()) == 4
+    states = {(t.params["precision"], float(t.params["optimizer.eps"])): t.state.name for t in known()}
+    assert states.pop(("16-true", 1e-8)) == "FAIL" and set(states.values()) == {"COMPLETE"} and len(known()) == 4
     (dead,) = (t for t in known() if t.state.name == "FAIL")
-    assert "steps_per_execution" in dead.user_attrs["reason"] and not (folder() / str(dead.number)).exists()
+    assert "float16 rounds it to 0" in dead.user_attrs["reason"] and not (folder() / str(dead.number)).exists()
 
 
 def test_a_run_that_was_made_in_part_is_made_anew(boltlab):

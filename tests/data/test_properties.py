@@ -67,7 +67,6 @@ def plans(draw):
         "seed": draw(seeds),
         "world_size": ranks,
         "shuffle": draw(st.booleans()),
-        "batches_per_fetch": draw(st.sampled_from([1, 1, 2, 5])),
     }
     return arguments, ranks, draw(st.integers(0, 1000))
 

@@ -63,13 +63,6 @@ def test_an_epoch_is_a_permutation_of_seed_and_epoch():
     assert epoch_of(TrainSampler(100, 8, seed=0, shuffle=False)) == list(range(100))
 
 
-def test_several_batches_in_a_fetch_are_the_same_batches():
-    one, several = TrainSampler(100, 8, seed=0), TrainSampler(100, 8, seed=0, batches_per_fetch=5)
-    assert [len(indices) for _, indices in several] == [40, 40, 20]
-    assert epoch_of(several) == epoch_of(one)
-    assert len(epoch_of(TrainSampler(97, 8, seed=0, batches_per_fetch=5))) == 96  # the tail of one batch, not of five
-
-
 def test_the_start_leaves_out_what_was_trained():
     sampler = TrainSampler(20, 8, seed=0)
     whole = epoch_of(sampler)

@@ -28,7 +28,6 @@ class ExactMean(Callback):
     """
 
     weighs_windows = True
-    several_steps = True  # it only acts between the batches of one step
 
     def __init__(self) -> None:
         self._full: Any = None  # the weight that Lightning's division is right for: that of the run's first batch

@@ -33,8 +33,6 @@ class Last(Checkpoint):
         Stopped: the run was told to stop, and is saved.
     """
 
-    several_steps = True  # see steps_per_execution
-
     def __init__(
         self,
         dirpath: str | Path,

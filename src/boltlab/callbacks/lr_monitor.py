@@ -14,8 +14,6 @@ class LRMonitor(Callback):
     Lightning's LearningRateMonitor needs a schedule and a logger; this one works without either.
     """
 
-    several_steps = True  # see steps_per_execution
-
     def __init__(self) -> None:
         self._logged_step = -1
 

@@ -37,9 +37,9 @@ class NaNGuard(Callback):
     """Looks at the training loss, and at the weights before they are saved.
 
     On one CPU process it looks at each loss before the backward pass, so the weights are still good when it stops.
-    Reading a value from an accelerator waits for it, and processes must agree before they stop, so there (and with
-    steps_per_execution) the losses are kept and looked at together, every ``every_n_steps`` steps. Whatever is pending
-    is looked at before validation and before any checkpoint.
+    Reading a value from an accelerator waits for it, and processes must agree before they stop, so there the
+    losses are kept and looked at together, every ``every_n_steps`` steps. Whatever is pending is looked at before
+    validation and before any checkpoint.
 
     With ``skip_steps`` up to so many steps whose loss or gradient is not finite are left out: weights, the optimizer's
     state, the running statistics of norms and the epoch's means are those from before. The step still counts, in
@@ -55,8 +55,6 @@ class NaNGuard(Callback):
     Raises:
         NonFiniteLoss: on all processes, at the same step.
     """
-
-    several_steps = True  # see steps_per_execution; the check refuses skip_steps there
 
     def __init__(self, every_n_steps: int = 10, skip_steps: int = 0, dir: str | None = None) -> None:
         self.every_n_steps = every_n_steps
@@ -102,7 +100,7 @@ class NaNGuard(Callback):
         self._losses.clear()
         if self.skip_steps:
             used = {"on_train_batch_start", "on_before_backward", "on_before_optimizer_step"}
-        elif free and getattr(pl_module, "steps_per_execution", 1) == 1:
+        elif free:
             used = {"on_before_backward"}
         else:
             used = {"on_train_batch_end"}
@@ -172,10 +170,7 @@ class NaNGuard(Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(outputs, Mapping) and "step_losses" in outputs:  # of several steps, see steps_per_execution
-            epoch = trainer.current_epoch
-            self._pending += [(loss, step, epoch, batch) for loss, step, batch in outputs["step_losses"]]
-        elif isinstance(loss, Tensor):
+        if isinstance(loss, Tensor):
             self._pending.append((loss.detach(), trainer.global_step, trainer.current_epoch, batch_idx))
         self._since += 1
         if self._since >= self._stride:

@@ -3,7 +3,6 @@
 For an MLP of 784-128-10 the hooks of a step cost more than its arithmetic: see benchmarks/loop.py.
 """
 
-import inspect
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +12,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import (
     Callback,
-    GradientAccumulationScheduler,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
 )
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
@@ -59,19 +55,6 @@ class FetchClock(Profiler):
 
     def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
         return _NOTHING if self.around is None else self.around.profile(action_name)
-
-
-def needs_each_step(kind: Any) -> bool:
-    """Whether a callback class has a hook of the training step and does not say (`several_steps = True`) that it is
-    content with one call for several steps."""
-    # These two count batches, or switch the optimizer off, in the loop that sees a step in N only.
-    if not inspect.isclass(kind) or issubclass(kind, StochasticWeightAveraging | GradientAccumulationScheduler):
-        return inspect.isclass(kind)
-    for name in STEP_HOOKS:  # the class that brings the hook speaks for it, not one that it inherits from
-        owner = next(c for c in (*kind.__mro__, Callback) if name in vars(c))
-        if owner not in (Callback, ModelCheckpoint) and not vars(owner).get("several_steps"):
-            return True
-    return False
 
 
 def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:

@@ -22,8 +22,6 @@ class ProgressLines(ProgressBar):
         metrics: what the line of an epoch shows, in this order, of what is logged (``trainer.callback_metrics``).
     """
 
-    several_steps = True  # see steps_per_execution
-
     def __init__(
         self, metrics: list[str] | None = None, refresh_seconds: float = 0.25, plain_seconds: float = 60.0
     ) -> None:

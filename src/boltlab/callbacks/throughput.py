@@ -20,8 +20,6 @@ class Throughput(Callback):
     of the wait costs nothing, so a small share is good and a large one is worth a look.
     """
 
-    several_steps = True  # see steps_per_execution
-
     def __init__(self) -> None:
         self.samples = 0
         self.steps = 0

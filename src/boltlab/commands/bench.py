@@ -26,7 +26,6 @@ WORTH_A_TRY = 0.15
 WORTH_A_CHANGE = 1.1
 # A step that makes less of the most FLOP/s that were measured waits for memory or for many small operations.
 BOUND_BY_ARITHMETIC = 0.3
-STEPS_TOGETHER = 16
 ROUNDS = 3
 UNSTEADY = 1.2
 PATIENCE = 6  # times `seconds`: after that, the parts of slow nets get no further turn, and no further setting is tried
@@ -115,9 +114,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
 
     def parts(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
         stream, ahead, begin = probe.endless(loader), _batches_ahead(loader), time.perf_counter()
-        fetched = probe.to_device(trainer, next(stream))  # steps_per_execution fetches several batches at a time
-        size = min(config.data.batch_size, len(fetched[1]))
-        batch = (fetched[0][:size], fetched[1][:size])
+        batch = probe.to_device(trainer, next(stream))
         step = probe.Step(trainer, model)
         activations = step.activation_bytes(batch)
         probe.reset_peak_memory(model.device)
@@ -129,8 +126,8 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             turns.append(
                 {
                     "loader": _drain(trainer, stream, ahead, chunk),
-                    "step": Rate(size / step.seconds(batch, chunk)),
-                    "loop": (yield from _timed(model, itertools.repeat(fetched), 0, chunk)),
+                    "step": Rate(len(batch[1]) / step.seconds(batch, chunk)),
+                    "loop": (yield from _timed(model, itertools.repeat(batch), 0, chunk)),
                     "whole": (yield from _timed(model, stream, ahead, chunk)),
                 }
             )
@@ -141,14 +138,14 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             part: max((turn[part] for turn in turns), key=lambda rate: rate.samples_per_second) for part in turns[0]
         }
         hints.update(
-            samples=len(loader) * len(fetched[1]),
+            samples=len(loader) * len(batch[1]),
             in_memory=loader.dataset.whole,
             image=batch[0].ndim == 4,
         )
         found.append(
             Figures(
                 device=_device_name(model.device),
-                batch_size=size,
+                batch_size=len(batch[1]),
                 workers=loader.num_workers,
                 loader=best["loader"].samples_per_second,
                 step=best["step"].samples_per_second,
@@ -316,8 +313,6 @@ def candidates(config: DictConfig, figures: Figures, samples: int, in_memory: bo
         if "cache" in data and data.decode != "fastest":  # of files
             settings["data"].append("data.decode=fastest")
         settings["data"].append(f"data.num_workers={0 if figures.workers else available_cores()}")
-    if config.get("steps_per_execution") == 1:
-        settings["loop"].append(f"steps_per_execution={STEPS_TOGETHER}")
     settings["loop"] += bigger_batch
     if str(config.precision) == "32":
         layout = " channels_last=true" * (image and config.channels_last is not True)

@@ -28,7 +28,6 @@ def main(overrides: list[str]) -> int:
     # The callbacks and loggers of an evaluation are its own, and how many processes it takes; the rest is the run's.
     trained.update({"callbacks": options.callbacks, "logger": options.logger, "log_dir": options.log_dir})
     trained.trainer.update({"devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": True})
-    trained.steps_per_execution = 1
     trained.test = False  # it asks for a checkpoint callback, which an evaluation has no use for
     config = edit(trained, [re.sub("^precision=", "trainer.precision=", text) for text in for_run], settled=True)
     summary = runs.read_summary(source)

@@ -32,7 +32,6 @@ def main(overrides: list[str]) -> int:
     folder = runs.find(options.run, options.log_dir)
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     trained = runs.load_config(folder, replaced=["callbacks", "logger", *keys(for_run)])
-    trained.steps_per_execution = 1
     trained.trainer.update({"devices": 1, "num_nodes": 1})
     config = edit(trained, for_run, settled=True)
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}

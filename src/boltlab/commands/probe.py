@@ -27,7 +27,7 @@ from boltlab.data.cache import available_memory
 from boltlab.errors import UserError
 from boltlab.launch import keep_freed_memory
 from boltlab.models.task import Task
-from boltlab.trainer import make_trainer, several_steps
+from boltlab.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
 ENDLESS = 10**9
@@ -91,7 +91,6 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
         raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
     if config.get("init_from"):  # a learning rate is searched for these weights
         transfer.initialize(model, config)
-    several_steps(config, data, model)
     trainer = make_trainer(config)
     own = data.train_dataloader
     data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))

@@ -19,7 +19,7 @@ from boltlab.errors import UserError
 from boltlab.exits import exit_code
 from boltlab.launchers import process
 from boltlab.signals import Stopped
-from boltlab.trainer import make_trainer, several_steps
+from boltlab.trainer import make_trainer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -247,7 +247,6 @@ def _fit(folder: Path, config: DictConfig) -> None:
         data.load_state_dict({"fitted": checkpoint.fitted(content)})
         del content
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
-    several_steps(config, data, model)
     trainer = make_trainer(config, adapt)
     watch = FitWatch()
     trainer.callbacks.insert(0, watch)

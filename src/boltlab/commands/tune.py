@@ -173,14 +173,12 @@ def smoothed(losses: list[float]) -> list[float]:
 
 
 def _trial(config: DictConfig) -> DictConfig:
-    """A copy of the config for a search: not compiled (each size would be anew), no callbacks, one step at a time."""
+    """A copy of the config for a search: not compiled (each size would be anew), no callbacks."""
     trial = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(trial, DictConfig)
     trial.compile = False
     trial.callbacks = {}
     trial.logger = {}
-    if "steps_per_execution" in trial:
-        trial.steps_per_execution = 1
     trial.trainer.accumulate_grad_batches = 1
     for key in SEARCHED:
         if OmegaConf.select(trial, key) == "auto":  # the one that is not searched yet

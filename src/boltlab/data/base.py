@@ -71,7 +71,6 @@ class DataModule(LightningDataModule):
     task: Literal["classification", "regression"] = field(init=False, default="classification")
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     device: torch.device = field(init=False, default=torch.device("cpu"))  # where no Trainer says it
-    batches_per_fetch: int = field(init=False, default=1)  # `train` sets it: a training batch holds that many
     on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
     replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
     whole: bool = field(init=False, default=False)  # `eval` sets it: data not trained on are not divided
@@ -165,7 +164,6 @@ class DataModule(LightningDataModule):
             world_size,
             shuffle=getattr(self.trainer, "overfit_batches", 0) == 0,
             labels=batches.source.labels if self.sampler == "balanced" else None,
-            batches_per_fetch=self.batches_per_fetch,
         )
         return self._loader("train", sampler, batches)
 

@@ -158,7 +158,7 @@ class Loader:
         if self._resume:  # saved again before its first batch
             return dict(self._resume)
         sampler = self.sampler
-        taken = sampler.per_fetch * sampler.world_size if isinstance(sampler, TrainSampler) else 0
+        taken = sampler.batch_size * sampler.world_size if isinstance(sampler, TrainSampler) else 0
         return {
             "epoch": getattr(sampler, "epoch", 0),
             "delivered": self._delivered,
@@ -190,11 +190,11 @@ class Loader:
         self._delivered = 0
         if isinstance(self.sampler, TrainSampler):
             same = resume.get("epoch") == self.sampler.epoch
-            taken = self.sampler.per_fetch * self.sampler.world_size
+            taken = self.sampler.batch_size * self.sampler.world_size
             if same and resume["delivered"] < len(self) and resume["taken"] != taken:
                 raise DataError(
-                    f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a fetch, and this"
-                    f" run takes {taken}: resume with the same data.batch_size and steps_per_execution,"
+                    f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a batch, and this"
+                    f" run takes {taken}: resume with the same data.batch_size,"
                     " or with resume_changed=restart_epoch"
                 )
             self._delivered = self.sampler.start = resume["delivered"] if same else 0

@@ -82,8 +82,7 @@ def own_random_state() -> Iterator[Callable[[int], object]]:
 class TrainSampler(SequentialSampler):
     """Yields (epoch, indices of one batch of this rank). Lightning calls `set_epoch` before each epoch.
 
-    `batches_per_fetch` batches come at once, for `steps_per_execution`; `start` fetches of the epoch are left out (they
-    were trained before the run was interrupted).
+    `start` batches of the epoch are left out (they were trained before the run was interrupted).
 
     The batches of all ranks together are the same for any number of ranks: consecutive pieces of the epoch's order, of
     which a rank takes each `world_size`-th sample. The last one is smaller; one that would hold a single sample is left
@@ -104,14 +103,11 @@ class TrainSampler(SequentialSampler):
         world_size: int = 1,
         shuffle: bool = True,
         labels: Tensor | None = None,
-        batches_per_fetch: int = 1,
     ) -> None:
         if size < world_size:
             raise DataError(f"{size} training samples are too few for {world_size} processes")
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
-        self.batches_per_fetch = batches_per_fetch
-        self.per_fetch = batch_size * batches_per_fetch
         self.epoch = self.start = 0
         self.by_class = None
         if labels is not None:
@@ -136,7 +132,7 @@ class TrainSampler(SequentialSampler):
         return torch.randperm(self.size, generator=generator) if self.shuffle else torch.arange(self.size)
 
     def __len__(self) -> int:
-        return -(-self.batches // self.batches_per_fetch)
+        return self.batches
 
     def samples_in(self, batch: int) -> tuple[int, int]:
         """Samples that count in batch number `batch` of an epoch: (on this rank, on all ranks)."""
@@ -158,8 +154,8 @@ class TrainSampler(SequentialSampler):
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
-        mine = self._mine(epoch)[self.start * self.per_fetch :]
-        for indices in mine.split(self.per_fetch) if len(mine) else ():
+        mine = self._mine(epoch)[self.start * self.batch_size :]
+        for indices in mine.split(self.batch_size) if len(mine) else ():
             yield epoch, indices
 
 

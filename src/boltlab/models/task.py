@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 
 from boltlab.callbacks.exact_mean import ExactMean
 from boltlab.callbacks.lr_monitor import LRMonitor
-from boltlab.callbacks.overhead import STEP_HOOKS, spare
+from boltlab.callbacks.overhead import spare
 from boltlab.data.samplers import random_key
 from boltlab.models.schedulers import Schedule
 from boltlab.models.sync_batch_norm import CPUSyncBatchNorm, synchronized
@@ -179,16 +179,6 @@ def logged(metrics: dict[str, Metric], train: str) -> Logged:
     return found | {"train_loss": False, "train_loss_step": False, f"train_{train}": known[train]}
 
 
-def each_step_overrides(kind: type["Task"]) -> list[str]:
-    """Hooks of each step that a subclass of Task has overridden: `steps_per_execution` would not call them."""
-    steps = ("training_step", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step")
-    return [
-        name
-        for name in (*steps, "configure_gradient_clipping", *STEP_HOOKS)
-        if getattr(kind, name) is not getattr(Task, name)
-    ]
-
-
 class Task(L.LightningModule):
     """Base of the Lightning modules: a subclass brings its metrics, `criterion`, `train_value` and `predict`.
 
@@ -217,7 +207,6 @@ class Task(L.LightningModule):
         self.compile_net = compile
         self.channels_last = channels_last
         self._logging: list[Any] = []
-        self.batch_size = 0  # tells `_several_steps` how a fetch is divided
         self._several = self._sync_batch_norm = False  # processes; norms that all of them share
         self._accumulates = False  # batches, before a step
         self.loss_weight: Tensor | float | None = None  # what the latest batch's loss is the mean over
@@ -234,8 +223,6 @@ class Task(L.LightningModule):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
-
-    steps_per_execution = 1  # optimizer steps in each call of `training_step`; the train command sets it
 
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
@@ -278,9 +265,7 @@ class Task(L.LightningModule):
         metrics.update(preds=output, target=target, value=loss, weight=weight)
         return {"output": output, "target": target}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | dict[str, Any]:
-        if self.steps_per_execution > 1:
-            return self._several_steps(batch, batch_idx)
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         self._seed_step(batch_idx)
         loss = self._training_loss(batch, batch_idx)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -293,59 +278,6 @@ class Task(L.LightningModule):
 
     # Lightning asks for the arguments of `training_step` at each step; so they need not be found anew.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def _several_steps(self, fetched: tuple[Tensor, Tensor], fetch_idx: int) -> dict[str, Any]:
-        """`steps_per_execution` optimizer steps on as many batches, of which `fetched` is the concatenation.
-
-        They are the steps that Lightning would take one by one, to the bit: all but the last are done here, the last
-        is left to Lightning, which counts one step a call; the others are counted into its numbers here.
-        """
-        trainer = self.trainer
-        loop = trainer.fit_loop.epoch_loop
-        progress = loop.automatic_optimization.optim_progress.optimizer.step
-        optimizer: Any = self.optimizers(use_pl_optimizer=False)
-        schedules = [
-            c.scheduler for c in trainer.lr_scheduler_configs if c.interval == "step" and not c.reduce_on_plateau
-        ]
-        autocast = torch.is_autocast_enabled(self.device.type)
-        clip, every = trainer.gradient_clip_val, trainer.log_every_n_steps  # type: ignore[attr-defined]
-
-        batches = list(zip(*(part.split(self.batch_size) for part in fetched), strict=True))
-        step = trainer.global_step
-        if 0 < trainer.max_steps < step + len(batches):
-            batches = batches[: trainer.max_steps - step]
-            # The training ends inside of this epoch, also where this fetch is its last: nothing of its end is due.
-            trainer.fit_loop.max_batches += 1
-            trainer.val_check_batch = trainer.fit_loop.max_batches
-            loop.batch_progress.is_last_batch = False
-        losses: list[tuple[Tensor, int, int]] = []  # with the number of steps done after it, and the batch
-        for batch_idx, batch in enumerate(batches, fetch_idx * self.steps_per_execution):
-            optimizer.zero_grad()
-            self._seed_step(batch_idx)
-            loss = self._training_loss(batch, batch_idx)
-            if every and (step + 1) % every == 0:
-                self._log_loss(loss, step)
-            loss = self._regularized(loss)
-            losses.append((loss.detach(), step + 1, batch_idx))
-            if len(losses) == len(batches):
-                return {"loss": loss, "step_losses": losses}
-            # Lightning's backward pass and step stand outside of autocast.
-            with torch.autocast(self.device.type, enabled=False) if autocast else contextlib.nullcontext():
-                self.backward(loss)
-                if clip is not None:
-                    self.configure_gradient_clipping(optimizer, clip, trainer.gradient_clip_algorithm)
-                optimizer.step()
-            for schedule in schedules:
-                schedule.step()
-            progress.increment_ready()
-            progress.increment_completed()
-            loop._batches_that_stepped += 1  # the step that Lightning writes to the loggers
-            step += 1
-        raise AssertionError("a fetch holds at least one batch")
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.steps_per_execution == 1:  # else `_several_steps` has done it
-            optimizer.zero_grad()
 
     def _seed_step(self, batch_idx: int) -> None:
         """What a step draws (dropout, mixup) follows (seed, rank, epoch, batch)."""
@@ -575,7 +507,6 @@ class Task(L.LightningModule):
             tf32,
             f"{fused}{type(optimizer).__name__}",
             f"compiled ({self._compile_mode()})" if self.compile_net else "not compiled",
-            f"{self.steps_per_execution} steps per execution" if self.steps_per_execution > 1 else "",
         ]
         get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
@@ -592,15 +523,8 @@ class Task(L.LightningModule):
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
         steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        if self.steps_per_execution > 1:
-            # What Lightning counts are executions.
-            steps_per_epoch = self.trainer.datamodule.num_train_batches()  # type: ignore[attr-defined]
         if math.isfinite(steps_per_epoch):
             steps_per_epoch = math.ceil(steps_per_epoch)
-        if self.steps_per_execution > 1:
-            epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
-            total_steps = math.inf if epochs is None or epochs < 0 else epochs * steps_per_epoch
-            total_steps = min(total_steps, steps) if steps > 0 else total_steps
         return [optimizer], self.scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]
 
     def _build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -37,7 +37,7 @@ from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
 
 AT_ONCE = 32  # trials, where `workers` does not say
 FREE = ("lr", "weight_decay", "momentum", "betas", "eps")  # of the optimizer, in which nets of a stack may differ
-_ROOT = {"compile": False, "steps_per_execution": 1, "init_from": None, "max_restarts": 0}
+_ROOT = {"compile": False, "init_from": None, "max_restarts": 0}
 # Of the trainer, what a stack heeds and what changes no number; the rest must stand at Lightning's own default.
 _TRAINER = {"accelerator", "max_epochs", "log_every_n_steps", "num_sanity_val_steps", "default_root_dir"}
 _TRAINER |= {"use_distributed_sampler", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"}
