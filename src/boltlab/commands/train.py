@@ -235,6 +235,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
 
     from boltlab import checkpoint, resume, transfer
     from boltlab.fit_watch import FitWatch, best_path, keep_replaced
+    from boltlab.plain import lacks
 
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
@@ -284,7 +285,10 @@ def _fit(folder: Path, config: DictConfig) -> None:
                 if hasattr(logger, "log_checkpoint") and path is not None and path.is_file():
                     logger.log_checkpoint(path, name)
     tested: dict[str, Any] = {"test": {}}
-    if config.test and not trainer.fast_dev_run:
+    lacking = lacks("test_step", model) or lacks("test_dataloader", data, model)
+    if config.test and lacking and trainer.is_global_zero:
+        print(f"{lacking}: nothing is tested", flush=True)
+    if config.test and not lacking and not trainer.fast_dev_run:
         last = folder / "checkpoints" / "last.ckpt"
         path = chosen or (last if last.is_file() else None)  # with neither, the weights are those in memory
         trainer.test(model, datamodule=data, ckpt_path=path and str(path), verbose=False)
