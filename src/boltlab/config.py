@@ -129,7 +129,7 @@ class Predict:
     """Root keys of `boltlab predict`; any other key changes the config of the run that predicts."""
 
     run: str
-    input: str | list[str]
+    input: str | list[str] | None
     checkpoint: Literal["best", "last"] | None
     output: str | None
     format: Literal["csv", "json"]

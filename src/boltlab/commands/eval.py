@@ -95,7 +95,7 @@ def measure(folder_name: str) -> None:
         if said and trainer.is_global_zero:
             data.on_load = partial(other_data.tell, data, said)
         seed_everything(config.seed, verbose=False)  # of a module whose steps draw, such as a VAE's
-        stage = evaluate(trainer, model, data, split, content)
+        stage = evaluate(trainer, model, data, split)
         metrics = numbers(trainer.callback_metrics).items()
         if trainer.is_global_zero:
             test = {re.sub(f"^{stage}(?=[_/])", split, key): value for key, value in metrics}
@@ -105,7 +105,7 @@ def measure(folder_name: str) -> None:
             getattr(logger, "finish", lambda: None)()
 
 
-def evaluate(trainer: Any, model: Any, data: Any, split: str, content: dict[str, Any]) -> str:
+def evaluate(trainer: Any, model: Any, data: Any, split: str) -> str:
     """Evaluates as Lightning does: `trainer.test`, `trainer.validate` for `split=val`, and for `split=train` the latter
     on the samples of the train loader in stored order. Data modules of the engine serve a split to the test loop.
 
@@ -120,14 +120,11 @@ def evaluate(trainer: Any, model: Any, data: Any, split: str, content: dict[str,
     from boltlab.models.task import Task
 
     verb = f"eval split={split}"
-    own = isinstance(data, DataModule)
-    if own and (split != "val" or isinstance(model, Task)):
+    if isinstance(data, DataModule) and (split != "val" or isinstance(model, Task)):
         data.test_split = split
         plain.need(verb, model, data, "test_step", "test_dataloader")
         trainer.test(model, datamodule=data, verbose=False)
         return "test"
-    if not own:
-        plain.take_over(data, content)
     step, loader = _CALLED[split]
     plain.need(verb, model, data, step, loader)
     if split == "test":
