@@ -73,7 +73,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint; an error leaves what stood at `path` as it was.
 
-        What `save_hyperparameters` has noted and is no plain value (a net, a partial) is left out: `config` describes it.
+        Noted hyperparameters that are no plain values (a net, a partial) are left out: `config` describes them.
         """
         write({**_plain_hyperparameters(checkpoint), "config": self.config}, Path(path))
 

@@ -67,7 +67,7 @@ class Train:
     data_fingerprint: Literal["names", "contents", "none"]
     augment: dict | None
     data: dict
-    optimizer: dict
+    optimizer: dict | None  # null where the model makes its own
     scheduler: dict | None
     model: dict
     trainer: dict
@@ -235,6 +235,7 @@ class Composed:
     config: DictConfig
     overrides: list[str]
     choices: dict[str, Any] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)  # groups that the model has no use for
 
 
 # ---------------------------------------------------------------- composing
@@ -344,6 +345,11 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         _from_the_top(config, top.root, keys(overrides))
     if not check:
         return Composed(verb, config, overrides, choices)
+    unused = _drop_unused(config) if "model" in config else []
+    for group in unused:
+        of_group = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == group and o.value() is not None]
+        message = f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
+        mistakes += [Mistake(line, message) for line in of_group]
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
@@ -368,7 +374,20 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
                 mistakes += problems(verb, variant)
     if mistakes:
         raise ConfigError(mistakes)
-    return Composed(verb, config, overrides, choices)
+    return Composed(verb, config, overrides, choices, unused)
+
+
+def _drop_unused(config: DictConfig) -> list[str]:
+    """Sets to null, in place, the groups `optimizer` and `scheduler` where nothing refers to them: the model makes its
+    own, and the run is not to record what it did not use."""
+    unused = []
+    for group in ("scheduler", "optimizer"):  # a schedule may refer to its optimizer
+        others = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != group])
+        used = re.search(rf"\$\{{[^}}]*\b{group}\b", json.dumps(OmegaConf.to_container(others), default=str))
+        if config.get(group) is not None and not used:
+            config[group] = None
+            unused.append(group)
+    return unused[::-1]
 
 
 def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:

@@ -35,7 +35,7 @@ def need(verb: str, model: Any, data: Any, step: str, loader: str) -> None:
 
 
 def in_order(loader: Any) -> Any:
-    """The loader of a training with each sample of its dataset once, in stored order; others than torch's as they are."""
+    """A training's loader with each sample of its dataset once, in stored order; others than torch's as they are."""
     if isinstance(loader, (list, tuple)):
         return [in_order(part) for part in loader]
     if isinstance(loader, dict):

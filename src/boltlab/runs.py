@@ -449,7 +449,7 @@ def _alive(pid: Any) -> bool:
 
 @dataclass(frozen=True)
 class Git:
-    """The clone of the project, else of the engine: its commit, whether anything is uncommitted, and that as a patch."""
+    """The clone of the project, else of the engine: its commit, whether it is changed since, and how, as a patch."""
 
     commit: str | None
     dirty: bool | None

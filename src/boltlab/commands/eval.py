@@ -3,7 +3,7 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
@@ -105,7 +105,7 @@ def measure(folder_name: str) -> None:
             getattr(logger, "finish", lambda: None)()
 
 
-def evaluate(trainer: Any, model: Any, data: Any, split: str) -> str:
+def evaluate(trainer: Any, model: Any, data: Any, split: Literal["train", "val", "test"]) -> str:
     """Evaluates as Lightning does: `trainer.test`, `trainer.validate` for `split=val`, and for `split=train` the latter
     on the samples of the train loader in stored order. Data modules of the engine serve a split to the test loop.
 

@@ -79,7 +79,9 @@ class _AsItIs:
         return iter(self.loader)
 
 
-def predicted(trained: DictConfig, folder: Path, options: DictConfig, for_run: list[str]) -> tuple[list[Any], list[int]]:
+def predicted(
+    trained: DictConfig, folder: Path, options: DictConfig, for_run: list[str]
+) -> tuple[list[Any], list[int]]:
     """What `predict_step` gives for each batch, and the samples of each."""
     content = checkpoint.read(checkpoint.find(folder, options.checkpoint))
     trained.update({"callbacks": {}, "logger": {}, "test": False})
@@ -150,6 +152,7 @@ def to_csv(columns: dict[str, list[Any]]) -> str:
 def to_json(columns: dict[str, list[Any]]) -> str:
     """A JSON list of such rows."""
     rows = [
-        {"index": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(zip(*columns.values(), strict=True))
+        {"index": i, **dict(zip(columns, row, strict=True))}
+        for i, row in enumerate(zip(*columns.values(), strict=True))
     ]
     return json.dumps(rows, indent=1) + "\n"

@@ -54,6 +54,7 @@ def _main(overrides: list[str]) -> int:
             go_on(folder, rest, git)
             return 0
     composed = compose("train", overrides)
+    say_unused(composed)
     settle_weights(composed)
     if composed.config.launcher is not None:
         _print_end(launched.run(composed, name_of(composed), world.function_name(job)))
@@ -85,6 +86,13 @@ def _begun(overrides: list[str]) -> Path | None:
 
 def _of_run(overrides: list[str]) -> list[str]:
     return [text for text in overrides if not text.startswith(_OF_COMMAND)]
+
+
+def say_unused(composed: Composed) -> None:
+    """Names the groups that the model has no use for."""
+    if composed.unused:
+        groups, kind = " and ".join(composed.unused), composed.config.model._target_.rpartition(".")[2]
+        print(f"not used: {groups}; {kind} makes its own", flush=True)
 
 
 def settle_weights(composed: Composed) -> None:
