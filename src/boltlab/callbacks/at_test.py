@@ -42,7 +42,7 @@ def classes(trainer: "pl.Trainer", outputs: Any) -> tuple[Tensor, Tensor] | None
 def class_names(trainer: "pl.Trainer", count: int) -> list[str]:
     """The names that the data module has for so many classes, else their numbers."""
     names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
-    return [str(name) for name in (names if isinstance(names, list) and len(names) == count else range(count))]
+    return [str(name) for name in (names if isinstance(names, (list, tuple)) and len(names) == count else range(count))]
 
 
 def most(trainer: "pl.Trainer", number: int) -> int:
