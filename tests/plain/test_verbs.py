@@ -171,12 +171,9 @@ def test_only_classes_and_logits_make_a_confusion_matrix(inside, trained):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bench_measures_the_training_step_or_says_what_it_needs(boltlab, inside, kind):
-    code, out, err = boltlab("bench", *overrides(kind), "seconds=0.02", "output=bench.json")
+    code, _, err = boltlab("bench", *overrides(kind), "seconds=0.02", "output=bench.json")
     if kind == "gan":
-        assert (
-            code == 1
-            and err == "boltlab bench: GAN optimizes manually: its steps cannot be timed apart from one another\n"
-        )
+        assert code == 1 and err.count("\n") == 1 and "GAN optimizes manually" in err
         return
     assert code == 0, err
     found = json.loads(Path("bench.json").read_text())
