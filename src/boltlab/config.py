@@ -26,7 +26,7 @@ import omegaconf.base
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from boltlab import credentials, machine, project, world
+from boltlab import credentials, machine, project, words, world
 from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
@@ -307,9 +307,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
             if choice is not None and choice not in known[key]:
                 wrong_groups.add(key)
                 allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
-                mistakes.append(
-                    Mistake(f"{key}={choice}", suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed))
-                )
+                near = suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed)
+                mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, choice), near)))
         if key not in root_keys and key not in ("experiment", "debug", "local"):
             wrong_groups.add(key)
             mistakes.append(
@@ -744,9 +743,8 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
             path = ".".join(parts[:depth])
             if not path:
                 roots = list(ROOTS[verb].__dataclass_fields__)
-                return Mistake(
-                    where, suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
-                )
+                near = suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
+                return Mistake(where, words.KEYS.get(part, near))
             if not names:
                 return Mistake(where, f"{path} is a single value, it has no {part!r}")
             target = node.get("_target_")

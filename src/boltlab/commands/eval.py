@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
-from boltlab.config import compose, edit, keys, split_overrides
+from boltlab.config import as_override, compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
@@ -20,6 +20,7 @@ CHANGEABLE = ("data", "augment", "trainer", "precision")
 
 def main(overrides: list[str]) -> int:
     """Evaluates in a folder of its own under `<log_dir>/eval` and prints the metrics."""
+    overrides = [part for text in overrides for part in of_run(text)]
     own, for_run = split_overrides("eval", overrides)
     options = compose("eval", own).config
     refuse_trained(for_run)
@@ -43,6 +44,18 @@ def main(overrides: list[str]) -> int:
     print_metrics(title, runs.read_summary(folder)["test"])
     print(f"evaluation folder  {runs.shown(folder)}")
     return 0
+
+
+def of_run(text: str) -> list[str]:
+    """`ckpt_path=<run>/checkpoints/best.ckpt`, as other templates have it, as `run=` and `checkpoint=`."""
+    key, _, value = text.partition("=")
+    path = Path(value.strip("'\""))
+    if key != "ckpt_path":
+        return [text]
+    if path.parent.name != "checkpoints" or path.name not in ("best.ckpt", "last.ckpt"):
+        message = "is no best.ckpt or last.ckpt in a run folder: run=FOLDER, and checkpoint=best or last"
+        raise ConfigError([Mistake(text, message)])
+    return [f"run={as_override(str(path.parents[1]))}", f"checkpoint={path.stem}"]
 
 
 def kind_of(run: Path, asked: str | None) -> str:

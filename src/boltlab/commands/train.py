@@ -53,14 +53,34 @@ def _main(overrides: list[str]) -> int:
                 return 0
             go_on(folder, rest, git)
             return 0
+    given = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("ckpt_path=")]
+    overrides = [text for text in overrides if not text.startswith("ckpt_path=")]
     composed = compose("train", overrides)
     say_unused(composed)
     settle_weights(composed)
     if composed.config.launcher is not None:
         _print_end(launched.run(composed, name_of(composed), world.function_name(job)))
         return 0
-    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
+    begin = _state(Path(given[-1]), composed.config) if given and given[-1] != "null" else None
+    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git, begin)
     return 0
+
+
+def _state(path: Path, config: DictConfig) -> dict[str, Any]:
+    """The complete state in a checkpoint, for a new run to begin with: `ckpt_path=…`. What was best begins anew.
+
+    Raises:
+        UserError: it is damaged, holds weights only, or belongs to another model, optimizer or schedule.
+    """
+    from boltlab import checkpoint, resume
+
+    content = checkpoint.read(path)
+    if not {"optimizer_states", "loops", "config"} <= content.keys():
+        raise UserError(f"ckpt_path={path} holds weights only: init_from={path} begins with them")
+    resume.check(content, OmegaConf.merge(config, {"resume_changed": "restart_epoch"}), path)  # type: ignore[arg-type]
+    states = content.get("callbacks") or {}
+    content["callbacks"] = {key: state for key, state in states.items() if "best_model_path" not in state}
+    return content
 
 
 _OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
@@ -109,12 +129,18 @@ def name_of(composed: Composed) -> str:
     return str(composed.config.name or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}")
 
 
-def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None) -> float | None:
-    """Makes the run in `folder`; returns the best value of the monitored metric."""
+def run(
+    composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None, begin: dict[str, Any] | None = None
+) -> float | None:
+    """Makes the run in `folder`, from the state `begin` where it is given; returns the best of the monitored metric."""
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         runs.prepare(folder, composed.config, composed.overrides, git)
         runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
+        if begin is not None:
+            from boltlab import checkpoint
+
+            checkpoint.write(begin, folder / "checkpoints" / "last.ckpt")
         return _execute(folder, composed.config)
 
 
