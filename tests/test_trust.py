@@ -211,7 +211,7 @@ def test_one_message_lists_all_and_says_how_to_trust():
     text = str(error.value)
     assert text.startswith("there/config.yaml asks for what is not trusted")
     assert "model.net._target_=mypackage.Net" in text and "data._target_=os.system" in text
-    assert "PACKAGES" in text and trust.__file__ in text
+    assert "trusted=[package]" in text and "[tool.boltlab]" in text
 
 
 def test_a_checkpoint_builds_parts_of_models_only():
@@ -425,7 +425,7 @@ def test_nothing_else_of_a_folder_is_run(boltlab, sent):
     assert nothing_ran()
 
 
-def test_own_packages_train_and_are_trusted_in_one_place(boltlab, tmp_path, monkeypatch):
+def test_own_packages_train_and_are_trusted_where_the_command_names_them(boltlab, tmp_path):
     (tmp_path / "own_nets.py").write_text(
         textwrap.dedent("""
         from torch import nn
@@ -439,10 +439,10 @@ def test_own_packages_train_and_are_trusted_in_one_place(boltlab, tmp_path, monk
     code, _, err = boltlab("train", *QUICK, "model.net._target_=own_nets.Net")
     assert code == 0, err
     code, _, err = boltlab("eval", "run=latest")
-    assert code == 1 and "own_nets" in err and "PACKAGES" in err
-    monkeypatch.setattr(trust, "PACKAGES", (*trust.PACKAGES, "own_nets"))
-    code, _, err = boltlab("eval", "run=latest")
+    assert code == 1 and "own_nets" in err and "trusted=[package]" in err
+    code, _, err = boltlab("eval", "run=latest", "trusted=[own_nets]")
     assert code == 0, err
+    assert boltlab("eval", "run=latest")[0] == 1  # it held for that command only
 
 
 # ---------------------------------------------------------------- paths in a checkpoint

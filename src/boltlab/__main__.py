@@ -52,13 +52,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f": did you mean {near[0]!r}?" if near else ";"
         print(f"boltlab: there is no verb {verb!r}{hint} verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    if "--help" in rest or "-h" in rest:
-        _verb_help(verb)
-        return 0
-    from boltlab import world
+    from boltlab import project, world
+    from boltlab.exits import exit_code
+
+    # -word takes a tag away, a note may begin with anything
+    marks = verb == "runs" and rest[:1] in (["tag"], ["note"])
+
+    def command() -> int:
+        with project.options(verb, [] if marks else rest) as left:
+            if "--help" in rest or "-h" in rest:
+                _verb_help(verb)
+                return 0
+            return world.run(lambda: _run(verb, rest if marks else left, marks))
 
     try:
-        return world.run(lambda: _run(verb, rest))
+        return exit_code(verb, command)
     except Exception:
         if argv is not None:
             raise
@@ -70,12 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(verb: str, rest: list[str]) -> int:
+def _run(verb: str, rest: list[str], marks: bool) -> int:
     import importlib
 
     from boltlab.exits import exit_code
 
-    marks = verb == "runs" and rest[:1] in (["tag"], ["note"])  # -word takes a tag away, a note may begin with anything
     sweep = [] if marks else [a for a in rest if a in ("-m", "--multirun")]
     flags = [] if marks else [a for a in rest if a.startswith("-") and a not in sweep]
 
@@ -108,6 +115,7 @@ def _help() -> None:
         print(f"  {verb:<12}{line}\n{'':14}{example}")
     print("\nboltlab <verb> --help lists the keys, the groups and their choices.")
     print("boltlab train --cfg job prints the composed config; boltlab train -m a=1,2 b=3,4 runs a grid.")
+    print("--config-dir DIR and --config-name NAME are Hydra's; trusted=[package] trusts classes of your own in a run.")
     print('Completion in bash: eval "$(boltlab -sc install=bash)"; also zsh (as bash) and fish.')
 
 
@@ -121,10 +129,13 @@ def _hydra(verb: str, arguments: list[str]) -> None:
     """Hands what prints a config or completes a word to Hydra's own command line."""
     import hydra
 
-    from boltlab.config import CONFIG_DIR
+    from boltlab import project
+    from boltlab.config import config_dirs, search_further
 
+    search_further()
     sys.argv = ["boltlab", *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=verb)(_nothing)()
+    name = project.config_name(verb)
+    hydra.main(version_base="1.3", config_path=str(config_dirs()[0]), config_name=name)(_nothing)()
 
 
 def _nothing(config: object) -> None:

@@ -4,6 +4,7 @@ What one file is and how it is written and read stands in `checkpoint_file`.
 """
 
 import copy
+import inspect
 import pickle
 import re
 import shutil
@@ -19,9 +20,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from boltlab import config as configs
 from boltlab import runs
+from boltlab.check import locate
 from boltlab.checkpoint_file import (
     CheckpointError,
     check_folder,
@@ -34,6 +37,7 @@ from boltlab.checkpoint_file import (
     write,
 )
 from boltlab.models.schedulers import Schedule
+from boltlab.models.task import Task
 from boltlab.trust import paths_inside, refuse_untrusted
 
 __all__ = [
@@ -67,8 +71,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self.config = config
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Writes the checkpoint; an error leaves what stood at `path` as it was."""
-        write({**checkpoint, "config": self.config}, Path(path))
+        """Writes the checkpoint; an error leaves what stood at `path` as it was.
+
+        Noted hyperparameters that are no plain values (a net, a partial) are left out: `config` describes them.
+        """
+        write({**_plain_hyperparameters(checkpoint), "config": self.config}, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Reads a checkpoint that passes its hash; anything but tensors and plain values is refused."""
@@ -78,6 +85,28 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Removes one file: Lightning's own removes a folder with all below it, where a foreign state names one."""
         if Path(path).is_file():
             Path(path).unlink()
+
+
+def _plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    kept = dict(checkpoint)
+    for key in _HYPERPARAMETERS & kept.keys():
+        noted = kept.pop(key)
+        if isinstance(noted, dict):
+            kept[key] = {name: value for name, value in noted.items() if _is_plain(value)}
+        elif _is_plain(noted):
+            kept[key] = noted
+    return kept
+
+
+_HYPERPARAMETERS = {f"{part}{key}" for part in ("", "datamodule_") for key in ("hyper_parameters", "hparams_type")}
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        plain(value)
+    except CheckpointError:
+        return False
+    return True
 
 
 def find(folder: Path, which: str | None = None) -> Path:
@@ -233,7 +262,8 @@ def load(
         log_dir: where runs are looked for.
 
     Returns:
-        The LightningModule; called on normalized images [B, C, H, W] it gives logits [B, num_classes].
+        The LightningModule; a shipped classifier, called on normalized images [B, C, H, W], gives logits
+        [B, num_classes].
 
     Raises:
         UserError: no such run, no checkpoint, or a damaged one.
@@ -251,16 +281,31 @@ def fitted(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(content: dict[str, Any]) -> LightningModule:
-    """Builds the model that a checkpoint's own config describes and gives it the checkpoint's weights."""
+    """Builds the module that a checkpoint's own config describes and gives it the checkpoint's weights, as Lightning's
+    `load_from_checkpoint` does: a module that builds layers in `configure_model`, or changes the content in
+    `on_load_checkpoint`, is asked to."""
     config = content.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
-    refuse_untrusted({"model": config["model"]}, "the checkpoint's config", (nn.Module, Optimizer, Schedule))
-    model: LightningModule = configs.build({"model": {**config["model"], "compile": False}}, "model")
-    # What the metrics have counted belongs to the training run: a model to use starts from zero.
-    weights = {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
+    kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
+    refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)
+    kind = locate(config["model"].get("_target_"))
+    ours = inspect.isclass(kind) and issubclass(kind, Task)
+    own = {"compile": False} if ours else {}
+    model: LightningModule = configs.build({"model": {**config["model"], **own}}, "model")
+    # A compiled net's names, unless this one is compiled as well.
+    weights = {key.replace("_orig_mod.", ""): value for key, value in content["state_dict"].items()}
+    if ours:  # what the metrics have counted belongs to the training run: a model to use starts from zero
+        weights = {key: value for key, value in weights.items() if "_metrics." not in key}
+    else:
+        model.configure_model()
+        if any("_orig_mod." in key for key in model.state_dict()):
+            weights = dict(content["state_dict"])
+        content = {**content, "state_dict": weights}
+        model.on_load_checkpoint(content)
+        weights = content["state_dict"]
     missing, unexpected = model.load_state_dict(weights, strict=False)
-    wrong = [key for key in (*missing, *unexpected) if "_metrics." not in key]
-    if wrong:
+    wrong = [key for key in (*missing, *unexpected) if not (ours and "_metrics." in key)]
+    if wrong and model.strict_loading:
         raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
     return model.eval()

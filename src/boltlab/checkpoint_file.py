@@ -209,7 +209,7 @@ def _shape_problem(content: Any) -> str | None:
             return f"has a {key} that is a {type(content[key]).__name__}"
     config = content.get("config") or {}
     parts = ("data", "model", "trainer", "optimizer")
-    if wrong := [part for part in parts if not isinstance(config.get(part, {}), dict)]:
+    if wrong := [part for part in parts if not isinstance(config.get(part), dict | None)]:
         return f"has a config whose {wrong[0]} is a {type(config[wrong[0]]).__name__}"
     return None
 

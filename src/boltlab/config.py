@@ -26,7 +26,7 @@ import omegaconf.base
 from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from boltlab import credentials, machine, world
+from boltlab import credentials, machine, project, words, world
 from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
 from boltlab.errors import UserError
 
@@ -66,7 +66,7 @@ class Train:
     data_fingerprint: Literal["names", "contents", "none"]
     augment: dict | None
     data: dict
-    optimizer: dict
+    optimizer: dict | None  # null where the model makes its own
     scheduler: dict | None
     model: dict
     trainer: dict
@@ -128,7 +128,7 @@ class Predict:
     """Root keys of `boltlab predict`; any other key changes the config of the run that predicts."""
 
     run: str
-    input: str | list[str]
+    input: str | list[str] | None
     checkpoint: Literal["best", "last"] | None
     output: str | None
     format: Literal["csv", "json"]
@@ -223,6 +223,9 @@ ROOTS: dict[str, Any] = {
 }
 
 
+COMPOSED = ("train", "sweep", "show", "bench", "doctor")  # verbs that compose a new config
+
+
 @dataclass
 class Composed:
     """A config as composed for one verb, with the overrides that made it and the choice taken in each group."""
@@ -231,6 +234,7 @@ class Composed:
     config: DictConfig
     overrides: list[str]
     choices: dict[str, Any] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)  # groups that the model has no use for
 
 
 # ---------------------------------------------------------------- composing
@@ -238,10 +242,29 @@ class Composed:
 
 def groups() -> dict[str, list[str]]:
     """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice."""
-    found = {}
-    for folder in sorted(p for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "hydra"):
-        found[folder.name] = sorted(f.stem for f in folder.glob("*.yaml") if not f.stem.startswith("_"))
-    return found
+    found: dict[str, set[str]] = {}
+    for folder in [p for top in config_dirs() for p in top.iterdir() if p.is_dir() and p.name != "hydra"]:
+        found.setdefault(folder.name, set()).update(f.stem for f in folder.glob("*.yaml") if f.stem[0] != "_")
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def config_dirs() -> list[Path]:
+    """The folders that configs are looked for in, the first one first: the project's, `--config-dir`, the engine's."""
+    return [*project.config_dirs(), CONFIG_DIR]
+
+
+@functools.cache
+def search_further() -> None:
+    """Has Hydra search all of `config_dirs`, of which it is told the first."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class ConfigDirs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for folder in config_dirs()[1:]:
+                search_path.append("boltlab", str(folder))
+
+    Plugins.instance().register(ConfigDirs)
 
 
 def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -264,6 +287,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     Raises:
         ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
     """
+    top = project.current() if verb in COMPOSED else None
     parsed, mistakes = _parse(overrides, sweep)
     known = groups()
     root_keys = list(ROOTS[verb].__dataclass_fields__)
@@ -282,9 +306,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
             if choice is not None and choice not in known[key]:
                 wrong_groups.add(key)
                 allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
-                mistakes.append(
-                    Mistake(f"{key}={choice}", suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed))
-                )
+                near = suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed)
+                mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, choice), near)))
         if key not in root_keys and key not in ("experiment", "debug", "local"):
             wrong_groups.add(key)
             mistakes.append(
@@ -316,8 +339,15 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
     if config is None or (mistakes and not check):
         raise ConfigError(mistakes)
+    if top is not None:
+        _from_the_top(config, top.root, keys(overrides))
     if not check:
         return Composed(verb, config, overrides, choices)
+    unused = _drop_unused(config) if "model" in config else []
+    for group in unused:
+        of_group = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == group and o.value() is not None]
+        message = f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
+        mistakes += [Mistake(line, message) for line in of_group]
     if "augment" not in (config.get("data") or {"augment": None}):
         used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
         mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
@@ -342,7 +372,29 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
                 mistakes += problems(verb, variant)
     if mistakes:
         raise ConfigError(mistakes)
-    return Composed(verb, config, overrides, choices)
+    return Composed(verb, config, overrides, choices, unused)
+
+
+def _drop_unused(config: DictConfig) -> list[str]:
+    """Sets to null, in place, the groups `optimizer` and `scheduler` where nothing refers to them: the model makes its
+    own, and the run is not to record what it did not use."""
+    unused = []
+    for group in ("scheduler", "optimizer"):  # a schedule may refer to its optimizer
+        others = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != group])
+        used = re.search(rf"\$\{{[^}}]*\b{group}\b", json.dumps(OmegaConf.to_container(others), default=str))
+        if config.get(group) is not None and not used:
+            config[group] = None
+            unused.append(group)
+    return unused[::-1]
+
+
+def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
+    """Lets folders that a config names relatively stand in the project, from a folder below it too; what the command
+    line names is relative to the current one, as everywhere."""
+    for key in ("log_dir", "data_dir"):
+        place = config.get(key)
+        if isinstance(place, str) and key not in given and not Path(place).expanduser().is_absolute():
+            config[key] = os.path.relpath(root / place)
 
 
 def grid(overrides: list[str]) -> list[list[str]]:
@@ -620,9 +672,11 @@ def _hydra_compose(
     """A config of its own for the caller, and the choices. What was composed before is composed again only where a
     file, or a variable that one may refer to, is another: Hydra takes 0.1 s, most of what the next of many runs costs.
     """
-    files = sorted((str(path), path.stat().st_mtime_ns) for path in CONFIG_DIR.rglob("*.yaml"))
+    folders = config_dirs()
+    files = sorted((str(path), path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*.yaml"))
+    name = project.config_name(verb)
     try:
-        composed = _composed(verb, tuple(overrides), str(CONFIG_DIR), tuple(files), tuple(os.environ.items()))
+        composed = _composed(name, tuple(overrides), tuple(folders), tuple(files), tuple(os.environ.items()))
     except Exception as e:  # Hydra meets odd overrides with more than its own exceptions
         mistakes.append(_hydra_mistake(verb, e))
         return None, {}
@@ -631,16 +685,17 @@ def _hydra_compose(
 
 
 @functools.lru_cache(maxsize=64)
-def _composed(verb: str, overrides: tuple[str, ...], folder: str, *_: Any) -> bytes:
+def _composed(name: str, overrides: tuple[str, ...], folders: tuple[Path, ...], *_: Any) -> bytes:
     """Config and choices, pickled. The other arguments are what they depend on."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    search_further()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(folder, job_name=verb, version_base="1.3"):
-            config = hydra_compose(verb, list(overrides), return_hydra_config=True)
+        with initialize_config_dir(str(folders[0]), job_name=name, version_base="1.3"):
+            config = hydra_compose(name, list(overrides), return_hydra_config=True)
     finally:
         GlobalHydra.instance().clear()
     choices = dict(config.hydra.runtime.choices)
@@ -666,7 +721,7 @@ def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: l
 
 def _hydra_mistake(verb: str, error: Exception) -> Mistake:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return Mistake(f"configs/{verb}.yaml and its groups", "; ".join(lines[:4]))
+    return Mistake(f"configs/{project.config_name(verb)}.yaml and its groups", "; ".join(lines[:4]))
 
 
 def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:
@@ -687,9 +742,8 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
             path = ".".join(parts[:depth])
             if not path:
                 roots = list(ROOTS[verb].__dataclass_fields__)
-                return Mistake(
-                    where, suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
-                )
+                near = suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
+                return Mistake(where, words.KEYS.get(part, near))
             if not names:
                 return Mistake(where, f"{path} is a single value, it has no {part!r}")
             target = node.get("_target_")
@@ -710,12 +764,10 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
 def help_text(verb: str) -> str:
     """The groups of a verb with their choices, and its root keys with their defaults; reads YAML files only."""
     fields = ROOTS[verb].__dataclass_fields__
-    defaults = OmegaConf.load(CONFIG_DIR / f"{verb}.yaml")
-    assert isinstance(defaults, DictConfig)
+    defaults = _primary(project.config_name(verb))
     entries = defaults.pop("defaults", [])
     for inherited in [entry for entry in entries if entry in ROOTS]:
-        parent = OmegaConf.load(CONFIG_DIR / f"{inherited}.yaml")
-        assert isinstance(parent, DictConfig)
+        parent = _primary(inherited)
         entries += parent.pop("defaults")
         parent.merge_with(defaults)
         defaults = parent
@@ -728,6 +780,14 @@ def help_text(verb: str) -> str:
     keys = [f"  {key}={_yaml_value(defaults, key)}" for key in fields if key in defaults and key not in listed]
     parts = ["Groups: take a choice with group=choice, change one of its keys with group.key=value", *lines, ""]
     return "\n".join([*(parts if lines else []), "Keys", *keys])
+
+
+def _primary(name: str) -> DictConfig:
+    found = next((path for folder in config_dirs() if (path := folder / f"{name}.yaml").is_file()), None)
+    config = OmegaConf.load(found) if found else None
+    if not isinstance(config, DictConfig):
+        raise ConfigError([Mistake(f"--config-name {name}", f"{found or f'no {name}.yaml'} holds no config")])
+    return config
 
 
 def _yaml_value(node: DictConfig, key: str) -> str:

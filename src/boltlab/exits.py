@@ -52,3 +52,14 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130
+    except Exception as e:
+        if not _of_lightning(e) or os.environ.get("BOLTLAB_TRACEBACK"):
+            raise
+        print(f"boltlab {verb}: {' '.join(str(e).split())}", file=sys.stderr)
+        return 1
+
+
+def _of_lightning(error: Exception) -> bool:
+    """Whether Lightning says what module, data module or callbacks lack: a step, a loader, a metric to monitor."""
+    early = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric")
+    return early or type(error).__name__ == "MisconfigurationException"

@@ -13,6 +13,7 @@ from boltlab.data.base import DataModule, Split
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.tabular import TableDataModule
 from boltlab.errors import DataError, UserError
+from boltlab.plain import take_over
 from boltlab.trust import refuse_untrusted
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -38,6 +39,7 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
     """
     data, fitted = build(config, "data"), checkpoint.fitted(content)
     if not isinstance(data, DataModule):
+        take_over(data, content)
         return data, ""
     trained: dict[str, Any] = content["config"].get("data") or {}
     evaluated: Any = OmegaConf.to_container(config.data)

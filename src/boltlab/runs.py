@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab import credentials, world
+from boltlab import credentials, project, world
 from boltlab.errors import UserError
 from boltlab.signals import Stopped
 
@@ -450,7 +450,7 @@ def _alive(pid: Any) -> bool:
 
 @dataclass(frozen=True)
 class Git:
-    """The clone that this code runs from: its commit, whether anything is uncommitted, and that as a patch."""
+    """The clone of the project, else of the engine: its commit, whether it is changed since, and how, as a patch."""
 
     commit: str | None
     dirty: bool | None
@@ -478,7 +478,10 @@ def environment(git: Git) -> dict[str, Any]:
     """Git commit, machine and package versions: what it takes to repeat a run. Holds no environment variables."""
     import torch
 
+    own = project.find()
+    named = {"project": {"package": own.package, "version": own.version}} if own and own.trusted else {}
     return {
+        **named,
         "git_commit": git.commit,
         "git_dirty": git.dirty,
         "git_left_out": list(git.left_out),  # of git.patch, because of their names
@@ -561,8 +564,10 @@ def _state() -> Git:
 
 
 def _git(*arguments: str, **variables: str) -> bytes | None:
-    """What git says of the clone that this code runs from; None where there is no git or no clone."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    """What git says of the project's clone, else of the one that the engine runs from; None without git or a clone."""
+    own = project.find()
+    folder = own.root if own is not None and own.trusted else Path(__file__).parent
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=20, check=False, env={**os.environ, **variables})
     except (OSError, subprocess.TimeoutExpired):

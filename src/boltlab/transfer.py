@@ -11,13 +11,16 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torchmetrics import Metric
 
 from boltlab import checkpoint, runs
 from boltlab.check import ConfigError, Mistake
 from boltlab.checkpoint import CheckpointError
+from boltlab.checkpoint_file import read_foreign
 from boltlab.errors import UserError
+from boltlab.models.task import Task
 
-SUFFIXES = (".ckpt", ".safetensors")
+SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 
 
 def find(init_from: str, log_dir: str) -> Path:
@@ -53,30 +56,25 @@ def settle(config: DictConfig) -> None:
 
 
 def initialize(model: LightningModule, config: DictConfig, folder: Path | None = None) -> None:
-    """Puts the weights and buffers of the file `init_from` into the model's net; its own pretrained ones are not asked.
+    """Puts the weights and buffers of the file `init_from` into the module; its own pretrained ones are not asked for.
 
-    The last layer keeps its new weights where the number of classes differs. Optimizer, schedule, metrics and class
-    weights begin anew. What was loaded is printed, and written into the summary of the run in `folder`.
+    Metrics, and of a Task all that is not its net, begin anew, as optimizer and schedule do. A last layer for another
+    number of outputs keeps its new weights. What was loaded is printed, and written into the summary of the run in
+    `folder`.
 
     Raises:
         CheckpointError: the file is damaged; with `init_strict`, something beside the last layer does not fit; or
             nothing fits.
     """
     path = Path(config.init_from)
-    state = _read(path)
-    if any(key.startswith("net.") for key in state):  # a task's: its metrics and class weights are its own
-        state = {key: value for key, value in state.items() if key.startswith("net.")}
-    own = {_bare(key): key for key in model.state_dict() if key.startswith("net.")}
-    ours = {bare: model.state_dict()[key] for bare, key in own.items()}
-    theirs = {_bare(key): value for key, value in state.items()}
-
+    ours, theirs, own = _matched(model, _read(path))
     taken = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
     changed = [name for name in ours if name in theirs and name not in taken]
     reshaped = {name: f"{own[name]} {list(theirs[name].shape)} -> {list(ours[name].shape)}" for name in changed}
     # A last layer of which only the outputs are others differs in its first dimension alone. A layer further inside
     # never comes alone: the one that follows it differs in the second.
-    outputs = (getattr(model, "num_classes", 1),)
-    is_head = all(ours[n].shape[:1] == outputs and ours[n].shape[1:] == theirs[n].shape[1:] for n in changed)
+    only_first = all(ours[n].shape[1:] == theirs[n].shape[1:] for n in changed)
+    is_head = only_first and len({ours[n].shape[:1] for n in changed}) == 1
     head = [reshaped.pop(name) for name in changed] if is_head else []
     wrong = list(reshaped.values())
     wrong += [f"{own[name]} is only in the model" for name in ours if name not in theirs]
@@ -86,19 +84,46 @@ def initialize(model: LightningModule, config: DictConfig, folder: Path | None =
         cure = "init_strict=false takes what fits" if taken else "nothing of it fits"
         raise CheckpointError(f"init_from={path} does not fit the model ({cure}):\n  " + "\n  ".join(wrong[:5]) + more)
     model.load_state_dict({own[name]: theirs[name] for name in taken}, strict=False)
-    if hasattr(model.net, "load_pretrained"):
-        model.net.load_pretrained = lambda: None  # init_from wins
+    if hasattr(net := getattr(model, "net", None), "load_pretrained"):
+        net.load_pretrained = lambda: None  # type: ignore[union-attr]  # init_from wins
     if folder is not None:
         _report(folder, path, f"{len(taken)} of {len(ours)} tensors", head, wrong)
 
 
+def _matched(
+    model: LightningModule, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """The module's tensors and those of a file, by names that they share; and what the module calls each.
+
+    The names are the module's own, else, where the file has none of them, both without a leading `net.`: a file of a
+    net alone, or a module around it.
+    """
+    theirs = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    skipped = tuple(f"{name}." for name, part in model.named_modules() if name and isinstance(part, Metric))
+    whole = {key: value for key, value in model.state_dict().items() if not key.startswith(skipped)}
+    theirs = {key: value for key, value in theirs.items() if not key.startswith(skipped)}
+    if isinstance(model, Task):  # its class weights are its own
+        whole = {key: value for key, value in whole.items() if key.startswith("net.")}
+        if any(key.startswith("net.") for key in theirs):
+            theirs = {key: value for key, value in theirs.items() if key.startswith("net.")}
+    named = {key.replace("_orig_mod.", ""): key for key in whole if isinstance(whole[key], Tensor)}
+    if not named.keys() & theirs.keys():
+        named = {_bare(name): key for name, key in named.items()}
+        theirs = {_bare(name): value for name, value in theirs.items()}
+    return {name: whole[key] for name, key in named.items()}, theirs, named
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".ckpt":
-        return dict(checkpoint.read(path)["state_dict"])
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"init_from={path} cannot be read: {e}") from e
+    """The tensors of a checkpoint's `state_dict`, of a state dict that torch.save has written, or of safetensors."""
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as e:
+            raise CheckpointError(f"init_from={path} cannot be read: {e}") from e
+    content = checkpoint.read(path) if path.suffix == ".ckpt" else read_foreign(path)
+    known = content if isinstance(content, dict) else {}
+    nested = next((known[key] for key in ("state_dict", "model") if isinstance(known.get(key), dict)), known)
+    return {str(key): value for key, value in nested.items() if isinstance(value, Tensor)}
 
 
 def _bare(key: str) -> str:

@@ -4,7 +4,7 @@
 the command line and is trusted. One that was read from a run folder or a checkpoint may have been sent by anybody: it
 builds what is named here, decided by what a name stands for, not by how it is written.
 
-Your own classes under `boltlab.` are covered. To trust another package, or one function or class, add it to these two.
+Beside the engine's own, the packages of installed projects are trusted, and what `trusted=` names: see `project`.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from boltlab import project
 from boltlab.errors import UserError
 
 # Packages whose modules, optimizers, … (`_kinds`) may be built; nothing else of them, and nothing is imported outside.
@@ -60,8 +61,9 @@ def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | N
         lines.append(f"  … and {len(found) - 20} more")
     raise UntrustedConfig(
         f"{where} asks for what is not trusted: nothing of it was run\n" + "\n".join(lines) + "\n"
-        "Whoever sent it could run any code this way. If the run is your own and these are your own classes, add\n"
-        f"their package to PACKAGES, or one of them to FUNCTIONS, at the top of {__file__}, and try again."
+        "Whoever sent it could run any code this way. If the run and these classes are your own, install the project\n"
+        "that they belong to (pip install -e; its pyproject.toml has [tool.boltlab]), or name their package in this\n"
+        "command: trusted=[package]; a single function: trusted=[package.module.function]"
     )
 
 
@@ -111,14 +113,19 @@ def _problem(name: Any, node: dict[Any, Any], kinds: tuple[type, ...]) -> str | 
         if ":" in str(node.get("model_name")):  # timm: hf-hub:…, local-dir:…
             wrong.append("model_name")
         return f"may not be given {', '.join(wrong)} by a config from outside" if wrong else None
-    if not _within(name, PACKAGES):
+    if name in project.named() and "." in name:
+        return None
+    own = () if _within(name, PACKAGES) else project.packages()
+    if not _within(name, (*PACKAGES, *own)):
         return f"is of the package {name.partition('.')[0]}, which is not trusted"
     thing = _named(name)
     if thing is None:
         return "names nothing that is known here"
     home = str(getattr(thing, "__module__", ""))
-    if not _within(home, PACKAGES) or _within(home, _LEFT_OUT):
+    if not _within(home, (*PACKAGES, *own)) or _within(home, _LEFT_OUT):
         return f"is of {home or type(thing).__name__}, which is not trusted"
+    if inspect.isclass(thing) and _within(home, own):
+        return None  # a class of one's own: a function is not, for it would be called with what the config says
     if not inspect.isclass(thing):
         return None if thing in _net_functions() else "is no class, and no function of torchvision that makes a net"
     allowed = issubclass(thing, kinds) and not issubclass(thing, _holds_code())

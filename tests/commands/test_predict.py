@@ -96,4 +96,4 @@ def test_tables_are_refused(boltlab):
     assert boltlab("train", "data=diabetes", "model=linear_regressor", "trainer.max_epochs=1", "logger=csv")[0] == 0
     Image.new("L", (8, 8)).save("x.png")
     code, _, err = boltlab("predict", "run=latest", "input=x.png")
-    assert code == 1 and "takes images" in err
+    assert code == 1 and "takes images" in err and "without input=" in err

@@ -1,9 +1,12 @@
 """What is measured at test is measured by `trainer.validate` too."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 
 class AtTest(Callback):
@@ -22,8 +25,31 @@ class AtTest(Callback):
             self.on_test_epoch_end(trainer, pl_module)
 
 
-def classification(trainer: "pl.Trainer") -> bool:
-    return getattr(getattr(trainer, "datamodule", None), "task", None) == "classification"
+def classes(trainer: "pl.Trainer", outputs: Any) -> tuple[Tensor, Tensor] | None:
+    """Logits [B, classes] and classes int64 [B] of what a step returned, `{"output": …, "target": …}`; None where it
+    returned something else."""
+    if not isinstance(outputs, Mapping):
+        return None
+    if getattr(getattr(trainer, "datamodule", None), "task", "classification") != "classification":
+        return None
+    output, target = outputs.get("output"), outputs.get("target")
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    fits = output.ndim == 2 and target.shape == output.shape[:1] and output.is_floating_point()
+    return (output.detach(), target) if fits else None
+
+
+def class_names(trainer: "pl.Trainer", count: int) -> list[str]:
+    """The names that the data module has for so many classes, else their numbers."""
+    names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
+    return [str(name) for name in (names if isinstance(names, (list, tuple)) and len(names) == count else range(count))]
+
+
+def most(trainer: "pl.Trainer", number: int) -> int:
+    """The largest of what the processes have: one without a batch has seen no classes."""
+    if trainer.world_size == 1:
+        return number
+    return int(trainer.strategy.reduce(torch.tensor(number, device=trainer.strategy.root_device), reduce_op="max"))
 
 
 def sharing(pl_module: "pl.LightningModule") -> Any:

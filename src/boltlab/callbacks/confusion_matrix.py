@@ -2,7 +2,6 @@
 
 import csv
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from boltlab.callbacks.at_test import AtTest, classification, sharing, tell
+from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
 
 MAX_NUMBERED_CLASSES = 20  # more cells are too small for a number
 MAX_NAMED_CLASSES = 200
@@ -25,42 +24,47 @@ class ConfusionMatrix(AtTest):
     - ``confusion_matrix.png``: the same as shares of the true class;
     - ``per_class_accuracy.csv``: class, samples, correct, accuracy.
 
-    Counts are summed over processes. Does nothing unless ``trainer.datamodule.task`` is "classification". The picture
-    goes to the loggers that take images, the counts to those with a plot of their own.
+    Counts are summed over processes. Does nothing where ``test_step`` returns something else. Classes have the names
+    of ``trainer.datamodule.class_names``, else numbers. The picture goes to the loggers that take images, the counts to
+    those with a plot of their own.
     """
 
     def __init__(self, dir: str | Path, picture: bool = True) -> None:
         self.dir = Path(dir)
         self.picture = picture
         self._counts: MulticlassConfusionMatrix | None = None
-        self._class_names: list[str] = []
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        data: Any = getattr(trainer, "datamodule", None)
         self._counts = None
-        if classification(trainer):
-            self._class_names = [str(name) for name in data.class_names]
-            # Labels are checked when they are read, and a check here would wait for the device at every batch.
-            counts = MulticlassConfusionMatrix(len(self._class_names), validate_args=False)
-            self._counts = counts.to(pl_module.device)
-            self._counts.process_group = sharing(pl_module)
 
     def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
-        if self._counts is not None and isinstance(outputs, Mapping):
-            self._counts.update(outputs["output"].detach().argmax(dim=1), outputs["target"])
+        if (found := classes(trainer, outputs)) is not None:
+            output, target = found
+            if self._counts is None:
+                self._counts = self._new(output.shape[1], pl_module)
+            self._counts.update(output.argmax(dim=1), target)
+
+    @staticmethod
+    def _new(count: int, pl_module: "pl.LightningModule") -> MulticlassConfusionMatrix:
+        # Labels are checked when they are read, and a check here would wait for the device at every batch.
+        counts = MulticlassConfusionMatrix(count, validate_args=False).to(pl_module.device)
+        counts.process_group = sharing(pl_module)
+        return counts
 
     def on_test_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self._counts is None:
+        count = most(trainer, 0 if self._counts is None else self._counts.num_classes)
+        if not count:
             return
-        matrix = self._counts.compute().cpu()  # on every process: this is where they are summed
+        counts, names = self._counts or self._new(count, pl_module), class_names(trainer, count)
+        matrix = counts.compute().cpu()  # on every process: this is where they are summed
         self._counts = None
         if trainer.is_global_zero:
             self.dir.mkdir(parents=True, exist_ok=True)
-            write_numbers(matrix, self._class_names, self.dir)
-            tell(trainer, "log_confusion_matrix", "confusion_matrix_plot", matrix, self._class_names)
+            write_numbers(matrix, names, self.dir)
+            tell(trainer, "log_confusion_matrix", "confusion_matrix_plot", matrix, names)
             if self.picture:
                 path = self.dir / "confusion_matrix.png"
-                draw(matrix, self._class_names, path)
+                draw(matrix, names, path)
                 tell(trainer, "log_image", "confusion_matrix", [str(path)])
 
 

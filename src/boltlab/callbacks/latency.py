@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,7 +20,12 @@ class Latency(Callback):
         self.latency_ms: float | None = None
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        x, _ = trainer.datamodule.samples("val", [0])  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "samples"):
+            if trainer.is_global_zero:
+                print(f"latency_ms is not measured: {type(data).__name__} has no samples(split, indices)", flush=True)
+            return
+        x, _ = data.samples("val", [0])
         if not trainer.is_global_zero or trainer.world_size > 1:
             return
         x, times, training = x.to(pl_module.device), [], pl_module.training

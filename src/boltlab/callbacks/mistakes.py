@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from boltlab.callbacks.at_test import AtTest, classification, sharing, tell
+from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
 from boltlab.checkpoint_file import whole
 from boltlab.data.samplers import EvalSampler
 from boltlab.errors import DataError
@@ -40,8 +39,8 @@ class Mistakes(AtTest):
       mean probability and accuracy, and the expected calibration error (Guo et al. 2017, arXiv:1706.04599): the mean
       difference of the two, weighted by the samples. A probability on an edge belongs to the bin above, 1 to the last.
 
-    Counts are exact over any number of processes. Nothing waits for the device before the end. Does nothing unless
-    ``trainer.datamodule.task`` is "classification". The sheet goes to the loggers that take images, a row
+    Counts are exact over any number of processes. Nothing waits for the device before the end. Does nothing where
+    ``test_step`` returns something else. The sheet goes to the loggers that take images, a row
     for each mistake, with its picture as a ``Path``, to those that take tables.
     """
 
@@ -49,10 +48,10 @@ class Mistakes(AtTest):
         self.dir = Path(dir)
         self.count = count
         self.bins = bins
-        self._active = False
+        self._classes = 0  # of the batches seen
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._active = classification(trainer)
+        self._classes = 0
         device = pl_module.device
         self._waiting: list[tuple[Tensor, ...]] = []
         self._seen = 0
@@ -64,11 +63,12 @@ class Mistakes(AtTest):
         self._shares = torch.zeros(0, 2, dtype=torch.float32, device=device)  # of the predicted and of the true class
 
     def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
-        if self._active and isinstance(outputs, Mapping):
-            output, target = outputs["output"].detach(), outputs["target"]
+        if (found := classes(trainer, outputs)) is not None:
+            output, target = found
+            self._classes = output.shape[1]
             predicted = output.argmax(dim=1)
-            classes = torch.stack([target, predicted], dim=1)
-            self._waiting.append((classes, output.float().log_softmax(dim=1).gather(1, classes)))
+            pairs = torch.stack([target, predicted], dim=1)
+            self._waiting.append((pairs, output.float().log_softmax(dim=1).gather(1, pairs)))
             if len(self._waiting) >= BATCHES_TOGETHER:
                 self._count()
 
@@ -76,14 +76,14 @@ class Mistakes(AtTest):
         """Counts the batches that wait."""
         if not self._waiting:
             return
-        classes, logs = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        pairs, logs = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting = []
-        right = classes[:, 0] == classes[:, 1]
+        right = pairs[:, 0] == pairs[:, 1]
         shares = logs.exp().nan_to_num(0.0)
         confidence = shares[:, 1].contiguous()
         # Masks and sums: bincount waits for the device, and atomic additions are in no order.
         chosen = torch.bucketize(confidence, self._edges, right=True).unsqueeze(0) == self._numbers.unsqueeze(1)
-        parts = torch.stack([torch.ones_like(classes[:, 0]), right.long(), (confidence / UNIT).long()], dim=1)
+        parts = torch.stack([torch.ones_like(pairs[:, 0]), right.long(), (confidence / UNIT).long()], dim=1)
         self._counts += (chosen.unsqueeze(2) * parts).sum(1)
 
         losses = torch.where(right, -math.inf, (-logs[:, 0]).nan_to_num(math.inf))
@@ -93,13 +93,13 @@ class Mistakes(AtTest):
         # Stable, so that of equal losses the earlier sample stays, in any division into batches.
         order = losses.argsort(descending=True, stable=True)[: self.count]
         self._losses = losses[order]
-        self._worst = torch.cat([self._worst, torch.cat([places.unsqueeze(1), classes], dim=1)])[order]
+        self._worst = torch.cat([self._worst, torch.cat([places.unsqueeze(1), pairs], dim=1)])[order]
         self._shares = torch.cat([self._shares, shares.flip(1)])[order]
 
     def on_test_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not self._active:
+        self._classes = most(trainer, self._classes)
+        if not self._classes:
             return
-        self._active = False
         self._count()
         loaders = trainer.val_dataloaders if trainer.state.fn == "validate" else trainer.test_dataloaders
         worst = self._worst.clone()
@@ -118,7 +118,7 @@ class Mistakes(AtTest):
         for old in ("mistakes.json", "mistakes.png"):
             (self.dir / old).unlink(missing_ok=True)
         shutil.rmtree(self.dir / "mistakes", ignore_errors=True)
-        names = [str(name) for name in data.class_names]
+        names = class_names(trainer, self._classes)
         wrong = sorted((item for item in found if item[0] > -math.inf), key=lambda item: (-item[0], item[1][0]))
         worst = [
             {

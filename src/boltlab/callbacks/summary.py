@@ -25,7 +25,7 @@ class Layer:
 
 
 class ModelSummary(Callback):
-    """Prints the layers of ``model.net`` (of the whole module if it has none) down to ``max_depth``.
+    """Prints the layers of ``model.net`` (of the whole module where that is not all of it) down to ``max_depth``.
 
     FLOPs are those of the forward pass of one sample of ``trainer.datamodule.input_shape``; a multiply-add counts as
     two. They are counted on a copy without storage (device "meta"), so nothing is computed and neither weights, random
@@ -44,7 +44,9 @@ class ModelSummary(Callback):
         # The net is whole here: no strategy has sharded it yet, nothing is compiled.
         if stage != "fit" or not trainer.is_global_zero:
             return
-        net = getattr(pl_module, "net", pl_module)
+        net = getattr(pl_module, "net", None)
+        if not isinstance(net, nn.Module) or _count(net) != _count(pl_module):
+            net = pl_module
         input_shape = getattr(getattr(trainer, "datamodule", None), "input_shape", None)
         layers = summarize(net, tuple(input_shape) if input_shape else None)
         total = layers[0]
@@ -115,6 +117,10 @@ def _without_storage(net: nn.Module) -> nn.Module:
     }
     copies |= {id(b): torch.empty_like(b, device="meta") for b in net.buffers()}
     return copy.deepcopy(net, copies)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def human(number: float) -> str:

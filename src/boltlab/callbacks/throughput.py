@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -87,9 +88,11 @@ class Throughput(Callback):
 
 
 def batch_samples(batch: Any) -> int:
-    """Length of the first tensor in a batch of tensors, tuples, lists and dicts; 0 if there is none."""
+    """Length of the first tensor in a batch of tensors, tuples, lists, dicts and dataclasses; 0 if there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
+    if is_dataclass(batch):
+        batch = vars(batch)
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, Sequence) else ()
     for part in parts:
         if not isinstance(part, str) and (found := batch_samples(part)):

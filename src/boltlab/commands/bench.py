@@ -107,7 +107,9 @@ def main(overrides: list[str]) -> int:
 
 def measure(config: DictConfig, seconds: float) -> Figures:
     """All figures of a train config, each part over about that many seconds, and what other settings make of it."""
+    from boltlab.callbacks.throughput import batch_samples
     from boltlab.commands import probe
+    from boltlab.plain import describe
 
     found: list[Figures] = []
     hints: dict[str, Any] = {}
@@ -115,6 +117,9 @@ def measure(config: DictConfig, seconds: float) -> Figures:
     def parts(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
         stream, ahead, begin = probe.endless(loader), _batches_ahead(loader), time.perf_counter()
         batch = probe.to_device(trainer, next(stream))
+        size = batch_samples(batch)
+        if not size:
+            raise UserError(f"a batch holds {describe(batch)}: how many samples that are cannot be told")
         step = probe.Step(trainer, model)
         activations = step.activation_bytes(batch)
         probe.reset_peak_memory(model.device)
@@ -126,7 +131,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             turns.append(
                 {
                     "loader": _drain(trainer, stream, ahead, chunk),
-                    "step": Rate(len(batch[1]) / step.seconds(batch, chunk)),
+                    "step": Rate(size / step.seconds(batch, chunk)),
                     "loop": (yield from _timed(model, itertools.repeat(batch), 0, chunk)),
                     "whole": (yield from _timed(model, stream, ahead, chunk)),
                 }
@@ -138,15 +143,15 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             part: max((turn[part] for turn in turns), key=lambda rate: rate.samples_per_second) for part in turns[0]
         }
         hints.update(
-            samples=len(loader) * len(batch[1]),
-            in_memory=loader.dataset.whole,
-            image=batch[0].ndim == 4,
+            samples=len(loader) * batch_samples(batch) if hasattr(loader, "__len__") else 0,
+            in_memory=getattr(loader.dataset, "whole", False),
+            image="channels_last" in config.model and batch[0].ndim == 4,
         )
         found.append(
             Figures(
                 device=_device_name(model.device),
-                batch_size=len(batch[1]),
-                workers=loader.num_workers,
+                batch_size=size,
+                workers=getattr(loader, "num_workers", 0),
                 loader=best["loader"].samples_per_second,
                 step=best["step"].samples_per_second,
                 loop=best["loop"].samples_per_second,
@@ -158,7 +163,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                 activations=activations,
                 peak_memory=probe.peak_memory(model.device),
                 free_memory=probe.free_memory(model.device),
-                flops=_flops(model, batch),
+                flops=_flops(step, batch, size),
                 peak_flops_per_second=max(peaks),
             )
         )
@@ -201,6 +206,7 @@ def whole(config: DictConfig, seconds: float) -> float:
 
 def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> Rate:
     """The loader alone, its batches on the device and normalized."""
+    from boltlab.callbacks.throughput import batch_samples
     from boltlab.commands import probe
 
     device = trainer.strategy.root_device
@@ -209,7 +215,7 @@ def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> R
         if count == ahead + 1:
             probe.synchronize(device)
             start, samples = time.perf_counter(), 0
-        samples += len(probe.to_device(trainer, next(stream))[1])
+        samples += batch_samples(probe.to_device(trainer, next(stream)))
         if start and count > 2 * ahead and time.perf_counter() - start >= seconds:
             break
     probe.synchronize(device)
@@ -222,6 +228,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
     The first ones do not count: `ahead` of them may be there already, kernels are loaded and nets compiled. Where steps
     are slow, fewer are left out: the loader is not what such a step waits for.
     """
+    from boltlab.callbacks.throughput import batch_samples
     from boltlab.commands.probe import synchronize
 
     patience = 2 * seconds + 1
@@ -236,7 +243,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked
-        samples += len(batch[1])
+        samples += batch_samples(batch)
         yield batch
     synchronize(model.device)
     took = time.perf_counter() - start
@@ -245,7 +252,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
 
 def _batches_ahead(loader: Any) -> int:
     """How many batches are made in advance at most: those are there at once after a pause."""
-    return 3 * max(1, loader.num_workers) if loader.num_workers else 0
+    return 3 * getattr(loader, "num_workers", 0)
 
 
 def _device_name(device: Any) -> str:
@@ -256,11 +263,14 @@ def _device_name(device: Any) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device.type)
 
 
-def _flops(model: Any, batch: Any) -> int | None:
-    """FLOPs of training on one sample; the backward pass takes twice those of the forward pass."""
+def _flops(step: Any, batch: Any, size: int) -> int | None:
+    """FLOPs of training on one sample; the backward pass of a Task's net takes twice those of the forward pass."""
     from boltlab.callbacks.summary import summarize
+    from boltlab.models.task import Task
 
-    forward = summarize(model.net, tuple(batch[0].shape[1:]))[0].flops
+    if not isinstance(step.model, Task):
+        return step.flops(batch) // size or None
+    forward = summarize(step.model.net, tuple(batch[0].shape[1:]))[0].flops
     return 3 * forward if forward else None
 
 
@@ -304,15 +314,16 @@ def candidates(config: DictConfig, figures: Figures, samples: int, in_memory: bo
     from boltlab.data.loader import available_cores
 
     data = config.data
-    larger = 2 * data.batch_size
-    bigger_batch = [f"data.batch_size={larger}"] if larger <= samples else []
+    larger = 2 * (data.get("batch_size") or figures.batch_size)
+    bigger_batch = [f"data.batch_size={larger}"] if larger <= samples and "batch_size" in data else []
     settings: dict[str, list[str]] = {"data": [], "loop": [], "step": []}
     if not in_memory:
         if "cache" in data and data.cache != "memory" and samples / figures.loader < 10:  # seconds to fill it
             settings["data"].append("data.cache=memory")
         if "cache" in data and data.decode != "fastest":  # of files
             settings["data"].append("data.decode=fastest")
-        settings["data"].append(f"data.num_workers={0 if figures.workers else available_cores()}")
+        if "num_workers" in data:
+            settings["data"].append(f"data.num_workers={0 if figures.workers else available_cores()}")
     settings["loop"] += bigger_batch
     if str(config.precision) == "32":
         layout = " channels_last=true" * (image and config.channels_last is not True)

@@ -3,14 +3,14 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
 from boltlab import runs, signals
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
-from boltlab.config import compose, edit, keys, split_overrides
+from boltlab.config import as_override, compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
@@ -20,6 +20,7 @@ CHANGEABLE = ("data", "augment", "trainer", "precision")
 
 def main(overrides: list[str]) -> int:
     """Evaluates in a folder of its own under `<log_dir>/eval` and prints the metrics."""
+    overrides = [part for text in overrides for part in of_run(text)]
     own, for_run = split_overrides("eval", overrides)
     options = compose("eval", own).config
     refuse_trained(for_run)
@@ -42,6 +43,18 @@ def main(overrides: list[str]) -> int:
     print_metrics(title, runs.read_summary(folder)["test"])
     print(f"evaluation folder  {runs.shown(folder)}")
     return 0
+
+
+def of_run(text: str) -> list[str]:
+    """`ckpt_path=<run>/checkpoints/best.ckpt`, as other templates have it, as `run=` and `checkpoint=`."""
+    key, _, value = text.partition("=")
+    path = Path(value.strip("'\""))
+    if key != "ckpt_path":
+        return [text]
+    if path.parent.name != "checkpoints" or path.name not in ("best.ckpt", "last.ckpt"):
+        message = "is no best.ckpt or last.ckpt in a run folder: run=FOLDER, and checkpoint=best or last"
+        raise ConfigError([Mistake(text, message)])
+    return [f"run={as_override(str(path.parents[1]))}", f"checkpoint={path.stem}"]
 
 
 def kind_of(run: Path, asked: str | None) -> str:
@@ -79,6 +92,8 @@ def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABL
 
 def measure(folder_name: str) -> None:
     """What every process of an evaluation does: its part of the split; the metrics are those of all of them."""
+    from lightning.pytorch import seed_everything
+
     from boltlab import checkpoint, other_data
 
     folder = Path(folder_name)
@@ -88,18 +103,62 @@ def measure(folder_name: str) -> None:
         model = checkpoint.restore(content)
         same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
         (data, said), split = other_data.build_data(config, content, Path(asked["evaluated"])), asked["split"]
-        data.test_split = split  # Lightning tests on it and names the metrics after its stage
         trainer = make_trainer(config)
         if said and trainer.is_global_zero:
             data.on_load = partial(other_data.tell, data, said)
-        trainer.test(model, datamodule=data, verbose=False)
+        seed_everything(config.seed, verbose=False)  # of a module whose steps draw, such as a VAE's
+        stage = evaluate(trainer, model, data, split)
         metrics = numbers(trainer.callback_metrics).items()
         if trainer.is_global_zero:
-            test = {key.replace("test_", f"{split}_", 1): value for key, value in metrics}
+            test = {re.sub(f"^{stage}(?=[_/])", split, key): value for key, value in metrics}
             runs.end(folder, status="finished", test=test)
             tell_loggers(trainer, **{split: test})
         for logger in trainer.loggers:
             getattr(logger, "finish", lambda: None)()
+
+
+def evaluate(trainer: Any, model: Any, data: Any, split: Literal["train", "val", "test"]) -> str:
+    """Evaluates as Lightning does: `trainer.test`, `trainer.validate` for `split=val`, and for `split=train` the latter
+    on the samples of the train loader in stored order. Data modules of the engine serve a split to the test loop.
+
+    Returns:
+        The word that the names of the metrics begin with.
+
+    Raises:
+        UserError: module or data module lack what that calls.
+    """
+    from boltlab import plain
+    from boltlab.data.base import DataModule
+    from boltlab.models.task import Task
+
+    verb = f"eval split={split}"
+    if isinstance(data, DataModule) and (split != "val" or isinstance(model, Task)):
+        data.test_split = split
+        plain.need(verb, model, data, "test_step", "test_dataloader")
+        trainer.test(model, datamodule=data, verbose=False)
+        return "test"
+    step, loader = _CALLED[split]
+    plain.need(verb, model, data, step, loader)
+    if split == "test":
+        trainer.test(model, datamodule=data, verbose=False)
+        return "test"
+    if split == "train":
+        owner = data if plain.has(data, loader) else model
+
+        def in_order() -> Any:
+            data.setup("fit")
+            return plain.in_order(owner.train_dataloader())
+
+        data.val_dataloader = in_order
+    trainer.validate(model, datamodule=data, verbose=False)
+    return "val"
+
+
+_CALLED = {
+    "train": ("validation_step", "train_dataloader"),
+    "val": ("validation_step", "val_dataloader"),
+    "test": ("test_step", "test_dataloader"),
+}
 
 
 def same_kind(trained: Any, evaluated: Any) -> None:

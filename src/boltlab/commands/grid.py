@@ -43,6 +43,7 @@ def main(overrides: list[str]) -> int:
 
 def _main(overrides: list[str]) -> int:
     whole = compose("train", overrides, sweep=True)
+    train.say_unused(whole)
     jobs = _compose_all(grid(overrides))
     launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]

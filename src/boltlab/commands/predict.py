@@ -1,4 +1,4 @@
-"""`boltlab predict`: class and probabilities of image files, as CSV or JSON."""
+"""`boltlab predict`: class and probabilities of image files, or what a module's own `predict_step` gives."""
 
 import csv
 import glob
@@ -22,17 +22,26 @@ from boltlab.launch import launch
 
 
 def main(overrides: list[str]) -> int:
-    """Writes one row a file; unreadable files are listed with their reason. Fails only where no file could be read."""
+    """Writes one row a file; unreadable files are listed with their reason. Fails only where no file could be read.
+
+    Without `input`, what the module's `predict_step` gives on its data: see `predict_loader`.
+    """
     own, for_run = split_overrides("predict", overrides)
     options = compose("predict", own).config
     refuse_trained(for_run, ("data", "augment"))  # there is no Trainer
     kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
-    if kind not in ("csv", "json"):
-        raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     folder = runs.find(options.run, options.log_dir)
-    files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     trained = runs.load_config(folder, replaced=["callbacks", "logger", *keys(for_run)])
     trained.trainer.update({"devices": 1, "num_nodes": 1})
+    if options.input is None and not _takes_images(trained):
+        from boltlab.commands.predict_loader import main as predict_loader
+
+        return predict_loader(trained, folder, options, own, for_run)
+    if options.input is None:
+        raise ConfigError([Mistake("input", "is missing: give an image file, a folder or a glob in quotes, input=…")])
+    if kind not in ("csv", "json"):
+        raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
+    files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     config = edit(trained, for_run, settled=True)
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
     outside = world.outside()
@@ -42,21 +51,29 @@ def main(overrides: list[str]) -> int:
         rows = list(together(config, folder, files, asked, None if outside is None else options.log_dir))
     else:
         rows = list(predict(config, folder, files, **asked))
-    text = to_json(rows) if kind == "json" else to_csv(rows)
-    if options.output:
-        path = Path(options.output)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8", newline="")
-        except OSError as e:
-            raise UserError(f"output={path} cannot be written: {e.strerror}") from e
-        print(f"{len(rows)} files  {path}")
-    else:
-        sys.stdout.write(text)
+    write(to_json(rows) if kind == "json" else to_csv(rows), options.output, f"{len(rows)} files")
     bad = [row for row in rows if row["error"]]
     for row in bad:
         print(f"not read  {row['error']}", file=sys.stderr)
     return 1 if len(bad) == len(rows) else 0
+
+
+def _takes_images(config: Any) -> bool:
+    return len(config.data.get("input_shape") or ()) == 3 and bool(config.data.get("class_names"))
+
+
+def write(text: str, output: str | None, what: str) -> None:
+    """Writes predictions to the file `output`, or prints them where there is none."""
+    if not output:
+        sys.stdout.write(text)
+        return
+    path = Path(output)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as e:
+        raise UserError(f"output={path} cannot be written: {e.strerror}") from e
+    print(f"{what}  {path}")
 
 
 def find_files(inputs: list[str]) -> list[Path]:
@@ -115,19 +132,20 @@ def _part(shared: Path, rank: int) -> Path:
     return shared / f"rows-{rank}.json"
 
 
-def _place(device: str, devices: int, rank: int) -> Any:
+def place(device: str, devices: int = 1, rank: int = 0) -> Any:
+    """The torch device that `device` means, of process number `rank` of `devices`."""
     import torch
 
     found = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
     try:
-        place: Any = found or torch.device("cpu" if device == "auto" else device)
+        chosen: Any = found or torch.device("cpu" if device == "auto" else device)
     except RuntimeError as e:
         raise UserError(f"device={device} is none of auto, cpu, cuda, mps") from e
-    if devices == 1 or place.type == "cpu" or place.index is not None:
-        return place
+    if devices == 1 or chosen.type == "cpu" or chosen.index is not None:
+        return chosen
     if devices > (count := torch.accelerator.device_count()):
-        raise UserError(f"devices={devices}: this machine has {count} of {place.type}; device=cpu needs none")
-    return torch.device(place.type, rank)
+        raise UserError(f"devices={devices}: this machine has {count} of {chosen.type}; device=cpu needs none")
+    return torch.device(chosen.type, rank)
 
 
 def predict(
@@ -151,9 +169,12 @@ def predict(
     from boltlab import checkpoint as checkpoints
     from boltlab.errors import DataError
 
-    if len(config.data.get("input_shape") or ()) != 3 or not config.data.get("class_names"):
-        raise UserError("boltlab predict takes images, this run was trained on tables")
-    where = _place(device, devices, rank)
+    if not _takes_images(config):
+        raise UserError(
+            "input= takes images for a classifier of images, which this run is not: without input=, predict_step is"
+            " called on the batches of predict_dataloader or test_dataloader"
+        )
+    where = place(device, devices, rank)
     content = checkpoints.read(checkpoints.find(folder, checkpoint))
     model = checkpoints.restore(content)
     try:

@@ -9,17 +9,19 @@ import gc
 import inspect
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
+from torch.utils.flop_counter import FlopCounterMode
 
-from boltlab import transfer
+from boltlab import plain, transfer
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.check import locate
 from boltlab.config import build
@@ -84,21 +86,57 @@ def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -
 
 def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
     pl.seed_everything(config.seed, verbose=False)
-    if "lr" in config.optimizer:
+    if "lr" in (config.optimizer or {}):
         config.optimizer.lr = 0.0
     data, model = build(config, "data"), build(config, "model")
-    if not isinstance(model, Task):
-        raise UserError(f"{type(model).__name__} is no boltlab.models.task.Task: its steps cannot be taken apart")
+    if not model.automatic_optimization:
+        raise UserError(f"{type(model).__name__} optimizes manually: its steps cannot be timed apart from one another")
+    plain.need("a measured fit", model, data, "training_step", "train_dataloader")
     if config.get("init_from"):  # a learning rate is searched for these weights
         transfer.initialize(model, config)
     trainer = make_trainer(config)
-    own = data.train_dataloader
-    data.train_dataloader = lambda: _Feed(batches(trainer, model, own()))
+    own = (data if plain.has(data, "train_dataloader") else model).train_dataloader
+
+    def feed() -> _Feed:
+        return _Feed(_still(trainer, batches(trainer, model, _one(own()))))
+
+    data.train_dataloader = feed
     with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here
         try:
             trainer.fit(model, datamodule=data)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
+
+
+def _one(loader: Any) -> Any:
+    """A loader of whole batches: several loaders as the one that Lightning makes of them."""
+    if isinstance(loader, (dict, list, tuple)):
+        loader = CombinedLoader(loader, "max_size_cycle")
+    return _Combined(loader) if isinstance(loader, CombinedLoader) else loader
+
+
+class _Combined:
+    """The batches of a CombinedLoader, without their numbers."""
+
+    def __init__(self, loader: CombinedLoader) -> None:
+        self.loader, self.num_workers = loader, 0
+        self.dataset = self
+
+    def __len__(self) -> int:
+        iter(self.loader)  # else it does not know
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch, *_ in self.loader)
+
+
+def _still(trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; before the first, each learning rate is set to 0, and schedules, which would change it, dropped."""
+    if not isinstance(trainer.lightning_module, Task):
+        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+        trainer.strategy.lr_scheduler_configs.clear()
+    yield from batches
 
 
 class _Enough(Exception):
@@ -122,15 +160,16 @@ class _Feed:
 class Step:
     """The bare training step: forward, loss, backward, clipping, optimizer, without loop, metrics and callbacks."""
 
-    def __init__(self, trainer: Any, model: Task) -> None:
-        self.model, self.optimizer, self.precision = model, trainer.optimizers[0], trainer.precision_plugin
+    def __init__(self, trainer: Any, model: pl.LightningModule) -> None:
+        self.trainer, self.model, self.optimizer = trainer, model, trainer.optimizers[0]
+        self.precision = trainer.precision_plugin
         self.clip: dict[str, Any] = {
             "gradient_clip_val": trainer.gradient_clip_val,
             "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
         }
         self.scaler = getattr(self.precision, "scaler", None) or torch.amp.GradScaler(enabled=False)
 
-    def __call__(self, batch: tuple[Any, Any]) -> torch.Tensor:
+    def __call__(self, batch: Any) -> torch.Tensor:
         loss = self.loss(batch)
         self.scaler.scale(loss).backward()
         if self.clip["gradient_clip_val"]:
@@ -141,12 +180,25 @@ class Step:
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def loss(self, batch: tuple[Any, Any]) -> torch.Tensor:
-        x, target = batch
-        with self.precision.train_step_context():
-            return self.model.criterion(self.model(x), target)[0]
+    def loss(self, batch: Any) -> torch.Tensor:
+        """What `training_step` gives for a batch on the device; of a Task, without its metrics and logging.
 
-    def seconds(self, batch: tuple[Any, Any], at_least: float) -> float:
+        Raises:
+            UserError: it gives no loss.
+        """
+        if isinstance(self.model, Task):
+            with self.precision.train_step_context():
+                return self.model.criterion(self.model(batch[0]), batch[1])[0]
+        self.trainer._logger_connector.on_batch_start(batch)  # `self.log` asks for the number of samples
+        self.model._current_fx_name = "training_step"  # and for the hook that it stands in
+        takes_number = len(inspect.signature(self.model.training_step).parameters) > 1
+        output = self.trainer.strategy.training_step(*((batch, 0) if takes_number else (batch,)))
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, torch.Tensor):
+            raise UserError(f"{type(self.model).__name__}.training_step returned no loss: there is no step to measure")
+        return loss
+
+    def seconds(self, batch: Any, at_least: float) -> float:
         """Mean time of a step, after a first one, over that many seconds and two steps."""
         self(batch)
         synchronize(self.model.device)
@@ -157,7 +209,7 @@ class Step:
         synchronize(self.model.device)
         return (time.perf_counter() - start) / steps
 
-    def activation_bytes(self, batch: tuple[Any, Any]) -> int:
+    def activation_bytes(self, batch: Any) -> int:
         """What the forward pass keeps for the backward pass, weights left out: every storage once, not compiled."""
         weights = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
         kept: dict[int, int] = {}
@@ -173,6 +225,13 @@ class Step:
             loss = self.loss(batch)
         del loss  # until here it kept the storages, so no address was used twice
         return sum(kept.values())
+
+    def flops(self, batch: Any) -> int:
+        """FLOPs of the forward and the backward pass, not compiled."""
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            self.loss(batch).backward()
+        self.optimizer.zero_grad()
+        return int(counter.get_total_flops())
 
     def weight_bytes(self) -> int:
         return sum(p.nbytes for p in self.model.parameters())

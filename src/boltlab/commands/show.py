@@ -1,6 +1,9 @@
 """`boltlab show`: what the model gets to see, as a picture, and the class counts of every split."""
 
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
 
 from boltlab.config import build, compose
 from boltlab.errors import UserError
@@ -12,9 +15,13 @@ def main(overrides: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from boltlab.data.base import DataModule
     from boltlab.data.grid import count_classes, draw_grid
 
-    data = build(config, "data")
+    data: Any = build(config, "data")
+    ours = isinstance(data, DataModule)
+    if not ours:
+        return _show_batch(config, data)
     if len(data.input_shape) != 3:
         raise UserError(f"boltlab show draws images; samples of this data have the shape {list(data.input_shape)}")
     data.prepare_data()
@@ -32,3 +39,55 @@ def main(overrides: list[str]) -> int:
     Console().print(table)
     print(f"picture  {output}")
     return 0
+
+
+def _show_batch(config: DictConfig, data: Any) -> int:
+    """Of a plain data module: the first images of the split's loader, each under its class where a batch says it."""
+    import torch
+
+    from boltlab import plain
+    from boltlab.data.grid import draw_images
+
+    loader = f"{config.split}_dataloader"
+    if lack := plain.lacks(loader, data):
+        raise UserError(f"boltlab show draws batches of {loader}: {lack}")
+    torch.manual_seed(config.seed)
+    data.prepare_data()
+    data.setup("test" if config.split == "test" else "fit")
+    batches = getattr(data, loader)()
+    images: list[Any] = []
+    labels: list[int | None] = []
+    for batch in batches:
+        parts = list(batch) if isinstance(batch, (list, tuple)) else [batch]
+        x, y = parts[0], parts[1] if len(parts) > 1 else None
+        if not (isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)):
+            raise UserError(
+                "boltlab show draws images: the first part of a batch must be a tensor [B, 1 or 3, H, W];"
+                f" {type(data).__name__} gives {plain.describe(batch)}"
+            )
+        images.append(x)
+        known = isinstance(y, torch.Tensor) and y.ndim == 1 and not y.is_floating_point()
+        labels += y.tolist() if known and y is not None else [None] * len(x)
+        if len(labels) >= config.count:
+            break
+    if not images:
+        raise UserError(f"{loader} gives no batch")
+    pixels = _pixels(torch.cat(images)[: config.count])
+    names = getattr(data, "class_names", None) or {}
+    titles: list[tuple[str, ...]]
+    titles = [("" if y is None else str(names[y] if y in range(len(names)) else y),) for y in labels[: config.count]]
+    draw_images(pixels, titles, config.output)
+    size = len(batches.dataset) if hasattr(getattr(batches, "dataset", None), "__len__") else "?"
+    print(f"{config.split} split: {size} samples\npicture  {config.output}")
+    return 0
+
+
+def _pixels(images: Any) -> Any:
+    """uint8 [N, H, W, C] of images [N, C, H, W]: bytes and 0..1 as they are, other values between their extremes."""
+    import torch
+
+    if images.dtype != torch.uint8:
+        images = images.float()
+        low, high = min(0.0, images.min().item()), max(1.0, images.max().item())
+        images = ((images - low) / (high - low) * 255).round().to(torch.uint8)
+    return images.permute(0, 2, 3, 1).numpy()

@@ -53,13 +53,34 @@ def _main(overrides: list[str]) -> int:
                 return 0
             go_on(folder, rest, git)
             return 0
+    given = [text.partition("=")[2].strip("'\"") for text in overrides if text.startswith("ckpt_path=")]
+    overrides = [text for text in overrides if not text.startswith("ckpt_path=")]
     composed = compose("train", overrides)
+    say_unused(composed)
     settle_weights(composed)
     if composed.config.launcher is not None:
         _print_end(launched.run(composed, name_of(composed), world.function_name(job)))
         return 0
-    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git)
+    begin = _state(Path(given[-1]), composed.config) if given and given[-1] != "null" else None
+    run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git, begin)
     return 0
+
+
+def _state(path: Path, config: DictConfig) -> dict[str, Any]:
+    """The complete state in a checkpoint, for a new run to begin with: `ckpt_path=…`. What was best begins anew.
+
+    Raises:
+        UserError: it is damaged, holds weights only, or belongs to another model, optimizer or schedule.
+    """
+    from boltlab import checkpoint, resume
+
+    content = checkpoint.read(path)
+    if not {"optimizer_states", "loops", "config"} <= content.keys():
+        raise UserError(f"ckpt_path={path} holds weights only: init_from={path} begins with them")
+    resume.check(content, OmegaConf.merge(config, {"resume_changed": "restart_epoch"}), path)  # type: ignore[arg-type]
+    states = content.get("callbacks") or {}
+    content["callbacks"] = {key: state for key, state in states.items() if "best_model_path" not in state}
+    return content
 
 
 _OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
@@ -87,6 +108,13 @@ def _of_run(overrides: list[str]) -> list[str]:
     return [text for text in overrides if not text.startswith(_OF_COMMAND)]
 
 
+def say_unused(composed: Composed) -> None:
+    """Names the groups that the model has no use for."""
+    if composed.unused:
+        groups, kind = " and ".join(composed.unused), composed.config.model._target_.rpartition(".")[2]
+        print(f"not used: {groups}; {kind} makes its own", flush=True)
+
+
 def settle_weights(composed: Composed) -> None:
     """Finds what `init_from` means, and that it is whole, before anything is started."""
     if composed.config.init_from:
@@ -101,12 +129,18 @@ def name_of(composed: Composed) -> str:
     return str(composed.config.name or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}")
 
 
-def run(composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None) -> float | None:
-    """Makes the run in `folder`; returns the best value of the monitored metric."""
+def run(
+    composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None, begin: dict[str, Any] | None = None
+) -> float | None:
+    """Makes the run in `folder`, from the state `begin` where it is given; returns the best of the monitored metric."""
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         runs.prepare(folder, composed.config, composed.overrides, git)
         runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
+        if begin is not None:
+            from boltlab import checkpoint
+
+            checkpoint.write(begin, folder / "checkpoints" / "last.ckpt")
         return _execute(folder, composed.config)
 
 
@@ -235,6 +269,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
 
     from boltlab import checkpoint, resume, transfer
     from boltlab.fit_watch import FitWatch, best_path, keep_replaced
+    from boltlab.plain import lacks
 
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
@@ -283,7 +318,10 @@ def _fit(folder: Path, config: DictConfig) -> None:
                 if hasattr(logger, "log_checkpoint") and path is not None and path.is_file():
                     logger.log_checkpoint(path, name)
     tested: dict[str, Any] = {"test": {}}
-    if config.test and not trainer.fast_dev_run:
+    lacking = lacks("test_step", model) or lacks("test_dataloader", data, model)
+    if config.test and lacking and trainer.is_global_zero:
+        print(f"{lacking}: nothing is tested", flush=True)
+    if config.test and not lacking and not trainer.fast_dev_run:
         last = folder / "checkpoints" / "last.ckpt"
         path = chosen or (last if last.is_file() else None)  # with neither, the weights are those in memory
         trainer.test(model, datamodule=data, ckpt_path=path and str(path), verbose=False)

@@ -68,7 +68,7 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
     ends: list[str] = []
 
     def sizes(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
-        samples = len(trainer.datamodule.dataset("train"))
+        samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
         device = model.device
         share = MEMORY_SHARE.get(device.type, 0.5)
         budget = share * (probe.free_memory(device) or math.inf)
@@ -106,15 +106,16 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
     return best, f"{rates[best]:,.0f} samples/s; {ends[0]}"
 
 
-def _try_size(step: Any, batch: tuple[Any, Any], size: int) -> tuple[float, int]:
+def _try_size(step: Any, batch: Any, size: int) -> tuple[float, int]:
     """Seconds of a step with so many samples, and the bytes that it takes at its peak."""
     import torch
 
+    from boltlab.callbacks.throughput import batch_samples
     from boltlab.commands import probe
+    from boltlab.plain import rows
 
-    rows = torch.arange(size, device=batch[1].device) % len(batch[1])
-    larger = (batch[0][rows], batch[1][rows])
-    device = step.model.device
+    device, given = step.model.device, batch_samples(batch)
+    larger = rows(batch, torch.arange(size, device=device) % given, given)
     probe.reset_peak_memory(device)
     seconds = min(step.seconds(larger, SECONDS_PER_SIZE / 3) for _ in range(3))
     peak = probe.peak_memory(device)

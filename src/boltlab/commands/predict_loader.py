@@ -1,0 +1,158 @@
+"""`boltlab predict` without `input`: what `Trainer.predict` gives on the batches of the data module."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch import Tensor
+
+from boltlab import checkpoint, plain
+from boltlab.callbacks.throughput import batch_samples
+from boltlab.check import ConfigError, Mistake
+from boltlab.commands import predict
+from boltlab.config import edit, keys
+from boltlab.other_data import build_data
+from boltlab.trainer import make_trainer
+
+_OF_IMAGES = {
+    "top_k": "belongs to input=: here predict_step says what is given",
+    "batch_size": "belongs to input=: here the data module makes the batches, data.batch_size=…",
+    "devices": "belongs to input=: one process predicts the batches of a data module",
+}
+
+
+def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str], for_run: list[str]) -> int:
+    """Writes a row for each sample where `predict_step` gives values of samples, else a file of tensors for torch.load.
+
+    Raises:
+        UserError: the module has no `predict_step`, or the data module neither loader.
+    """
+    mistakes = [Mistake(key, why) for key, why in _OF_IMAGES.items() if key in keys(given)]
+    kind = Path(options.output).suffix.lstrip(".") if options.output else options.format
+    if kind not in ("csv", "json", "pt"):
+        mistakes.append(Mistake(f"output={options.output}", "must end in .csv, .json or .pt"))
+    if mistakes:
+        raise ConfigError(mistakes)
+    batches, sizes = predicted(trained, folder, options, for_run)
+    table = None if kind == "pt" else per_sample(batches, sizes)
+    if table is None:
+        output = Path(options.output or "predictions.pt")
+        if kind != "pt" and options.output:
+            shapes = plain.describe(batches[0]) if batches else "nothing"
+            what = f"predict_step gives {shapes} for a batch, no values of samples: output={output.stem}.pt"
+            raise ConfigError([Mistake(f"output={options.output}", what)])
+        with checkpoint.whole(output) as file:
+            torch.save(checkpoint.plain(joined(batches)), file)
+        print(f"{sum(sizes)} samples  {output}")
+    else:
+        predict.write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
+    return 0
+
+
+class _Sizes(Callback):
+    """The samples of each batch."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+
+    def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.found.append(batch_samples(batch))
+
+
+class _AsItIs:
+    """Hides a DataLoader from Lightning (2.6), which makes each anew to note indices, and fails where the batch size is
+    no keyword: `DataLoader(data, 64)`."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Any:
+        return iter(self.loader)
+
+
+def predicted(
+    trained: DictConfig, folder: Path, options: DictConfig, for_run: list[str]
+) -> tuple[list[Any], list[int]]:
+    """What `predict_step` gives for each batch, and the samples of each."""
+    content = checkpoint.read(checkpoint.find(folder, options.checkpoint))
+    trained.update({"callbacks": {}, "logger": {}, "test": False})
+    accelerator = predict.place(options.device).type
+    trained.trainer.update({"strategy": "auto", "accelerator": accelerator, "enable_progress_bar": False})
+    config = edit(trained, for_run, settled=True)
+    model = checkpoint.restore(content)
+    data, _ = build_data(config, content, folder)
+    loader = "predict_dataloader" if plain.has(data, "predict_dataloader") else "test_dataloader"
+    plain.need("predict", model, data, "predict_step", loader)
+    trainer, sizes = make_trainer(config), _Sizes()
+    trainer.callbacks.append(sizes)
+    make = getattr(data if plain.has(data, loader) else model, loader)
+
+    def as_it_is() -> Any:
+        if loader == "test_dataloader":
+            data.setup("test")
+        made = make()
+        return [_AsItIs(part) for part in made] if isinstance(made, (list, tuple)) else _AsItIs(made)
+
+    data.predict_dataloader = as_it_is
+    seed_everything(config.seed, verbose=False)  # of a step that draws
+    return trainer.predict(model, datamodule=data) or [], sizes.found
+
+
+def per_sample(batches: list[Any], sizes: list[int]) -> dict[str, list[Any]] | None:
+    """Columns of plain values, where each batch is tensors [batch] or [batch, k], or a dict of such; else None."""
+    named = [batch if isinstance(batch, dict) else {"prediction": batch} for batch in batches]
+    columns: dict[str, list[Any]] = {}
+    for part, size in zip(named, sizes, strict=False):
+        for name, tensor in part.items():
+            if not isinstance(tensor, Tensor) or tensor.ndim not in (1, 2) or len(tensor) != size:
+                return None
+            for column, values in _columns(str(name), tensor):
+                columns.setdefault(column, []).extend(values)
+    lengths = {len(values) for values in columns.values()}
+    return columns if len(named) == len(sizes) and lengths == {sum(sizes)} else None
+
+
+def _columns(name: str, tensor: Tensor) -> list[tuple[str, list[Any]]]:
+    if tensor.ndim == 1:
+        return [(name, tensor.tolist())]
+    return [(f"{name}_{i}", column.tolist()) for i, column in enumerate(tensor.unbind(1))]
+
+
+def joined(batches: list[Any]) -> Any:
+    """The batches as one, where they are tensors of samples or dicts, lists and tuples of them; else as they are."""
+    first = batches[0] if batches else None
+    if isinstance(first, Tensor) and all(isinstance(b, Tensor) and b.shape[1:] == first.shape[1:] for b in batches):
+        return torch.cat(batches) if first.ndim else torch.stack(batches)
+    if isinstance(first, dict) and all(isinstance(b, dict) and b.keys() == first.keys() for b in batches):
+        return {name: joined([batch[name] for batch in batches]) for name in first}
+    if isinstance(first, (list, tuple)) and all(type(b) is type(first) and len(b) == len(first) for b in batches):
+        parts = [joined(list(part)) for part in zip(*batches, strict=True)]
+        return tuple(parts) if isinstance(first, tuple) else parts
+    return batches
+
+
+def to_csv(columns: dict[str, list[Any]]) -> str:
+    """A row for each sample, with its place in the loader's order."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["index", *columns])
+    writer.writerows([i, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
+    return text.getvalue()
+
+
+def to_json(columns: dict[str, list[Any]]) -> str:
+    """A JSON list of such rows."""
+    rows = [
+        {"index": i, **dict(zip(columns, row, strict=True))}
+        for i, row in enumerate(zip(*columns.values(), strict=True))
+    ]
+    return json.dumps(rows, indent=1) + "\n"

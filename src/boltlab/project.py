@@ -1,0 +1,239 @@
+"""The project that a command belongs to: its configs, its package, and whether it is trusted.
+
+A project is a folder whose pyproject.toml has a table `[tool.boltlab]`; it is found from the current folder upwards:
+
+    [tool.boltlab]
+    package = "cells"     # the name in [project] where it is left out
+    configs = "configs"   # searched before the engine's configs
+
+Anybody can write these lines into an archive, so they prove nothing. A project is trusted where its folder was
+installed editable into this Python (`pip install -e`), the package is imported from below it, and it lies outside of
+every log and run folder. `trusted=[package]` on the command line trusts a package that can only be imported.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import site
+import sysconfig
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PathDistribution
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from boltlab.check import ConfigError, Mistake
+from boltlab.errors import UserError
+
+# Options of the command line, which the processes that it starts inherit.
+_TRUSTED, _CONFIG_DIR, _CONFIG_NAME = "BOLTLAB_TRUSTED", "BOLTLAB_CONFIG_DIR", "BOLTLAB_CONFIG_NAME"
+_FLAGS = {"--config-dir": _CONFIG_DIR, "-cd": _CONFIG_DIR, "--config-name": _CONFIG_NAME, "-cn": _CONFIG_NAME}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with `[tool.boltlab]`. version: that of the installed package; None where it is not installed."""
+
+    root: Path
+    package: str
+    configs: Path
+    version: str | None
+    problem: str | None  # why it is not trusted
+
+    @property
+    def trusted(self) -> bool:
+        return self.problem is None or self.package in named()
+
+
+def find(start: Path | None = None) -> Project | None:
+    """The project of the current folder or of the nearest one above it; those in run and log folders are passed over.
+
+    Raises:
+        UserError: its `[tool.boltlab]` cannot be read.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        table = _table(folder)
+        if table is not None and not in_logs(folder):
+            return _project(folder, *table)
+    return None
+
+
+def current() -> Project | None:
+    """The project of this command, for composing a new config.
+
+    Raises:
+        UserError: it is not trusted: its configs could have any code run.
+    """
+    project = find()
+    if project is not None and not project.trusted:
+        raise UserError(
+            f"the project {project.root} is not trusted: {project.problem}. Whoever sent it could run any code by its"
+            f" configs; if it is yours: pip install --no-deps -e {project.root}, or trusted=[{project.package}]"
+        )
+    return project
+
+
+def config_dirs() -> list[Path]:
+    """The config folders that are searched before the engine's, the first one first."""
+    project, added = find(), os.environ.get(_CONFIG_DIR)
+    own = [project.configs] if project is not None and project.trusted and project.configs.is_dir() else []
+    return [*own, *([Path(added)] if added else [])]
+
+
+def config_name(verb: str) -> str:
+    """The primary config of a verb: its own name, or that of `--config-name`."""
+    of, _, name = os.environ.get(_CONFIG_NAME, "").partition("=")
+    return name if of == verb and name else verb
+
+
+def named() -> tuple[str, ...]:
+    """What `trusted=` of the command line names."""
+    return tuple(filter(None, os.environ.get(_TRUSTED, "").split(",")))
+
+
+def packages() -> tuple[str, ...]:
+    """The packages that are trusted beside the engine's own: of `trusted=`, and of every installed project."""
+    return (*named(), *(project.package for project in _installed() if project.problem is None))
+
+
+@contextmanager
+def options(verb: str, arguments: list[str]) -> Iterator[list[str]]:
+    """The arguments without `trusted=`, `--config-dir` and `--config-name`, which hold as long as the context is open.
+
+    Raises:
+        ConfigError: one of them names nothing.
+    """
+    rest: list[str] = []
+    given: dict[str, str] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag == "trusted" and equals:
+            given[_TRUSTED] = _importable(value)
+        elif flag in _FLAGS:
+            given[_FLAGS[flag]] = _named_by(flag, value if equals else next(words, ""), verb)
+        else:
+            rest.append(word)
+    before = {name: os.environ[name] for name in given if name in os.environ}
+    os.environ.update(given)
+    try:
+        yield rest
+    finally:
+        for name in given:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _named_by(flag: str, value: str, verb: str) -> str:
+    if not value:
+        raise ConfigError([Mistake(flag, "names nothing")])
+    if _FLAGS[flag] == _CONFIG_NAME:
+        return f"{verb}={value.removesuffix('.yaml')}"
+    if not Path(value).is_dir():
+        raise ConfigError([Mistake(f"{flag} {value}", "there is no such folder")])
+    return str(Path(value).resolve())
+
+
+def _importable(text: str) -> str:
+    names = [name.strip() for name in text.strip("[]'\" ").split(",")]
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name, re.ASCII):
+            raise ConfigError([Mistake(f"trusted={text}", f"{name!r} is no name of a package: trusted=[cells]")])
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise ConfigError([Mistake(f"trusted={text}", f"no package {name!r} can be imported; is it installed?")])
+    return ",".join(names)
+
+
+def _table(folder: Path) -> tuple[str, str] | None:
+    """`package` and `configs` of the folder's pyproject.toml; None where it has no `[tool.boltlab]`."""
+    path = folder / "pyproject.toml"
+    try:
+        return _read(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _: int) -> tuple[str, str] | None:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "tool.boltlab" not in text:
+        return None
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    table = content.get("tool", {}).get("boltlab")
+    if not isinstance(table, dict):
+        return None
+    package = table.get("package", str(content.get("project", {}).get("name", "")).replace("-", "_"))
+    configs = table.get("configs", "configs")
+    if not isinstance(package, str) or not package.isidentifier():
+        raise UserError(f"{path}: [tool.boltlab] package={package!r} is no name of a package")
+    if not isinstance(configs, str) or Path(configs).is_absolute() or ".." in Path(configs).parts:
+        raise UserError(f"{path}: [tool.boltlab] configs={configs!r} is no folder below the project")
+    return package, configs
+
+
+def _project(root: Path, package: str, configs: str) -> Project:
+    distribution = next((found for found, where in _editable() if where == root), None)
+    problem = None
+    if distribution is None:
+        problem = "it is not installed editable in this Python"
+    elif not _imported_from(package, root):
+        problem = f"the package {package!r} is not imported from below it"
+    elif in_logs(root):
+        problem = "it lies in a log or run folder"
+    return Project(root, package, root / configs, distribution.version if distribution else None, problem)
+
+
+def _installed() -> Iterator[Project]:
+    """The projects that are installed editable in this Python."""
+    for _, root in _editable():
+        if table := _table(root):
+            yield _project(root, *table)
+
+
+def _editable() -> Iterator[tuple[PathDistribution, Path]]:
+    """Each distribution that is installed editable, with its folder. Only the installer's own folders count: a
+    `.dist-info` in an archive is on sys.path as well where a command is run in it."""
+    folders = {*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    folders |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
+    for folder in sorted(folders):
+        for path in sorted(Path(folder).glob("*.dist-info/direct_url.json")):
+            try:
+                said = json.loads(path.read_bytes())
+                url, editable = urlsplit(said["url"]), said["dir_info"]["editable"]
+            except (OSError, ValueError, KeyError, TypeError):  # of a URL or an archive
+                continue
+            if url.scheme == "file" and editable is True:
+                yield PathDistribution(path.parent), Path(url2pathname(url.path)).resolve()
+
+
+def _imported_from(package: str, root: Path) -> bool:
+    """Whether a package comes from below a folder; it is not imported here."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    places = [] if spec is None else [*(spec.submodule_search_locations or ()), *filter(None, [spec.origin])]
+    return bool(places) and all(Path(place).resolve().is_relative_to(root) for place in places)
+
+
+def in_logs(folder: Path) -> bool:
+    """Whether a folder lies in a run folder, or below a log folder."""
+    return any(map(_is_run, (folder, *folder.parents))) or any(map(_holds_runs, folder.parents))
+
+
+def _is_run(folder: Path) -> bool:
+    marks = (folder / "summary.json", folder / ".run")
+    return (folder / "config.yaml").is_file() and any(mark.is_file() for mark in marks)
+
+
+def _holds_runs(folder: Path) -> bool:
+    return any(_is_run(path.parent) for verb in ("train", "eval") for path in folder.glob(f"{verb}/*/config.yaml"))
