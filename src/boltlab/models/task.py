@@ -235,6 +235,7 @@ class Task(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    restores_itself = True  # what a resume needs is in its state dict: see boltlab.training.resume_state
     steps_per_execution = 1  # optimizer steps in each call of `training_step`; the train command sets it
 
     @staticmethod
