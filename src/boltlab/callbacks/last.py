@@ -92,7 +92,8 @@ class Last(Checkpoint):
 
     def between_batches(self, trainer: "pl.Trainer") -> None:
         """Saves what is due, when all of a step is done."""
-        if self._due and trainer.fit_loop.epoch_loop.batch_progress.current.processed and self._can_save(trainer):
+        begun = trainer.fit_loop.epoch_loop.batch_progress.current.completed or not self.deferred
+        if self._due and begun and self._can_save(trainer):
             self._save(trainer)
             self._stop(self._stopping)
 

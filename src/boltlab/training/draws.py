@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 # What a key is for: keys of different kinds are independent.
-ORDER, WORKERS, DATA, STEP, EVALUATION, HOOK = range(6)
+ORDER, WORKERS, DATA, STEP, EVALUATION, HOOK, MAKING = range(7)
 
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _CLOSED = (str, bytes, Tensor, np.ndarray, ModuleType, type, nn.Module, pl.Trainer, DataLoader)
@@ -43,7 +43,7 @@ class Generators:
     so that the seed that a user has chosen still counts. A copy in another process is given these first states.
     """
 
-    _first: dict[int, tuple[Any, int]] = {}  # by id; holds the generator, so that no other one gets its id
+    _first: ClassVar[dict[int, tuple[Any, int]]] = {}  # by id; holds the generator, so that no other one gets its id
 
     def __init__(self, roots: Iterable[Any], firsts: list[int] | None = None) -> None:
         self.found = list(_walk(roots))
@@ -110,7 +110,7 @@ def _seed(generator: Any, key: int) -> None:
     elif isinstance(generator, random.Random):
         generator.seed(key)
     elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = type(generator.bit_generator)(key).state  # type: ignore[call-arg]
+        generator.bit_generator.state = type(generator.bit_generator)(key).state
     else:
         generator.seed(key & 0xFFFF_FFFF)
 
@@ -129,7 +129,7 @@ class Seeded:
         dataset, collate, generators = vars(self)["_seeded"]
         return Seeded, (dataset, collate, generators.firsts)
 
-    @property  # whoever looks at it, such as a worker_init_fn, finds the class that it knows
+    @property  # type: ignore[misc]  # whoever looks at it, such as a worker_init_fn, finds the class that it knows
     def __class__(self) -> Any:
         return type(vars(self)["_seeded"][0])
 

@@ -13,6 +13,7 @@ NAMES = {
         # Where `configure_optimizers` asks for the number of steps, Lightning sets the loaders up before it has their
         # state, and never hands it to them.
         *("_combined_loader_states_to_load", "_load_combined_loader_states"),
+        "_last_train_dl_reload_epoch",  # a resumed run would count the epochs to the next reload anew
         "_data_fetcher",  # it knows how many batches it has fetched ahead of the step
     ),
     "fit_loop.epoch_loop": (
@@ -84,6 +85,10 @@ def hand_loaders_their_state(trainer: Any, again: bool) -> None:
     loop._load_combined_loader_states()
     if (pending or again) and loop._data_fetcher is not None:
         iter(loop._data_fetcher)
+
+
+def loaded_in(trainer: Any, epoch: int) -> None:
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def training_modes(trainer: Any) -> dict[str, bool]:

@@ -6,7 +6,7 @@ where it stands. What has a `state_dict` of its own, as the engine's loaders, is
 
 import os
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial, wraps
 from itertools import chain, count, islice
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from boltlab.data.samplers import random_key
 from boltlab.data.watch import watch
-from boltlab.training.draws import DATA, ORDER, WORKERS, Collate, Generators, Seeded, seed_all
+from boltlab.training.draws import DATA, MAKING, ORDER, WORKERS, Collate, Generators, Seeded, seed_all
 from boltlab.training.orders import Order, checksum
 
+_KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "persistent_workers")
 _STAGES = ("train", "val", "test")
 
 
@@ -56,6 +57,22 @@ class Seam:
         flat = flattened(getattr(self.trainer, names[stage]))
         return next((i for i, one in enumerate(flat) if one is loader), 0)
 
+    def made_in(self) -> int:
+        """The epoch in which an uninterrupted run has asked for the loaders that it reads now."""
+        every = self.trainer.reload_dataloaders_every_n_epochs
+        return self.trainer.current_epoch // every * every if every else 0
+
+    def seed_making(self, owner: Any) -> None:
+        """Seeds what the methods draw by which a module or a data module makes its loaders."""
+        for number, stage in enumerate(_STAGES):
+            name = f"{stage}_dataloader"
+            if callable(make := getattr(owner, name, None)):
+                setattr(owner, name, wraps(make)(partial(self._make, make, number)))
+
+    def _make(self, make: Callable[[], Any], number: int) -> Any:
+        seed_all(self.key(MAKING, number, self.made_in()))
+        return make()
+
     def cannot(self, reason: str) -> None:
         """Notes why a resumed run will not equal an uninterrupted one."""
         if reason not in self.reasons:
@@ -83,7 +100,8 @@ def prepare(seam: Seam, process: Callable[[Any], Any], loader: Any) -> Any:
     if not whole:
         loader = watch(process(loader), seam.seconds)
     reads = _Again if not whole or isinstance(loader.dataset, IterableDataset) else _Planned
-    facade = object.__new__(_facade(type(loader)))
+    kind: Any = type(loader)
+    facade: Any = object.__new__(_facade(kind))
     vars(facade).update(vars(loader))
     vars(facade)["_exact"] = reads(seam, stage, facade, whole)
     return process(facade) if whole else facade
@@ -130,7 +148,7 @@ class Exact:
 
 
 @cache
-def _facade(kind: type) -> type:
+def _facade(kind: Any) -> Any:
     return type(kind.__name__, (Exact, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
@@ -193,8 +211,7 @@ class _Reading:
     def make_reader(self, dataset: Any, **how: Any) -> Any:
         """A DataLoader with all else as the user's."""
         loader = self.loader
-        names = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "persistent_workers")
-        names += ("multiprocessing_context", "pin_memory_device", "in_order")
+        names = (*_KEPT, "multiprocessing_context", "pin_memory_device", "in_order")
         kept = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
         if not kept.get("in_order", True) and loader.num_workers > 1:
             self.seam.cannot("in_order=False: batches come in the order in which workers finish them")

@@ -1,9 +1,9 @@
-"""Which samples each batch of a user's DataLoader holds: the user's own sampler, run under a key, shared by processes."""
+"""Which samples each batch of a plain DataLoader holds: its own sampler, run under a key, shared by processes."""
 
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from torch.utils.data import (
@@ -37,7 +37,9 @@ class Order:
         self.generators = Generators([loader.generator, self.source])
         self.history: list[list[int]] = []  # (epoch, round) of each plan, where a plan depends on those before
         self.sized = _length(loader) is not None
-        self._pure: bool | None = None  # whether the order is a function of its seeds
+        inner = self.source.sampler if type(self.source) is BatchSampler else self.source
+        self._known = type(inner) in _STATELESS
+        self._pure = True if self._known or not self.sized else None
         self.shared = shares[0] > 1 and not _shares_by_itself(loader)
         if self.shared:
             _refuse_what_cannot_be_shared(loader, training, shares[0])
@@ -55,9 +57,7 @@ class Order:
     def pure(self) -> bool:
         """Whether the order is a function of its seeds: it is asked twice, where the samplers are not torch's own."""
         if self._pure is None:
-            inner = getattr(self.source, "sampler", None) if type(self.source) is BatchSampler else self.source
-            known = type(inner) in _STATELESS or not self.sized
-            self._pure = known or list(self._run(0, 0)) == list(self._run(0, 0))
+            self._pure = list(self._run(0, 0)) == list(self._run(0, 0))
         return self._pure
 
     def plan(self, epoch: int, round: int, history: list[list[int]]) -> Iterator[Any]:
@@ -76,8 +76,7 @@ class Order:
     def _run(self, epoch: int, round: int) -> Iterator[Any]:
         if self.training:
             for sampler in (self.source, getattr(self.source, "sampler", None)):
-                if hasattr(sampler, "set_epoch"):
-                    sampler.set_epoch(epoch)
+                getattr(sampler, "set_epoch", _nothing)(epoch)
         seeds = (self.key(epoch, round, n) for n in range(1 << 62))
         if not self.shared:
             batches = self._seeded(self.source, seeds)
@@ -88,14 +87,19 @@ class Order:
 
     def _seeded(self, source: Any, seeds: Iterator[int]) -> Iterator[Any]:
         iterator = None
-        for key in seeds:  # seeded anew for each, for a step draws in between where the order has no end
-            seed_all(key)
-            self.generators.seed(key)
+        for n, key in enumerate(seeds):
+            if n == 0 or not self._known:  # for each, where a step may draw in between
+                seed_all(key)
+                self.generators.seed(key)
             iterator = iter(source) if iterator is None else iterator
             try:
                 yield next(iterator)
             except StopIteration:
                 return
+
+
+def _nothing(epoch: int) -> None:
+    """Of a sampler that does not ask for the epoch."""
 
 
 def checksum(batches: list[Any]) -> int:
@@ -131,14 +135,16 @@ def _refuse_what_cannot_be_shared(loader: Any, training: bool, processes: int) -
     """
     name = f"the {'train' if training else 'evaluation'} DataLoader of {type(loader.dataset).__name__}"
     own = loader.batch_sampler
-    cure = "give it a sampler of single indices with a length, or a batch sampler that has `num_replicas` and `rank`"
+    problem = None
     if own is not None and type(own) is not BatchSampler:
+        problem = f"{type(own).__name__} makes its batches"
+    elif _length(loader) is None:
+        problem = "its sampler has no length"
+    if problem:
         raise UserError(
-            f"{name} cannot be shared by {processes} processes, for {type(own).__name__} is its own: {cure}"
+            f"{name} cannot be shared by {processes} processes, for {problem}: give it a sampler of single indices"
+            " with a length, or one that shares by itself and has `num_replicas` and `rank`"
         )
-    size = _length(loader)
-    if size is None:
-        raise UserError(f"{name} cannot be shared by {processes} processes, for its sampler has no length: {cure}")
     samples = len(_batching(loader)[0])
     if samples < processes:
         raise DataError(f"{name} has {samples} samples, too few for {processes} processes")
@@ -174,4 +180,4 @@ def _share(flat: list[Any], size: int | None, drop_last: bool, training: bool, s
         return [own[i * size : (i + 1) * size] for i in range(count)]
     least, more = divmod(len(own), count)
     ends = [i * least + min(i, more) for i in range(count + 1)]
-    return [own[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return [own[a:b] for a, b in pairwise(ends)]

@@ -1,6 +1,8 @@
-"""What a plain LightningModule needs, beside its loaders, to resume to the bit: when to save, and what Lightning omits."""
+"""What a plain LightningModule needs beside its loaders to resume to the bit: when to save, what Lightning omits."""
 
 import inspect
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +51,14 @@ class Resume(Callback):
         fetches = "dataloader_iter" not in inspect.signature(pl_module.training_step).parameters
         before = self._between_batches if fetches else _nothing
         if not fetches:  # the step itself asks for its batch
-            self.on_train_batch_start = lambda *_: self._between_batches()  # type: ignore[method-assign]
+            self.on_train_batch_start = self._before_batch  # type: ignore[assignment, method-assign]
         lightning_private.around_fetches(trainer.fit_loop.epoch_loop, before, self._seed_step)
         for loop in lightning_private.evaluation_loops(trainer):
-            lightning_private.around_fetches(loop, None, lambda loop=loop: self._seed_evaluation(loop))
+            lightning_private.around_fetches(loop, None, partial(self._seed_evaluation, loop))
+        if trainer.world_size > 1:
+            self.on_validation_batch_end = self.on_test_batch_end = self._float_counts  # type: ignore[method-assign]
+        for owner in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+            self.seam.seed_making(owner)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.acts:
@@ -78,7 +84,8 @@ class Resume(Callback):
         self._seed(_TRAIN_START)
 
     def _report(self, trainer: "pl.Trainer") -> None:
-        if str(trainer.val_check_interval).count(":"):  # type: ignore[attr-defined]
+        interval: Any = trainer.val_check_interval
+        if isinstance(interval, (str, dict, timedelta)):
             self.seam.cannot("trainer.val_check_interval is a time: validations follow the clock")
         known = runs.read_summary(self.folder) if self.folder else {}
         if known.get("exact") is False:  # of an earlier part of this run
@@ -104,6 +111,8 @@ class Resume(Callback):
             if isinstance(loader, Exact):
                 again |= loader.resume_later(state)
         lightning_private.hand_loaders_their_state(trainer, again)
+        if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            lightning_private.loaded_in(trainer, self.seam.made_in())
         self._loader_states = []
 
     # -- between the steps
@@ -114,6 +123,17 @@ class Resume(Callback):
         self._before = None
         for last in self._lasts:
             last.between_batches(trainer)
+
+    def _before_batch(self, trainer: "pl.Trainer", *_: Any) -> None:
+        """Where the step itself asks for its batch: nothing of it is done, but Lightning has counted it."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        for counted in (progress.current, progress.total):
+            counted.ready -= 1
+        try:
+            self._between_batches()
+        finally:
+            for counted in (progress.current, progress.total):
+                counted.ready += 1
 
     def _settle(self, trainer: "pl.Trainer") -> None:
         """Puts back what the checkpoint holds, after all that modules and callbacks do when a training begins."""
@@ -192,12 +212,9 @@ class Resume(Callback):
 
     # -- means over processes
 
-    def on_validation_batch_end(self, trainer: "pl.Trainer", *_: Any, **__: Any) -> None:
-        if self.acts and trainer.world_size > 1:
-            for loop in lightning_private.evaluation_loops(trainer):
-                lightning_private.float_counts(loop)
-
-    on_test_batch_end = on_validation_batch_end
+    def _float_counts(self, trainer: "pl.Trainer", *_: Any, **__: Any) -> None:
+        for loop in lightning_private.evaluation_loops(trainer):
+            lightning_private.float_counts(loop)
 
     # -- checkpoints
 
