@@ -20,7 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-N, VAL = 50, 18
+N, VAL = 54, 18
 
 
 class Samples(Dataset):
