@@ -4,7 +4,7 @@
 # Bytecode is compiled when packages are installed; this variable would leave the project itself without.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help train tracking-server test lint format lock install clean FORCE
+.PHONY: help train tracking-server test test-exhaustive lint format lock install clean FORCE
 
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
@@ -30,6 +30,9 @@ tracking-server: .venv/.installed ## serve and show the runs of logger=mlflow; P
 
 test: .venv/.installed ## run every test and check the coverage; ARGS="-k config -x" goes to pytest, without coverage
 	@$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal $(or $(ARGS),--cov)
+
+test-exhaustive: .venv/.installed ## run the long matrices: every plain module, loader and option, killed at every kind of place
+	@$(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal -m exhaustive $(ARGS)
 
 lint: .venv/.installed ## check style and types
 	@$(PY) -m ruff check .

@@ -1,5 +1,8 @@
 """Plain LightningModules and data modules (`zoo`), trained, killed and resumed by command."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from training.rows import ZOO
 from warm import FORKED, only_run
@@ -16,3 +19,15 @@ def run(warm, tmp_path):
         return child, only_run(tmp_path / name / "logs")
 
     return go
+
+
+@pytest.fixture
+def inside(boltlab, monkeypatch):
+    """Runs `boltlab` in this process, the zoo's modules trusted: (exit code, stdout, stderr)."""
+    from boltlab import trust
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(trust, "PACKAGES", (*trust.PACKAGES, "zoo"))
+    yield boltlab
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zoo"]:
+        del sys.modules[name]

@@ -20,7 +20,7 @@ def plain(model, data="tables.Table", **data_arguments):
 
 
 def net(form="shuffle", workers=0, **data_arguments):
-    return plain("nets.Net", "forms.Form", form=f"'\"{form}\"'", num_workers=workers, **data_arguments)
+    return plain("nets.Net", "forms.Form", form=f"'{form}'", num_workers=workers, **data_arguments)
 
 
 WITHOUT_VALIDATION = "trainer.limit_val_batches=0"

@@ -22,22 +22,6 @@ def steps_an_epoch(folder):
     return content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"]
 
 
-@pytest.fixture
-def inside(boltlab, tmp_path, monkeypatch):
-    """Runs `boltlab` in this process, the zoo's modules trusted: (exit code, stdout, stderr)."""
-    import sys
-
-    from training import rows
-
-    from boltlab import trust
-
-    monkeypatch.syspath_prepend(str(rows.Path(rows.__file__).parent))
-    monkeypatch.setattr(trust, "PACKAGES", (*trust.PACKAGES, "zoo"))
-    yield boltlab
-    for name in [name for name in sys.modules if name.partition(".")[0] == "zoo"]:
-        del sys.modules[name]
-
-
 # -- without a kill
 
 
@@ -150,6 +134,26 @@ def test_a_run_that_max_steps_has_ended_is_made_longer_exactly(run, limit, more)
     assert rows == [row for row in expected["rows"] if row.get("train_loss_step")]
     assert differences(expected["state_dict"], ours["state_dict"]) == []
     assert differences(expected["optimizer_states"], ours["optimizer_states"]) == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("row", ["multi-label", "the template's kind", "LSTM, plateau"])
+def test_without_last_the_file_of_model_checkpoint_is_as_good(run, row):
+    """It is saved at the end of a validation, of an epoch or in it."""
+    overrides = (
+        *ROWS[row],
+        "callbacks=[best,last]",
+        "callbacks.best.save_top_k=-1",
+        "callbacks.best.filename='{step}'",
+    )
+    overrides += ("trainer.val_check_interval=3",)
+    _, whole = run("whole", *overrides)
+    for place in ("1.2", "2.0"):
+        _, killed = run(place, *overrides, before=at(place), code=-signal.SIGKILL)
+        (killed / "checkpoints" / "last.ckpt").unlink()
+        child, found = run(place, "train", "resume=latest")
+        assert "goes on from last" not in child.stdout
+        assert_same(whole, found)
 
 
 # -- every row, every kind of kill

@@ -6,7 +6,7 @@ where it stands. What has a `state_dict` of its own, as the engine's loaders, is
 
 import os
 from collections.abc import Callable, Iterator
-from functools import cache, partial, wraps
+from functools import cache, cached_property, partial, wraps
 from itertools import chain, count, islice
 from typing import Any
 
@@ -36,14 +36,18 @@ class Seam:
         self.reasons: list[str] = []
         self.tell: Callable[[str], None] = lambda reason: None
 
-    @property
+    @cached_property
     def shares(self) -> tuple[int, int]:
         """(processes that have other data each, this one's rank among them)."""
         found = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         return found["num_replicas"], found["rank"]
 
+    @cached_property
+    def seed(self) -> int:
+        return int(os.environ.get("PL_GLOBAL_SEED", 0))  # of lightning.pytorch.seed_everything
+
     def key(self, *numbers: int) -> int:
-        return random_key(int(os.environ.get("PL_GLOBAL_SEED", 0)), *numbers)
+        return random_key(self.seed, *numbers)
 
     def epoch(self, stage: str) -> int:
         """What stands for the epoch of a loader: in a validation the batches trained so far, for it may be repeated."""

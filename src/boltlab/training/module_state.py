@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _OF_LIGHTNING = {*vars(pl.LightningModule()), "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
 _OF_TORCH = set(vars(nn.Module()))
-_LONG = 100_000  # a longer list is looked at by its identity and length
+_LONG = 100_000  # a longer list or array is looked at by its identity and length alone
 
 
 class ModuleState:
@@ -68,8 +69,8 @@ class ModuleState:
         module, owners = self.module, dict(self.module.named_modules())
         for path, encoded in state["attributes"].items():
             prefix, _, name = path.rpartition(".")
-            if prefix in owners:
-                owner = owners[prefix]
+            owner = owners.get(prefix)
+            if owner is not None and name not in (_OF_LIGHTNING if owner is module else _OF_TORCH):
                 setattr(owner, name, _decode(encoded, getattr(owner, name, None), module.device))
         for name, owner in owners.items():
             if modes is None:
@@ -90,7 +91,7 @@ def _is_plain(value: Any) -> bool:
         return getattr(value, "dtype", None) != np.dtype(object)
     if isinstance(value, dict):
         return all(isinstance(key, _PLAIN) and _is_plain(part) for key, part in value.items())
-    return isinstance(value, (list, tuple, set, deque)) and all(map(_is_plain, value))
+    return isinstance(value, (list, tuple, set, deque)) and all(map(_is_plain, islice(value, _LONG)))
 
 
 def _mark(value: Any) -> Any:
@@ -98,7 +99,7 @@ def _mark(value: Any) -> Any:
     if isinstance(value, Tensor):
         return "tensor", _Same(value), value._version
     if isinstance(value, np.ndarray):
-        return "array", value.dtype.str, value.shape, value.tobytes()
+        return "array", value.shape, value.tobytes() if value.nbytes <= _LONG else _Same(value)
     if isinstance(value, dict):
         return "dict", [(key, _mark(part)) for key, part in value.items()]
     if isinstance(value, (list, tuple, deque)):

@@ -11,11 +11,13 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     Sampler,
     SequentialSampler,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
     get_worker_info,
 )
@@ -192,3 +194,57 @@ class Form(L.LightningDataModule):
         return forms[self.val]()
 
     test_dataloader = val_dataloader
+
+
+class Numbers(L.LightningDataModule):
+    """The numbers from 0; `form` says how they are loaded."""
+
+    def __init__(self, train: int = 67, val: int = 31, batch_size: int = 8, form: str = "shuffle"):
+        super().__init__()
+        self.train, self.val, self.batch_size, self.form = train, val, batch_size, form
+
+    def train_dataloader(self):
+        data = TensorDataset(torch.arange(float(self.train))[:, None])
+        forms = {
+            "shuffle": lambda: DataLoader(data, self.batch_size, shuffle=True),
+            "drop_last": lambda: DataLoader(data, self.batch_size, shuffle=True, drop_last=True),
+            "own batches": lambda: DataLoader(data, batch_sampler=Buckets()),
+            "endless": lambda: DataLoader(data, self.batch_size, sampler=Endless()),
+            "shares itself": lambda: DataLoader(
+                data, self.batch_size, sampler=DistributedSampler(data, seed=5) if _processes() > 1 else None
+            ),
+            "in any order": lambda: DataLoader(data, self.batch_size, num_workers=2, in_order=False),
+            "numbers": lambda: [torch.tensor([[float(i)]]) for i in range(self.train)].__iter__(),
+            "fed": lambda: DataLoader(data, self.batch_size, sampler=self.sampler),
+        }
+        return forms[self.form]()
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(torch.arange(float(self.val))[:, None]), self.batch_size)
+
+
+def _processes():
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+class Fed(Sampler):
+    """What the training has told it decides the order."""
+
+    def __init__(self, count):
+        self.count, self.told = count, 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter([(i + self.told) % self.count for i in range(self.count)])
+
+
+class Feeding(Numbers):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.sampler = Fed(self.train)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        self.sampler.told += self.trainer.training
+        return batch

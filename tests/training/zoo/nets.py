@@ -126,3 +126,32 @@ class FromIterator(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 1e-2)
+
+
+class Recorder(L.LightningModule):
+    """Writes down what each step sees and draws, and logs values of the samples themselves; nothing is learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+        self.acc = MulticlassAccuracy(2, average="micro")
+
+    def _write(self, batch, stage):
+        drawn = float(torch.rand(())), random.random(), float(np.random.rand())  # noqa: NPY002
+        with open(f"{stage}-{self.global_rank}", "a") as file:
+            print(self.current_epoch, batch[0].flatten().int().tolist(), *drawn, sep=";", file=file)
+
+    def training_step(self, batch, batch_idx):
+        self._write(batch, "train")
+        return self.net(batch[0]).square().mean() * 0
+
+    def validation_step(self, batch, batch_idx):
+        self._write(batch, "val")
+        x = batch[0].flatten()
+        self.acc((x % 3 == 0).long(), (x % 2 == 0).long())
+        self.log("val_loss", x.square().mean(), sync_dist=True)
+        self.log("val_sum", x.sum(), sync_dist=True, reduce_fx="sum")
+        self.log("val_acc", self.acc)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.0)
