@@ -262,7 +262,9 @@ class Checker:
                 self.add(where, f"cannot be combined with {other}: {pair.cure}")
         group = self._strategy()
         batch_size = (self.config.get("data") or {}).get("batch_size")
-        if self.config.get("trainer") is not None and isinstance(batch_size, int):
+        # A plain data module's is of each process.
+        shared = any(path == "data" and hasattr(target, "located_by") for path, target, _ in self.calls)
+        if self.config.get("trainer") is not None and isinstance(batch_size, int) and shared:
             processes = max(1, process_count(self.config) // group)
             if batch_size % processes:
                 near = batch_size + processes - batch_size % processes

@@ -41,6 +41,18 @@ MODULES = {
     "draws and state in all hooks": net(),
     "own on_train_batch_end, frozen parts": plain("nets.Hooked", "forms.Form"),
     "dataloader_iter": plain("nets.FromIterator"),
+    "the engine's data": (
+        *(text for text in plain("nets.OnImages") if "data" not in text),
+        *("data=digits", "data.max_samples=330", "data.batch_size=48", "data.input_shape=[1,8,8]"),
+    ),
+}
+# A module of the engine: it restores itself, and only its loaders are plain.
+SHIPPED = {
+    "the engine's module": (
+        *(text for text in plain("", "tables.Classes") if text != "~model" and "+model" not in text),
+        *("model=mlp", "model.net.hidden_sizes=[8]", "model.net.dropout=0.2"),
+        *("+data.input_shape=[6]", "+data.num_classes=6", "+data.num_workers=1"),
+    ),
 }
 
 LIMIT_5 = "trainer.limit_train_batches=5"
@@ -119,4 +131,4 @@ OPTIONS = {
     "best and last": (*net(), "callbacks=[best,last]"),
     "EMA, early stopping": (*net(), "callbacks=[last,ema,early_stopping]", "callbacks.early_stopping.patience=9"),
 }
-ROWS = MODULES | LOADERS | OPTIONS
+ROWS = MODULES | LOADERS | OPTIONS | SHIPPED

@@ -115,7 +115,7 @@ class Both(Dataset):
         return N
 
     def __getitem__(self, indices):
-        indices = [indices] if isinstance(indices, int) else indices
+        indices = [indices, (indices + 1) % N] if isinstance(indices, int) else indices
         pairs = [self.inner[i] for i in indices]
         return torch.stack([x for x, _ in pairs]), torch.tensor([i for _, i in pairs])
 

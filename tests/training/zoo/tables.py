@@ -108,3 +108,16 @@ class Series(Plain):
         def __getitem__(self, index):
             wave = torch.sin(torch.arange(index, index + 9) / 5.0)[:, None]
             return {"past": wave[:8] + 0.05 * torch.randn(8, 1), "next": wave[8]}
+
+
+class Classes(Plain):
+    """For a module of the engine."""
+
+    class data(Drawn):
+        def __getitem__(self, index):
+            return self.x[index] + 0.1 * torch.randn(6), int(self.x[index].argmax())
+
+    def __init__(self, input_shape: list, num_classes: int, **arguments):
+        super().__init__(**arguments)
+        self.input_shape, self.num_classes = input_shape, num_classes
+        self.class_names = [str(i) for i in range(num_classes)]
