@@ -252,7 +252,8 @@ class _Planned(_Reading):
         rest: Iterator[Any] = islice(plan if self.plan is None else self.plan, start, None)
         # A batch goes to the same worker as in a run without a break.
         blanks = start % self.loader.num_workers if self.loader.num_workers else 0
-        keyed = ((self.key(DATA, self.epoch, self.round, n), batch) for n, batch in enumerate(rest, start))
+        key = self.key(DATA, self.epoch, self.round)
+        keyed = ((random_key(key, n), batch) for n, batch in enumerate(rest, start))
         self._asked = chain([(None, ())] * blanks, keyed)
         self.seed_workers()
         if self.reader is None:

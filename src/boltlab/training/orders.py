@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from typing import Any
 
 from torch.utils.data import (
@@ -14,6 +14,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from boltlab.data.samplers import random_key
 from boltlab.errors import DataError, UserError
 from boltlab.training.draws import Generators, seed_all
 
@@ -77,20 +78,20 @@ class Order:
         if self.training:
             for sampler in (self.source, getattr(self.source, "sampler", None)):
                 getattr(sampler, "set_epoch", _nothing)(epoch)
-        seeds = (self.key(epoch, round, n) for n in range(1 << 62))
+        key = self.key(epoch, round)
         if not self.shared:
-            batches = self._seeded(self.source, seeds)
+            batches = self._seeded(self.source, key)
             return islice(batches, _length(self.loader)) if self.sized else batches
         sampler, size, drop_last = _batching(self.loader)
-        flat = list(self._seeded(sampler, seeds))
+        flat = list(self._seeded(sampler, key))
         return iter(_share(flat, size, drop_last, self.training, self.shares))
 
-    def _seeded(self, source: Any, seeds: Iterator[int]) -> Iterator[Any]:
+    def _seeded(self, source: Any, key: int) -> Iterator[Any]:
         iterator = None
-        for n, key in enumerate(seeds):
+        for n in count():
             if n == 0 or not self._known:  # for each, where a step may draw in between
-                seed_all(key)
-                self.generators.seed(key)
+                seed_all(random_key(key, n))
+                self.generators.seed(random_key(key, n))
             iterator = iter(source) if iterator is None else iterator
             try:
                 yield next(iterator)
@@ -175,9 +176,9 @@ def _share(flat: list[Any], size: int | None, drop_last: bool, training: bool, s
     if training:
         batches = [own[i : i + size] for i in range(0, len(own), size)]
         return batches[:-1] if drop_last and len(batches[-1]) < size else batches
-    count = _evaluated(len(flat), size, drop_last, shares)
+    number = _evaluated(len(flat), size, drop_last, shares)
     if drop_last:
-        return [own[i * size : (i + 1) * size] for i in range(count)]
-    least, more = divmod(len(own), count)
-    ends = [i * least + min(i, more) for i in range(count + 1)]
+        return [own[i * size : (i + 1) * size] for i in range(number)]
+    least, more = divmod(len(own), number)
+    ends = [i * least + min(i, more) for i in range(number + 1)]
     return [own[a:b] for a, b in pairwise(ends)]
