@@ -5,6 +5,7 @@ and by one with the seam of loaders and its callback, in turns, in this process;
 """
 
 import argparse
+import logging
 import time
 import warnings
 from functools import partial
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few steps and rounds")
     quick = parser.parse_args().quick
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     rows = []
     nets = {"MLP 64-128-10": ((64,), "1.06"), "LeNet on 28 × 28": ((1, 28, 28), "1.02")}

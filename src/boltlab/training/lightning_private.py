@@ -96,6 +96,12 @@ def training_modes(trainer: Any) -> dict[str, bool]:
     return trainer.fit_loop.epoch_loop.val_loop._module_mode.mode
 
 
+def validated_metrics(trainer: Any) -> set[str]:
+    """Names of the metrics that were logged as objects in the validation."""
+    results = trainer.fit_loop.epoch_loop.val_loop._results.values()
+    return {result.meta.metric_attribute for result in results if not result.is_tensor}
+
+
 def float_counts(loop: Any) -> None:
     """Has the numbers of samples behind logged means be floats: Lightning takes their mean over the processes, and of
     15 and 16 makes 15 if they are whole numbers."""

@@ -282,12 +282,10 @@ class _Again(_Reading):
 
     def read(self, start: int, resume: dict[str, Any]) -> Iterator[Any]:
         generators, iterator = Generators(vars(self.loader).values()), None
-        here = not getattr(self.loader, "num_workers", 0)
         for n in count():
-            if here or n == 0:
-                key = self.key(DATA, self.epoch, self.round, n)
-                seed_all(key)
-                generators.seed(key)
+            key = self.key(DATA, self.epoch, self.round, n)
+            seed_all(key)
+            generators.seed(key)
             iterator = self._begin() if iterator is None else iterator
             try:
                 batch = next(iterator)

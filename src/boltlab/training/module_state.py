@@ -9,7 +9,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _OF_LIGHTNING = {*vars(pl.LightningModule()), "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
@@ -54,13 +53,12 @@ class ModuleState:
             state["gradients"] = {name: grad.detach().clone() for name, grad in waiting.items()}
         return state
 
-    def with_metrics_of(self, now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-        """The state `now`, its metrics as they were `before`: those of a validation are reset only after its end."""
-        metrics = [f"{name}." for name, m in self.module.named_modules() if isinstance(m, (Metric, MetricCollection))]
-        prefixes = tuple(metrics)
+    @staticmethod
+    def mixed(now: dict[str, Any], before: dict[str, Any], metrics: set[str]) -> dict[str, Any]:
+        """The state `now`, these metrics as they were `before`: Lightning resets them only after a validation's end."""
 
         def of_metrics(state: dict[str, Any], wanted: bool) -> dict[str, Any]:
-            return {k: v for k, v in state["attributes"].items() if k.startswith(prefixes) == wanted}
+            return {k: v for k, v in state["attributes"].items() if (k.rpartition(".")[0] in metrics) == wanted}
 
         return {**now, "attributes": of_metrics(now, False) | of_metrics(before, True)}
 

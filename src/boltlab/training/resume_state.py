@@ -173,7 +173,7 @@ class Resume(Callback):
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self._before is not None:  # what is saved from here on is behind the validation
             now = self.state.capture(lightning_private.training_modes(trainer))
-            self._before = self.state.with_metrics_of(now, self._before)
+            self._before = self.state.mixed(now, self._before, lightning_private.validated_metrics(trainer))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if not self.acts:
