@@ -260,6 +260,7 @@ class Checker:
                 self.add(where, f"cannot be combined with {other}: {pair.cure}")
         group = self._strategy()
         batch_size = (self.config.get("data") or {}).get("batch_size")
+        # A plain data module's is of each process.
         shards = any(path == "data" and hasattr(target, "num_train_batches") for path, target, _ in self.calls)
         if shards and self.config.get("trainer") is not None and isinstance(batch_size, int):
             processes = max(1, process_count(self.config) // group)

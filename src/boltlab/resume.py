@@ -144,7 +144,7 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
             state["patience"] = stopping.patience  # its own state holds the old one
     loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     try:
-        for state in loaders:
+        for state in (state for state in loaders if "samples" in state):  # of boltlab.data.loader
             data.train_dataloader().refuse_other_data(state)
     except DataError:
         if config.resume_changed != "restart_epoch":
@@ -191,6 +191,7 @@ def restart_epoch(content: dict[str, Any]) -> None:
         loops[key]["current"].update(dict.fromkeys(loops[key]["current"], 0))
         loops[key]["is_last_batch"] = False
     content.get("task", {}).pop("train_metrics", None)
+    content.pop("exact", None)
     for name, value in content.get("state_dict", {}).items():
         if name.startswith("train_metrics."):
             value.zero_()

@@ -5,6 +5,8 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -24,7 +26,8 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
 
     from boltlab import precision
     from boltlab.checkpoint import SafeCheckpointIO
-    from boltlab.data.watch import watch
+    from boltlab.training.loaders import Seam, prepare
+    from boltlab.training.resume_state import Resume
 
     torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
     for package in ("lightning.pytorch", "lightning.fabric"):
@@ -41,6 +44,8 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     callbacks = [build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}]
     if config.trainer.get("enable_progress_bar") is False:  # Lightning refuses a progress callback then
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    seam = Seam(config.get("timeout_seconds", 300.0))
+    callbacks.insert(0, Resume(seam, Path(config.run_dir) if config.get("run_dir") else None))
     if config.trainer.get("strategy", "auto") == "auto" and process_count(config) > 1:
         from lightning.pytorch.strategies import DDPStrategy
 
@@ -77,8 +82,8 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
 
     connector.resume_start = load_and_adapt
     # Lightning passes each loader through this, wherever it comes from.
-    process, seconds = trainer.strategy.process_dataloader, config.get("timeout_seconds", 300.0)
-    trainer.strategy.process_dataloader = lambda loader: watch(process(loader), seconds)
+    seam.trainer = trainer
+    trainer.strategy.process_dataloader = partial(prepare, seam, trainer.strategy.process_dataloader)
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _never
     return trainer

@@ -33,6 +33,10 @@ class Last(Checkpoint):
         Stopped: the run was told to stop, and is saved.
     """
 
+    # Whether `training.resume_state` calls the methods that save, where all of a step is done. A callback's own
+    # on_train_batch_end comes before the module's, and before the row of the step is logged.
+    deferred = False
+
     def __init__(
         self,
         dirpath: str | Path,
@@ -49,7 +53,8 @@ class Last(Checkpoint):
         self._written = 0.0  # when, of time.monotonic
         self._stops = False  # whether early stopping has ended the training
         self._due = False  # at the next place where it can be saved
-        self._before_validation = self._in_validation = False
+        self._before_validation = self._in_validation = self._in_epoch = False
+        self._stopping = 0  # the signal that is obeyed when the step is saved
         self._ask_in, self._asked, self._stride = 1, 0.0, 1
 
     @staticmethod
@@ -80,11 +85,16 @@ class Last(Checkpoint):
         ends_here = step == trainer.max_steps
         if not (stop or save or self._due or ends_here):
             return
-        self._due = True
-        if not self._can_save(trainer):
-            return
-        self._save(trainer)
-        self._stop(stop)
+        self._due, self._stopping = True, stop
+        if not self.deferred:
+            self.between_batches(trainer)
+
+    def between_batches(self, trainer: "pl.Trainer") -> None:
+        """Saves what is due, when all of a step is done."""
+        begun = trainer.fit_loop.epoch_loop.batch_progress.current.completed or not self.deferred
+        if self._due and begun and self._can_save(trainer):
+            self._save(trainer)
+            self._stop(self._stopping)
 
     def _can_save(self, trainer: "pl.Trainer") -> bool:
         """Whether, after a batch, Lightning can go on from here."""
@@ -94,8 +104,11 @@ class Last(Checkpoint):
         return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.deferred:
+            self.before_validation(trainer)
+
+    def before_validation(self, trainer: "pl.Trainer") -> None:
+        """Saves what is due; the validation is run from its start after a resume."""
         stop, save = self._told(trainer)
         if (stop or save or self._due) and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._save(trainer, before_validation=True)
@@ -125,8 +138,23 @@ class Last(Checkpoint):
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         ends |= trainer.global_step == trainer.max_steps
         if self._due or ends or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._stops = trainer.should_stop
+            self._stops, self._due = trainer.should_stop, True
+            if not self.deferred:
+                self.save_due(trainer)
+
+    def save_due(self, trainer: "pl.Trainer") -> None:
+        """Saves what is due, when all of an epoch is done."""
+        if self._due:
             self._save(trainer)
+
+    def before_epoch_end(self, trainer: "pl.Trainer") -> None:
+        """Saves where `max_steps` ends a run in mid-epoch, before the hooks of an epoch's end."""
+        if trainer.global_step == trainer.max_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._in_epoch = True
+            try:
+                self._save(trainer)
+            finally:
+                self._in_epoch = False
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._ask_in = 1
@@ -237,6 +265,9 @@ class Last(Checkpoint):
             begun = {**nothing, "ready": 1, "started": 1}
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress.update(total=begun, current=nothing, is_last_batch=False)
+        if self._in_epoch:
+            for counted in checkpoint["loops"]["fit_loop"]["epoch_progress"].values():
+                counted["processed"] -= 1
 
     def state_dict(self) -> dict[str, Any]:
         return {"stops": self._stops}

@@ -190,7 +190,8 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
                 where = f"goes on from {newest.name}, {resume.place(content)}"
             except (AttributeError, KeyError, TypeError, ValueError) as e:
                 raise checkpoint.CheckpointError(f"{newest} is not as boltlab writes it: no {e}") from e
-            if resume.longer(content, config) and config.scheduler and "Constant" not in config.scheduler._target_:
+            schedule = config.get("scheduler")
+            if resume.longer(content, config) and schedule and "Constant" not in schedule._target_:
                 where += "; the learning rate follows the schedule of the new length"
         kept, last = (folder / "config.yaml").read_text(encoding="utf-8"), newest and newest.stat().st_mtime_ns
         if begins:

@@ -224,6 +224,8 @@ class Task(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
+    restores_itself = True  # what a resume needs is in its state dict: see boltlab.training.resume_state
+
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
         loss: dict[str, Metric] = {"loss": MeanLoss()}

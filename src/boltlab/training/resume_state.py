@@ -1,0 +1,254 @@
+"""What a plain LightningModule needs beside its loaders to resume to the bit: when to save, what Lightning omits."""
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from boltlab import runs
+from boltlab.callbacks.last import Last
+from boltlab.training import lightning_private
+from boltlab.training.draws import EVALUATION, HOOK, STEP, seed_all
+from boltlab.training.loaders import Exact, Seam, flattened
+from boltlab.training.module_state import ModuleState
+
+KEY = "exact"  # in a checkpoint
+_TRAIN_START, _EPOCH_START, _VAL_START, _VAL_END, _EPOCH_END = range(5)
+
+
+class Resume(Callback):
+    """The first of the callbacks. Modules that see to it themselves (`restores_itself = True`) are left alone.
+
+    Draws: each step and each hook of an epoch begins with its own seeds, so no generator's state is saved.
+    When: checkpoints are saved where all of a step is done: when the loader is asked for the next batch, before a
+    validation that is due, and when the next epoch begins. `Last` marks them, and is called from here, before all other
+    callbacks: what these do at such a place, they do again after a resume.
+    What: sums of `self.log`, metrics, attributes, modes, frozen parameters, gradients that wait for a step.
+    """
+
+    def __init__(self, seam: Seam, folder: Path | None) -> None:
+        self.seam, self.folder = seam, folder
+        self.acts = False
+        self._hooked = False
+        self._restored: dict[str, Any] = {}  # of the checkpoint, until the first hook of the loop
+        self._loader_states: list[dict[str, Any]] = []
+        self._before: dict[str, Any] | None = None  # the state before the validation that is running
+        self._epoch_ends = False
+
+    # -- a fit begins
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        self.acts = not getattr(pl_module, "restores_itself", False)
+        if not self.acts or self._hooked or stage == "predict":
+            return
+        self._hooked = True
+        lightning_private.check(trainer)
+        fetches = "dataloader_iter" not in inspect.signature(pl_module.training_step).parameters
+        before = self._between_batches if fetches else _nothing
+        if not fetches:  # the step itself asks for its batch
+            self.on_train_batch_start = self._before_batch  # type: ignore[assignment, method-assign]
+        lightning_private.around_fetches(trainer.fit_loop.epoch_loop, before, self._seed_step)
+        for loop in lightning_private.evaluation_loops(trainer):
+            lightning_private.around_fetches(loop, None, partial(self._seed_evaluation, loop))
+        if trainer.world_size > 1:
+            self.on_validation_batch_end = self.on_test_batch_end = self._float_counts  # type: ignore[method-assign]
+        for owner in (trainer.datamodule, pl_module):  # type: ignore[attr-defined]
+            self.seam.seed_making(owner)
+
+    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.acts:
+            self.state = ModuleState(pl_module)
+            self._lasts = [c for c in trainer.callbacks if isinstance(c, Last)]  # type: ignore[attr-defined]
+            for last in self._lasts:
+                last.deferred = True
+
+    def on_load_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        if self.acts and trainer.state.fn == "fit":
+            self._restored = checkpoint.get(KEY, {})
+            self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not self.acts:
+            return
+        self._report(trainer)
+        self._hand_loaders_their_state(trainer)
+        metrics = self._restored.get("metrics", {})
+        trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in metrics.items()})
+        self._seed(_TRAIN_START)
+
+    def _report(self, trainer: "pl.Trainer") -> None:
+        if not hasattr(trainer, "val_check_interval"):  # Lightning leaves it out where it is a time
+            self.seam.cannot("trainer.val_check_interval is a time: validations follow the clock")
+        known = runs.read_summary(self.folder) if self.folder else {}
+        if known.get("exact") is False:  # of an earlier part of this run
+            self.seam.reasons.insert(0, str(known.get("exact_reason")))
+        self._tell(trainer)
+        self.seam.tell = lambda reason: self._tell(trainer, reason)
+
+    def _tell(self, trainer: "pl.Trainer", *new: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        reasons = list(dict.fromkeys(self.seam.reasons))
+        for reason in new or reasons:
+            print(f"an interrupted run will not resume to the bit: {reason}", flush=True)
+        if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            values = {"exact": not reasons, "exact_reason": "; ".join(reasons) or None}
+            runs.write_summary(self.folder, **values)
+
+    def _hand_loaders_their_state(self, trainer: "pl.Trainer") -> None:
+        loaders = flattened(trainer.train_dataloader)
+        stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
+        again = False
+        for loader, state in zip(stateful, self._loader_states, strict=False):
+            if isinstance(loader, Exact):
+                again |= loader.resume_later(state)
+        lightning_private.hand_loaders_their_state(trainer, again)
+        if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            lightning_private.loaded_in(trainer, self.seam.made_in())
+        self._loader_states = []
+
+    # -- between the steps
+
+    def _between_batches(self) -> None:
+        trainer = self.seam.trainer
+        self._settle(trainer)
+        self._before = None
+        for last in self._lasts:
+            last.between_batches(trainer)
+
+    def _before_batch(self, trainer: "pl.Trainer", *_: Any) -> None:
+        """Where the step itself asks for its batch: nothing of it is done, but Lightning has counted it."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        for counted in (progress.current, progress.total):
+            counted.ready -= 1
+        try:
+            self._between_batches()
+        finally:
+            for counted in (progress.current, progress.total):
+                counted.ready += 1
+
+    def _settle(self, trainer: "pl.Trainer") -> None:
+        """Puts back what the checkpoint holds, after all that modules and callbacks do when a training begins."""
+        restored, self._restored = self._restored, {}
+        if not restored:
+            return
+        shares = restored["processes"]
+        if len(shares) != trainer.world_size:
+            self.seam.cannot(f"resumed on {trainer.world_size} processes instead of {len(shares)}")
+            return
+        mine = shares[trainer.global_rank]
+        self.state.restore(mine["module"], lightning_private.training_modes(trainer) if trainer.validating else None)
+        lightning_private.restore_logged_sums(trainer, self.state.module, mine["sums"])
+
+    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.acts:
+            self._settle(trainer)
+            self._before, self._epoch_ends = None, False
+            for last in self._lasts:
+                last.save_due(trainer)
+            self._seed(_EPOCH_START)
+
+    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not self.acts or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._settle(trainer)
+        if trainer.world_size > 1:  # each process has its own statistics of norms; a checkpoint holds those of rank 0
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        self._before = self.state.capture(lightning_private.training_modes(trainer))
+        for last in self._lasts:
+            last.before_validation(trainer)
+        self._seed(_VAL_START)
+
+    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.acts and trainer.state.fn == "fit":
+            self._seed(_VAL_END)
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self._before is not None:  # what is saved from here on is behind the validation
+            now = self.state.capture(lightning_private.training_modes(trainer))
+            self._before = self.state.mixed(now, self._before, lightning_private.validated_metrics(trainer))
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not self.acts:
+            return
+        self._settle(trainer)
+        self._before, self._epoch_ends = None, True
+        for last in self._lasts:
+            last.before_epoch_end(trainer)
+        # Lightning steps no plateau scheduler at the end of an epoch that was resumed.
+        trainer.fit_loop.restarting = False
+        self._seed(_EPOCH_END)
+
+    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.acts:
+            for last in self._lasts:
+                last.save_due(trainer)
+
+    # -- draws
+
+    def _seed(self, hook: int) -> None:
+        fit = self.seam.trainer.fit_loop
+        self._seed_all(HOOK, hook, fit.epoch_progress.current.processed, 1 + fit.total_batch_idx)
+
+    def _seed_step(self) -> None:
+        loop = self.seam.trainer.fit_loop
+        self._seed_all(STEP, self.seam.trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready)
+
+    def _seed_evaluation(self, loop: Any) -> None:
+        self._seed_all(EVALUATION, self.seam.epoch("val"), loop.batch_progress.current.ready)
+
+    def _seed_all(self, kind: int, *numbers: int) -> None:
+        key = self.seam.key(kind, self.seam.shares[1], *numbers)
+        seed_all(key, self.seam.trainer.strategy.root_device)
+
+    # -- means over processes
+
+    def _float_counts(self, trainer: "pl.Trainer", *_: Any, **__: Any) -> None:
+        for loop in lightning_private.evaluation_loops(trainer):
+            lightning_private.float_counts(loop)
+
+    # -- checkpoints
+
+    def on_save_checkpoint(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
+    ) -> None:
+        if not self.acts or trainer.state.fn != "fit":
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        _finish(loops["epoch_loop.batch_progress"])
+        _finish(loops["epoch_progress"])
+        ahead = lightning_private.fetched_ahead(trainer)
+        for state in loops["state_dict"].get("combined_loader", []):
+            if ahead and "delivered" in state:
+                state["delivered"] = max(0, state["delivered"] - ahead)
+        module = self.state.capture() if self._before is None else self._before
+        sums = [] if self._epoch_ends else lightning_private.logged_sums(trainer)
+        mine = {"module": module, "sums": sums}
+        metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
+        checkpoint[KEY] = {"processes": _of_all_processes(trainer, mine), "metrics": metrics}
+
+
+def _finish(progress: dict[str, Any]) -> None:
+    """Takes back the beginning of a batch or an epoch of which nothing was done."""
+    for counted in (progress["current"], progress["total"]):
+        if counted["ready"] == counted["processed"] + 1 and counted["started"] == counted["processed"]:
+            counted["ready"] = counted["processed"]
+
+
+def _of_all_processes(trainer: "pl.Trainer", mine: Any) -> list[Any]:
+    if trainer.world_size == 1:
+        return [mine]
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def _nothing() -> None:
+    """Stands for what is not to be done."""

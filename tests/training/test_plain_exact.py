@@ -1,0 +1,47 @@
+"""A run that cannot resume to the bit says so when it begins, or when it is seen, and in summary.json."""
+
+import json
+
+import pytest
+from training.rows import plain
+
+RECORD = tuple(text for text in plain("nets.Recorder", "forms.Numbers") if "every_n_train_steps" not in text)
+RECORD += ("trainer.max_epochs=1",)
+CASES = {
+    "clock": (["trainer.val_check_interval='00:00:10:00'"], "val_check_interval is a time"),
+    "workers in any order": (["+data.form='in any order'"], "in_order=False"),
+    "no DataLoader": (["+data.form=numbers"], "is no DataLoader"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_said_once_and_kept(inside, case, tmp_path):
+    arguments, reason = CASES[case]
+    code, out, err = inside(*RECORD, *arguments)
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if reason in line]
+    assert len(lines) == 1 and lines[0].startswith("an interrupted run will not resume to the bit: ")
+    summary = json.loads(next(tmp_path.glob("logs/train/*/summary.json")).read_text())
+    assert summary["exact"] is False and reason in summary["exact_reason"]
+
+
+def test_an_order_that_the_training_decides_is_noticed_on_resume(inside, tmp_path):
+    arguments = [text.replace("forms.Numbers", "forms.Feeding") for text in RECORD]
+    arguments += ["+data.form=fed", "trainer.max_steps=5", "trainer.max_epochs=2"]
+    code, out, err = inside(*arguments)
+    assert code == 0, err
+    summary = next(tmp_path.glob("logs/train/*/summary.json"))
+    assert json.loads(summary.read_text())["exact"] is True
+    code, out, err = inside("train", "resume=latest", "trainer.max_steps=20")
+    assert code == 0, err
+    assert json.loads(summary.read_text())["exact"] is True  # the first epoch was planned before anything was told
+    code, out, err = inside("train", "resume=latest", "trainer.max_epochs=3", "trainer.max_steps=24")
+    assert code == 0, err
+    assert "the order of the train loader is another one than before the interruption" in out
+    assert json.loads(summary.read_text())["exact"] is False
+
+
+def test_shipped_modules_say_nothing_of_it(boltlab, tmp_path):
+    code, _, err = boltlab("train", "logger=none", "callbacks=[last]", "trainer.max_epochs=1", "data.max_samples=64")
+    assert code == 0, err
+    assert "exact" not in json.loads(next(tmp_path.glob("logs/train/*/summary.json")).read_text())
