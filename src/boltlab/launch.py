@@ -133,7 +133,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
             try:
                 elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
             finally:
-                told = signals.inbox.stop or _stopped(folder)
+                told = signals.inbox.stop
     except ChildFailedError as e:
         records = _told(folder)
         if told and all(record["partner"] for record in records):  # they had not all come as far as the others
