@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from boltlab.errors import UserError
 
@@ -41,6 +41,8 @@ def in_order(loader: Any) -> Any:
     if isinstance(loader, dict):
         return {name: in_order(part) for name, part in loader.items()}
     if type(loader) is not DataLoader or type(loader.batch_sampler) is not BatchSampler:
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
         return loader
     names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     kept = {name: getattr(loader, name) for name in names}

@@ -204,15 +204,23 @@ def _editable() -> Iterator[tuple[PathDistribution, Path]]:
     `.dist-info` in an archive is on sys.path as well where a command is run in it."""
     folders = {*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     folders |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
-    for folder in sorted(folders):
-        for path in sorted(Path(folder).glob("*.dist-info/direct_url.json")):
-            try:
-                said = json.loads(path.read_bytes())
-                url, editable = urlsplit(said["url"]), said["dir_info"]["editable"]
-            except (OSError, ValueError, KeyError, TypeError):  # of a URL or an archive
-                continue
-            if url.scheme == "file" and editable is True:
-                yield PathDistribution(path.parent), Path(url2pathname(url.path)).resolve()
+    for folder in map(Path, sorted(folders)):
+        if folder.is_dir():
+            yield from _editable_in(folder, folder.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _editable_in(folder: Path, _: int) -> tuple[tuple[PathDistribution, Path], ...]:
+    found = []
+    for path in sorted(folder.glob("*.dist-info/direct_url.json")):
+        try:
+            said = json.loads(path.read_bytes())
+            url, editable = urlsplit(said["url"]), said["dir_info"]["editable"]
+        except (OSError, ValueError, KeyError, TypeError):  # of a URL or an archive
+            continue
+        if url.scheme == "file" and editable is True:
+            found.append((PathDistribution(path.parent), Path(url2pathname(url.path)).resolve()))
+    return tuple(found)
 
 
 def _imported_from(package: str, root: Path) -> bool:

@@ -65,6 +65,7 @@ def test_runs_of_a_subfolder_stand_with_those_of_the_project(boltlab, own, monke
     monkeypatch.chdir(root / "src")
     assert boltlab("train", *overrides("forecaster"), *SHORT, "log_dir=mine")[0] == 0
     assert len(list(runs.folders(root / "src" / "mine"))) == 1  # as the command line says it, from here
+    assert boltlab("eval", "run=latest")[0] == 0 and not Path("logs").exists()
 
 
 def test_a_run_is_used_from_anywhere_where_the_package_is_installed(boltlab, own, tmp_path, monkeypatch):

@@ -320,6 +320,16 @@ def test_nets_and_partials_of_a_module_stay_out_of_its_checkpoints(inside, train
     assert content["config"]["model"]["net"]["hidden"] == 16
 
 
+def test_a_module_that_compiles_its_net_loads_under_the_names_of_the_net(inside, trained, tmp_path):
+    run = trained("lit")
+    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    state = content["state_dict"]
+    content["state_dict"] = {key.replace("net.", "net._orig_mod.", 1): value for key, value in state.items()}
+    checkpoint.write(content, tmp_path / "compiled.ckpt")
+    loaded = package.load(tmp_path / "compiled.ckpt").state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
 def test_a_metric_that_nothing_logs_is_one_line(boltlab, inside):
     rest = ("monitor=val_accuracy", "trainer.max_epochs=1")
     code, _, err = boltlab("train", *[o for o in overrides("vae") if "monitor" not in o], *rest)

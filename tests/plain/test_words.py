@@ -1,4 +1,4 @@
-"""The words of the most used template: they work where they mean the same, else the answer is how it is written here."""
+"""The words of the most used template: they work where they mean the same, else the answer is how we write it."""
 
 import pytest
 from warm import differences, outcome
