@@ -47,7 +47,7 @@ class Project:
 
     @property
     def trusted(self) -> bool:
-        return self.problem is None or self.package in named()
+        return self.problem is None
 
 
 def find(start: Path | None = None) -> Project | None:
@@ -183,7 +183,7 @@ def _read(path: Path, _: int) -> tuple[str, str] | None:
 def _project(root: Path, package: str, configs: str) -> Project:
     distribution = next((found for found, where in _editable() if where == root), None)
     problem = None
-    if distribution is None:
+    if distribution is None and package not in named():
         problem = "it is not installed editable in this Python"
     elif not _imported_from(package, root):
         problem = f"the package {package!r} is not imported from below it"
