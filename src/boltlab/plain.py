@@ -24,14 +24,16 @@ def lacks(method: str, *owners: Any) -> str | None:
     return f"{type(owners[0]).__name__} has no {method}"
 
 
-def need(verb: str, model: Any, data: Any, step: str, loader: str) -> None:
+def need(verb: str, model: Any, data: Any, step: str, *loaders: str) -> None:
     """
     Raises:
-        UserError: the module has no such step, or neither it nor the data module has such a loader.
+        UserError: the module has no such step, or neither it nor the data module has one of the loaders.
     """
-    lacking = [lack for lack in (lacks(step, model), lacks(loader, data, model)) if lack]
+    lacking = [lack] if (lack := lacks(step, model)) else []
+    if all(lacks(loader, data, model) for loader in loaders):
+        lacking.append(f"{type(data).__name__} has no {' or '.join(loaders)}")
     if lacking:
-        raise UserError(f"{verb} calls {step} on the batches of {loader}: {' and '.join(lacking)}")
+        raise UserError(f"{verb} calls {step} on the batches of {' or '.join(loaders)}: {' and '.join(lacking)}")
 
 
 def in_order(loader: Any) -> Any:
