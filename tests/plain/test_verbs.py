@@ -84,7 +84,7 @@ def test_eval_of_train_takes_each_training_sample_once_in_order(boltlab, inside,
     expected = with_lightning(run, "vae", "validate", dataloaders=loader)
     found = evaluated(boltlab, f"run={run}", "split=train")
     assert found == {key.replace("val_", "train_"): value for key, value in expected.items()}
-    assert "train_latest_kl" in found  # only the first word of a name is the split's
+    assert "train_interval_kl" in found  # only the first word of a name is the split's
 
 
 def test_eval_of_another_batch_size_gives_the_data_module_its_state(boltlab, inside, trained):
@@ -333,4 +333,4 @@ def test_a_module_that_compiles_its_net_loads_under_the_names_of_the_net(inside,
 def test_a_metric_that_nothing_logs_is_one_line(boltlab, inside):
     rest = ("monitor=val_accuracy", "trainer.max_epochs=1")
     code, _, err = boltlab("train", *[o for o in overrides("vae") if "monitor" not in o], *rest)
-    assert code == 1 and err.count("\n") == 1 and "val_accuracy" in err and "val_latest_kl" in err
+    assert code == 1 and err.count("\n") == 1 and "val_accuracy" in err and "val_interval_kl" in err
