@@ -1,4 +1,4 @@
-"""The words of the most used template: they work where they mean the same, else the answer is how we write it."""
+"""The words of the most used template: those that mean the same work, the others are answered with ours."""
 
 import pytest
 from warm import differences, outcome
