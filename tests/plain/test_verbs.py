@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_eval_of_train_takes_each_training_sample_once_in_order(boltlab, inside,
     loader = torch.utils.data.DataLoader(data.parts["train"], batch_size=16)
     expected = with_lightning(run, "vae", "validate", dataloaders=loader)
     found = evaluated(boltlab, f"run={run}", "split=train")
-    assert found == {key.replace("val_", "train_"): value for key, value in expected.items()}
+    assert found == {f"train_{key.removeprefix('val_')}": value for key, value in expected.items()}
     assert "train_interval_kl" in found  # only the first word of a name is the split's
 
 
@@ -203,6 +204,21 @@ def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(insid
     probe.fit(config, parts)
     assert found["loss"][0] == found["loss"][1] and not found["moved"]  # the learning rate is 0
     assert found["flops"][0] == found["flops"][1] > 0
+
+
+def test_a_measured_fit_leaves_the_weights_of_a_module_with_a_schedule(inside):
+    from boltlab.commands import probe
+    from boltlab.config import compose
+
+    moved = []
+
+    def parts(trainer, model, loader):
+        before = [p.detach().clone() for p in model.parameters()]
+        yield from itertools.islice(probe.endless(loader), 4)
+        moved.extend(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+    probe.fit(compose("train", overrides("labels")).config, parts)
+    assert moved and not any(moved)
 
 
 def test_a_batch_size_is_found_for_batches_of_any_kind(boltlab, inside, monkeypatch):
