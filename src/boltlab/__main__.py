@@ -14,7 +14,10 @@ VERBS = {
     "sweep": ("trainings whose values a sampler chooses, with pruning", "boltlab sweep sweep=digits workers=2"),
     "eval": ("all metrics of a run on a split", "boltlab eval run=latest split=val"),
     "reproduce": ("train a run again and compare everything", "boltlab reproduce run=latest"),
-    "predict": ("class and probabilities of image files", "boltlab predict run=latest input='photos/*.jpg'"),
+    "predict": (
+        "class and probabilities of image files, or a module's own predictions",
+        "boltlab predict run=latest input='photos/*.jpg'",
+    ),
     "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
     "runs": (
         "a table of the runs; diff, rm, archive, tag and note for some of them",

@@ -287,7 +287,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     Raises:
         ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
     """
-    top = project.current() if verb in COMPOSED else None
+    top = project.current() if verb in COMPOSED else project.find()
     parsed, mistakes = _parse(overrides, sweep)
     known = groups()
     root_keys = list(ROOTS[verb].__dataclass_fields__)
@@ -339,7 +339,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         config, choices = _hydra_compose(verb, [_first(o) for o in chosen + kept], mistakes)
     if config is None or (mistakes and not check):
         raise ConfigError(mistakes)
-    if top is not None:
+    if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
     if not check:
         return Composed(verb, config, overrides, choices)
@@ -392,9 +392,9 @@ def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
     """Lets folders that a config names relatively stand in the project, from a folder below it too; what the command
     line names is relative to the current one, as everywhere."""
     for key in ("log_dir", "data_dir"):
-        place = config.get(key)
-        if isinstance(place, str) and key not in given and not Path(place).expanduser().is_absolute():
-            config[key] = os.path.relpath(root / place)
+        place = None if OmegaConf.is_interpolation(config, key) else config.get(key)
+        if isinstance(place, str) and key not in given and Path.cwd() != root:
+            config[key] = str(root / Path(place).expanduser())
 
 
 def grid(overrides: list[str]) -> list[list[str]]:

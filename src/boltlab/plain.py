@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from boltlab.errors import UserError
 
@@ -24,14 +24,16 @@ def lacks(method: str, *owners: Any) -> str | None:
     return f"{type(owners[0]).__name__} has no {method}"
 
 
-def need(verb: str, model: Any, data: Any, step: str, loader: str) -> None:
+def need(verb: str, model: Any, data: Any, step: str, *loaders: str) -> None:
     """
     Raises:
-        UserError: the module has no such step, or neither it nor the data module has such a loader.
+        UserError: the module has no such step, or neither it nor the data module has one of the loaders.
     """
-    lacking = [lack for lack in (lacks(step, model), lacks(loader, data, model)) if lack]
+    lacking = [lack] if (lack := lacks(step, model)) else []
+    if all(lacks(loader, data, model) for loader in loaders):
+        lacking.append(f"{type(data).__name__} has no {' or '.join(loaders)}")
     if lacking:
-        raise UserError(f"{verb} calls {step} on the batches of {loader}: {' and '.join(lacking)}")
+        raise UserError(f"{verb} calls {step} on the batches of {' or '.join(loaders)}: {' and '.join(lacking)}")
 
 
 def in_order(loader: Any) -> Any:
@@ -41,6 +43,8 @@ def in_order(loader: Any) -> Any:
     if isinstance(loader, dict):
         return {name: in_order(part) for name, part in loader.items()}
     if type(loader) is not DataLoader or type(loader.batch_sampler) is not BatchSampler:
+        return loader
+    if isinstance(loader.dataset, IterableDataset):
         return loader
     names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     kept = {name: getattr(loader, name) for name in names}

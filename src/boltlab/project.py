@@ -47,7 +47,7 @@ class Project:
 
     @property
     def trusted(self) -> bool:
-        return self.problem is None or self.package in named()
+        return self.problem is None
 
 
 def find(start: Path | None = None) -> Project | None:
@@ -183,7 +183,7 @@ def _read(path: Path, _: int) -> tuple[str, str] | None:
 def _project(root: Path, package: str, configs: str) -> Project:
     distribution = next((found for found, where in _editable() if where == root), None)
     problem = None
-    if distribution is None:
+    if distribution is None and package not in named():
         problem = "it is not installed editable in this Python"
     elif not _imported_from(package, root):
         problem = f"the package {package!r} is not imported from below it"
@@ -204,15 +204,23 @@ def _editable() -> Iterator[tuple[PathDistribution, Path]]:
     `.dist-info` in an archive is on sys.path as well where a command is run in it."""
     folders = {*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     folders |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
-    for folder in sorted(folders):
-        for path in sorted(Path(folder).glob("*.dist-info/direct_url.json")):
-            try:
-                said = json.loads(path.read_bytes())
-                url, editable = urlsplit(said["url"]), said["dir_info"]["editable"]
-            except (OSError, ValueError, KeyError, TypeError):  # of a URL or an archive
-                continue
-            if url.scheme == "file" and editable is True:
-                yield PathDistribution(path.parent), Path(url2pathname(url.path)).resolve()
+    for folder in map(Path, sorted(folders)):
+        if folder.is_dir():
+            yield from _editable_in(folder, folder.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _editable_in(folder: Path, _: int) -> tuple[tuple[PathDistribution, Path], ...]:
+    found = []
+    for path in sorted(folder.glob("*.dist-info/direct_url.json")):
+        try:
+            said = json.loads(path.read_bytes())
+            url, editable = urlsplit(said["url"]), said["dir_info"]["editable"]
+        except (OSError, ValueError, KeyError, TypeError):  # of a URL or an archive
+            continue
+        if url.scheme == "file" and editable is True:
+            found.append((PathDistribution(path.parent), Path(url2pathname(url.path)).resolve()))
+    return tuple(found)
 
 
 def _imported_from(package: str, root: Path) -> bool:

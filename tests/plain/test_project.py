@@ -15,6 +15,7 @@ import boltlab as package
 from boltlab import project, runs
 from boltlab.config import CONFIG_DIR, compose, groups
 from boltlab.errors import UserError
+from boltlab.trust import UntrustedConfig, refuse_untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 SHORT = ("test=false", "callbacks=[best,last]", "trainer.max_epochs=1")
@@ -65,6 +66,7 @@ def test_runs_of_a_subfolder_stand_with_those_of_the_project(boltlab, own, monke
     monkeypatch.chdir(root / "src")
     assert boltlab("train", *overrides("forecaster"), *SHORT, "log_dir=mine")[0] == 0
     assert len(list(runs.folders(root / "src" / "mine"))) == 1  # as the command line says it, from here
+    assert boltlab("eval", "run=latest")[0] == 0 and not Path("logs").exists()
 
 
 def test_a_run_is_used_from_anywhere_where_the_package_is_installed(boltlab, own, tmp_path, monkeypatch):
@@ -182,6 +184,28 @@ def test_an_importable_package_is_trusted_for_the_command_that_names_it(boltlab,
     assert boltlab("eval", "run=latest")[0] == 1 and "BOLTLAB_TRUSTED" not in os.environ
     run = next(runs.folders("logs"))
     assert "trusted" not in (run / "config.yaml").read_text() + (run / "overrides.yaml").read_text()
+
+
+def test_a_project_is_not_trusted_by_the_name_of_a_package_that_lies_elsewhere(boltlab, own):
+    root, _ = own
+    (root / "configs" / "data" / "evil.yaml").write_text(yaml.safe_dump(EVIL))
+    text = (root / "pyproject.toml").read_text()
+    (root / "pyproject.toml").write_text(text.replace('package = "cells"', 'package = "sklearn"'))
+    code, _, err = boltlab("show", "data=evil", "trusted=[sklearn]")
+    assert code == 1 and "'sklearn' is not imported from below it" in err and not Path("canary").exists()
+
+
+def test_a_run_builds_classes_of_ones_own_and_calls_no_functions(own):
+    root, site = own
+    install(root, site)
+    refuse_untrusted({"model": {"_target_": "cells.models.VAE"}, "net": {"_target_": "cells.data.Digits"}}, "a run")
+    with pytest.raises(UntrustedConfig, match="is no class"):
+        refuse_untrusted({"data": {"_target_": "cells.data.padded", "items": []}}, "a run")
+    for name in ("cells.data.torch.load", "cells.data.L.Trainer", "cells.models.nn.Linear"):  # by way of its imports
+        with pytest.raises(UntrustedConfig):
+            refuse_untrusted({"data": {"_target_": name}}, "a run")
+    with project.options("eval", ["trusted=[cells.data.padded]"]):
+        refuse_untrusted({"data": {"_target_": "cells.data.padded", "items": []}}, "a run")
 
 
 MISTAKES = {

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -83,8 +84,8 @@ def test_eval_of_train_takes_each_training_sample_once_in_order(boltlab, inside,
     loader = torch.utils.data.DataLoader(data.parts["train"], batch_size=16)
     expected = with_lightning(run, "vae", "validate", dataloaders=loader)
     found = evaluated(boltlab, f"run={run}", "split=train")
-    assert found == {key.replace("val_", "train_"): value for key, value in expected.items()}
-    assert "train_latest_kl" in found  # only the first word of a name is the split's
+    assert found == {f"train_{key.removeprefix('val_')}": value for key, value in expected.items()}
+    assert "train_interval_kl" in found  # only the first word of a name is the split's
 
 
 def test_eval_of_another_batch_size_gives_the_data_module_its_state(boltlab, inside, trained):
@@ -205,6 +206,21 @@ def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(insid
     assert found["flops"][0] == found["flops"][1] > 0
 
 
+def test_a_measured_fit_leaves_the_weights_of_a_module_with_a_schedule(inside):
+    from boltlab.commands import probe
+    from boltlab.config import compose
+
+    moved = []
+
+    def parts(trainer, model, loader):
+        before = [p.detach().clone() for p in model.parameters()]
+        yield from itertools.islice(probe.endless(loader), 4)
+        moved.extend(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+    probe.fit(compose("train", overrides("labels")).config, parts)
+    assert moved and not any(moved)
+
+
 def test_a_batch_size_is_found_for_batches_of_any_kind(boltlab, inside, monkeypatch):
     monkeypatch.setattr("boltlab.commands.tune.SECONDS_PER_SIZE", 0.01)
     for kind in ("forecaster", "lstm"):
@@ -320,7 +336,17 @@ def test_nets_and_partials_of_a_module_stay_out_of_its_checkpoints(inside, train
     assert content["config"]["model"]["net"]["hidden"] == 16
 
 
+def test_a_module_that_compiles_its_net_loads_under_the_names_of_the_net(inside, trained, tmp_path):
+    run = trained("lit")
+    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    state = content["state_dict"]
+    content["state_dict"] = {key.replace("net.", "net._orig_mod.", 1): value for key, value in state.items()}
+    checkpoint.write(content, tmp_path / "compiled.ckpt")
+    loaded = package.load(tmp_path / "compiled.ckpt").state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
+
+
 def test_a_metric_that_nothing_logs_is_one_line(boltlab, inside):
     rest = ("monitor=val_accuracy", "trainer.max_epochs=1")
     code, _, err = boltlab("train", *[o for o in overrides("vae") if "monitor" not in o], *rest)
-    assert code == 1 and err.count("\n") == 1 and "val_accuracy" in err and "val_latest_kl" in err
+    assert code == 1 and err.count("\n") == 1 and "val_accuracy" in err and "val_interval_kl" in err

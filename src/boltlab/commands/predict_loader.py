@@ -90,8 +90,8 @@ def predicted(
     config = edit(trained, for_run, settled=True)
     model = checkpoint.restore(content)
     data, _ = build_data(config, content, folder)
-    loader = "predict_dataloader" if plain.has(data, "predict_dataloader") else "test_dataloader"
-    plain.need("predict", model, data, "predict_step", loader)
+    plain.need("predict", model, data, "predict_step", "predict_dataloader", "test_dataloader")
+    loader = "test_dataloader" if plain.lacks("predict_dataloader", data, model) else "predict_dataloader"
     trainer, sizes = make_trainer(config), _Sizes()
     trainer.callbacks.append(sizes)
     make = getattr(data if plain.has(data, loader) else model, loader)

@@ -29,7 +29,7 @@ class VAE(L.LightningModule):
         reconstruction = F.mse_loss(x_hat, x, reduction="sum") / len(x)
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp()) / len(x)
         loss = reconstruction + self.hparams.beta * kl
-        self.log_dict({f"{stage}_loss": loss, f"{stage}_latest_kl": kl}, on_epoch=True, on_step=False)
+        self.log_dict({f"{stage}_loss": loss, f"{stage}_interval_kl": kl}, on_epoch=True, on_step=False)
         return loss
 
     def training_step(self, batch, batch_idx):
