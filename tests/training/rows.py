@@ -49,7 +49,7 @@ MODULES = {
 # A module of the engine: it restores itself, and only its loaders are plain.
 SHIPPED = {
     "the engine's module": (
-        *(text for text in plain("", "tables.Classes") if text != "~model" and "+model" not in text),
+        *(text for text in plain("", "tables.Classes") if text not in ("~model", "~scheduler", "+model._target_=zoo.")),
         *("model=mlp", "model.net.hidden_sizes=[8]", "model.net.dropout=0.2"),
         *("+data.input_shape=[6]", "+data.num_classes=6", "+data.num_workers=1"),
     ),

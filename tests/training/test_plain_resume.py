@@ -135,6 +135,12 @@ def test_sigterm_saves_and_the_run_resumes_to_the_same_bits(run, hook, step):
     assert_same(whole, found)
 
 
+def logged_in_steps(found):
+    """The epoch's values of the shorter run stand beside those of its last step."""
+    names = ("epoch", "step", "train_loss_step", "acc_step", "after", "odd")
+    return [[row[name] for name in names] for row in found["rows"] if row.get("train_loss_step")]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(("limit", "more"), [(10, 16), (7, 9), (15, 21)])
 def test_a_run_that_max_steps_has_ended_is_made_longer_exactly(run, limit, more):
@@ -143,8 +149,7 @@ def test_a_run_that_max_steps_has_ended_is_made_longer_exactly(run, limit, more)
     run("longer", *net(), f"trainer.max_steps={limit}")
     _, found = run("longer", "train", "resume=latest", f"trainer.max_steps={more}")
     expected, ours = outcome(whole), outcome(found)
-    rows = [row for row in ours["rows"] if row.get("train_loss_step")]
-    assert rows == [row for row in expected["rows"] if row.get("train_loss_step")]
+    assert logged_in_steps(ours) == logged_in_steps(expected)
     assert differences(expected["state_dict"], ours["state_dict"]) == []
     assert differences(expected["optimizer_states"], ours["optimizer_states"]) == []
 
