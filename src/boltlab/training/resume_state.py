@@ -89,6 +89,10 @@ class Resume(Callback):
         if known.get("exact") is False:  # of an earlier part of this run
             self.seam.reasons.insert(0, str(known.get("exact_reason")))
         self._tell(trainer)
+        processes = self.seam.shares[0]
+        for loader in flattened(trainer.train_dataloader) if processes > 1 and trainer.is_global_zero else ():
+            if isinstance(loader, Exact) and isinstance(size := getattr(loader, "batch_size", None), int):
+                print(f"batch_size {size} on each of {processes} processes, {size * processes} together", flush=True)
         self.seam.tell = lambda reason: self._tell(trainer, reason)
 
     def _tell(self, trainer: "pl.Trainer", *new: str) -> None:
