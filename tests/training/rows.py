@@ -81,6 +81,7 @@ LOADERS = {
     "subclass": net("subclass"),
     "own __iter__": net("own __iter__"),
     "own __iter__, 2 workers": net("own __iter__", 2),
+    "own class without length": net("own class"),
     "list": net("list"),
     "dict, max_size_cycle": net("dict, max_size_cycle"),
     "dict, min_size": net("dict, min_size"),
