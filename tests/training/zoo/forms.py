@@ -95,7 +95,7 @@ class Batches:
 
     def __iter__(self):
         for _ in range(7):
-            yield [torch.randn(8, 6) + random.random(), torch.zeros(8)]
+            yield [torch.randn(8, 6) + random.random(), torch.arange(8)]
 
 
 class Iterating(DataLoader):
