@@ -62,6 +62,15 @@ def test_a_run_that_failed_in_a_step_resumes_to_the_same_bits(inside, tmp_path, 
     assert summary["exact"] is True and summary["exact_reason"] is None
 
 
+@pytest.mark.parametrize("row", ["VAE", "the template's kind", "segmentation"])
+def test_a_finished_run_is_made_longer_exactly(inside, tmp_path, row):
+    assert inside(*ROWS[row], "log_dir=whole")[0] == 0
+    assert inside(*ROWS[row], "log_dir=longer", "trainer.max_epochs=2")[0] == 0
+    code, _, err = inside("train", "resume=latest", "log_dir=longer", "trainer.max_epochs=3")
+    assert code == 0, err
+    assert_same(*(next((tmp_path / name / "train").iterdir()) for name in ("whole", "longer")))
+
+
 # -- killed
 
 
