@@ -28,6 +28,7 @@ EPOCH_END_ONLY = "callbacks.last.every_n_train_steps=null"
 
 MODULES = {
     "VAE": plain("modules.VAE"),
+    "plateau by steps": (*plain("modules.StepPlateau"), "trainer.val_check_interval=3"),
     "GAN": (*plain("modules.GAN"), WITHOUT_VALIDATION),
     "two optimizers, one accumulating by hand": plain("modules.Accumulating"),
     "multi-label": plain("modules.MultiLabel"),

@@ -76,6 +76,7 @@ def test_a_finished_run_is_made_longer_exactly(inside, tmp_path, row):
 
 # Of rows that do not validate at an epoch's end, or save or end elsewhere.
 KILLS = {
+    "plateau by steps": ("0.4", "1.5@on_validation_start"),
     "val_check_interval": ("0.2", "1.5@on_validation_start"),
     "val_check_interval over epochs": ("0.1", "1.2@on_validation_start"),
     "accumulation, val_check_interval": ("0.4", "1.5@on_validation_epoch_end"),
