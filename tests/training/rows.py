@@ -28,6 +28,7 @@ EPOCH_END_ONLY = "callbacks.last.every_n_train_steps=null"
 
 MODULES = {
     "VAE": plain("modules.VAE"),
+    "plateau by steps": (*plain("modules.StepPlateau"), "trainer.val_check_interval=3"),
     "GAN": (*plain("modules.GAN"), WITHOUT_VALIDATION),
     "two optimizers, one accumulating by hand": plain("modules.Accumulating"),
     "multi-label": plain("modules.MultiLabel"),
@@ -49,7 +50,7 @@ MODULES = {
 # A module of the engine: it restores itself, and only its loaders are plain.
 SHIPPED = {
     "the engine's module": (
-        *(text for text in plain("", "tables.Classes") if text != "~model" and "+model" not in text),
+        *(text for text in plain("", "tables.Classes") if text not in ("~model", "~scheduler", "+model._target_=zoo.")),
         *("model=mlp", "model.net.hidden_sizes=[8]", "model.net.dropout=0.2"),
         *("+data.input_shape=[6]", "+data.num_classes=6", "+data.num_workers=1"),
     ),
@@ -81,6 +82,7 @@ LOADERS = {
     "subclass": net("subclass"),
     "own __iter__": net("own __iter__"),
     "own __iter__, 2 workers": net("own __iter__", 2),
+    "own class without length": net("own class"),
     "list": net("list"),
     "dict, max_size_cycle": net("dict, max_size_cycle"),
     "dict, min_size": net("dict, min_size"),

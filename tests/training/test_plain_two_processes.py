@@ -57,7 +57,8 @@ def test_a_sampler_that_shares_by_itself_is_left_alone(run, tmp_path):
 @pytest.mark.parametrize(("val", "size"), [(31, 8), (32, 8), (5, 1), (33, 16)])
 def test_an_evaluation_counts_each_sample_once(run, tmp_path, val, size):
     overrides = (*RECORD, *TWO, "trainer.max_epochs=1", f"+data.val={val}", f"+data.batch_size={size}")
-    _, folder = run("two", *overrides, two=True)
+    child, folder = run("two", *overrides, two=True)
+    assert child.stdout.count(f"batch_size {size} on each of 2 processes, {2 * size} together\n") == 1
     batches = [seen(tmp_path / "two", "val", rank)[0] for rank in range(2)]
     assert sorted(chain(*batches[0], *batches[1])) == list(range(val))
     assert len(batches[0]) == len(batches[1]) == ceil(val // 2 / size)

@@ -156,4 +156,8 @@ def restore_logged_sums(trainer: Any, module: "pl.LightningModule", entries: lis
         if "samples" in entry:
             result.cumulated_batch_size = entry["samples"].to(module.device)
         result._forward_cache = entry["step"] if entry["step"] is None else entry["step"].to(module.device)
+
+
+def not_the_first_batch(trainer: Any) -> None:
+    """Keeps the first `self.log` of the next step from resetting the sums, as it does at the start of an epoch."""
     trainer._logger_connector._first_loop_iter = False

@@ -121,7 +121,10 @@ class Exact:
         return self._exact.batches()
 
     def __len__(self) -> int:
-        return self._exact.length(super().__len__)  # type: ignore[misc]
+        own = getattr(super(), "__len__", None)
+        if own is None:
+            raise TypeError(f"a {type(self).__name__} has no length")
+        return self._exact.length(own)
 
     @property
     def _iterator(self) -> Any:  # Lightning ends persistent workers through it
@@ -247,7 +250,7 @@ class _Planned(_Reading):
         if not self.order.pure and self.stage != "train":
             self.seam.cannot(f"the order of the {self.stage} loader depends on how often it was read")
         self.plan = list(plan) if self.order.sized else None
-        if start and self.plan and self.key_is_first and resume.get("order") not in (None, checksum(self.plan)):
+        if start and self.plan and self.saves and resume.get("order") not in (None, checksum(self.plan)):
             self.seam.cannot(f"the order of the {self.stage} loader is another one than before the interruption")
         rest: Iterator[Any] = islice(plan if self.plan is None else self.plan, start, None)
         # A batch goes to the same worker as in a run without a break.
@@ -261,8 +264,9 @@ class _Planned(_Reading):
         yield from islice(self.reader, blanks, None)
 
     @property
-    def key_is_first(self) -> bool:
-        return self.seam.shares[1] == 0  # the process that saves
+    def saves(self) -> bool:
+        """Whether a checkpoint holds the order of this process."""
+        return self.seam.shares[1] == 0
 
     def _make(self) -> Any:
         loader = self.loader

@@ -37,7 +37,7 @@ class Resume(Callback):
         self._restored: dict[str, Any] = {}  # of the checkpoint, until the first hook of the loop
         self._loader_states: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None  # the state before the validation that is running
-        self._epoch_ends = False
+        self._epoch_ends = self._adds = False
 
     # -- a fit begins
 
@@ -89,6 +89,10 @@ class Resume(Callback):
         if known.get("exact") is False:  # of an earlier part of this run
             self.seam.reasons.insert(0, str(known.get("exact_reason")))
         self._tell(trainer)
+        processes = self.seam.shares[0]
+        for loader in flattened(trainer.train_dataloader) if processes > 1 and trainer.is_global_zero else ():
+            if isinstance(loader, Exact) and isinstance(size := getattr(loader, "batch_size", None), int):
+                print(f"batch_size {size} on each of {processes} processes, {size * processes} together", flush=True)
         self.seam.tell = lambda reason: self._tell(trainer, reason)
 
     def _tell(self, trainer: "pl.Trainer", *new: str) -> None:
@@ -118,7 +122,9 @@ class Resume(Callback):
     def _between_batches(self) -> None:
         trainer = self.seam.trainer
         self._settle(trainer)
-        self._before = None
+        if self._adds:  # here, for a validation puts back what the connector knew before it
+            lightning_private.not_the_first_batch(trainer)
+        self._before, self._adds = None, False
         for last in self._lasts:
             last.between_batches(trainer)
 
@@ -145,6 +151,7 @@ class Resume(Callback):
         mine = shares[trainer.global_rank]
         self.state.restore(mine["module"], lightning_private.training_modes(trainer) if trainer.validating else None)
         lightning_private.restore_logged_sums(trainer, self.state.module, mine["sums"])
+        self._adds = bool(mine["sums"])
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.acts:

@@ -90,6 +90,14 @@ class Subclass(DataLoader):
         return 2 * len(self)
 
 
+class Batches:
+    """No DataLoader, and without a length."""
+
+    def __iter__(self):
+        for _ in range(7):
+            yield [torch.randn(8, 6) + random.random(), torch.arange(8)]
+
+
 class Iterating(DataLoader):
     def __iter__(self) -> Iterator:
         for batch in super().__iter__():
@@ -156,6 +164,7 @@ FORMS = {
     "stream, persistent": lambda w: DataLoader(Stream(), 8, num_workers=w, persistent_workers=w > 0),
     "subclass": lambda w: Subclass(Samples(), 8, shuffle=True, num_workers=w),
     "own __iter__": lambda w: Iterating(Samples(), 8, shuffle=True, num_workers=w),
+    "own class": lambda w: Batches(),
     "list": lambda w: [DataLoader(Samples(), 8, shuffle=True), DataLoader(Samples(20, 2), 7, shuffle=True)],
     "dict, max_size_cycle": lambda w: CombinedLoader(_two(w), "max_size_cycle"),
     "dict, min_size": lambda w: CombinedLoader(_two(w), "min_size"),

@@ -49,6 +49,16 @@ class VAE(L.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.hparams.lr)
 
 
+class StepPlateau(VAE):
+    """A plateau schedule that is stepped after each optimizer step, on a value of the newest validation."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3, threshold=0.5)
+        config = {"scheduler": plateau, "monitor": "val_loss", "interval": "step", "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
 class GAN(L.LightningModule):
     """Manual optimization of two optimizers; no validation."""
 
