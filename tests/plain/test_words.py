@@ -23,6 +23,7 @@ def test_train_ckpt_path_begins_a_new_run_from_the_complete_state(boltlab):
         assert not differences(continued[part], straight[part])
     assert runs.read_summary(second)["status"] == "finished" and runs.read_summary(second)["test"]
     assert (second / "checkpoints" / "best.ckpt").is_file()
+    assert runs.read_summary(second)["ckpt_path"] == str((first / "checkpoints" / "last.ckpt").resolve())
 
 
 def test_a_state_that_does_not_fit_begins_nothing(boltlab, tmp_path):

@@ -80,7 +80,7 @@ def _state(path: Path, config: DictConfig) -> dict[str, Any]:
     resume.check(content, OmegaConf.merge(config, {"resume_changed": "restart_epoch"}), path)  # type: ignore[arg-type]
     states = content.get("callbacks") or {}
     content["callbacks"] = {key: state for key, state in states.items() if "best_model_path" not in state}
-    return content
+    return {**content, "ckpt_path": str(path.resolve())}
 
 
 _OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
@@ -105,7 +105,7 @@ def _begun(overrides: list[str]) -> Path | None:
 
 
 def _of_run(overrides: list[str]) -> list[str]:
-    return [text for text in overrides if not text.startswith(_OF_COMMAND)]
+    return [text for text in overrides if not text.startswith((*_OF_COMMAND, "ckpt_path="))]
 
 
 def say_unused(composed: Composed) -> None:
@@ -141,6 +141,7 @@ def run(
             from boltlab import checkpoint
 
             checkpoint.write(begin, folder / "checkpoints" / "last.ckpt")
+            runs.write_summary(folder, ckpt_path=begin["ckpt_path"])
         return _execute(folder, composed.config)
 
 
