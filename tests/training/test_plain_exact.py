@@ -6,7 +6,7 @@ import pytest
 from training.rows import plain
 
 RECORD = tuple(text for text in plain("nets.Recorder", "forms.Numbers") if "every_n_train_steps" not in text)
-RECORD += ("trainer.max_epochs=1",)
+RECORD += ("trainer.max_epochs=1", "+data.batch_size=8")
 CASES = {
     "clock": (["trainer.val_check_interval='00:00:10:00'"], "val_check_interval is a time"),
     "workers in any order": (["+data.form='in any order'"], "in_order=False"),
@@ -36,6 +36,16 @@ def test_an_order_that_the_training_decides_is_noticed_on_resume(inside, tmp_pat
     assert code == 0, err
     assert out.count("the order of the train loader is another one than before the interruption") == 1
     assert json.loads(summary.read_text())["exact"] is False
+
+
+def test_a_restarted_epoch_is_not_exact(inside, tmp_path):
+    code, _, err = inside(*RECORD, "callbacks.last.every_n_train_steps=1", "trainer.max_steps=3")
+    assert code == 0, err
+    changed = ("data.batch_size=4", "resume_changed=restart_epoch", "trainer.max_steps=-1")
+    code, out, err = inside("train", "resume=latest", *changed)
+    assert code == 0, err
+    assert out.count("resumed without the state of module and epoch: changed settings") == 1
+    assert json.loads(next(tmp_path.glob("logs/train/*/summary.json")).read_text())["exact"] is False
 
 
 def test_shipped_modules_say_nothing_of_it(boltlab, tmp_path):

@@ -71,6 +71,8 @@ class Resume(Callback):
     ) -> None:
         if self.acts and trainer.state.fn == "fit":
             self._restored = checkpoint.get(KEY, {})
+            if not self._restored:
+                self.seam.cannot("resumed without the state of module and epoch: changed settings, or an older version")
             self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
