@@ -16,6 +16,7 @@ from typing import Any
 from boltlab import runs, signals, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
+from boltlab.commands.predictions import place, write
 from boltlab.config import build, compose, edit, keys, split_overrides
 from boltlab.errors import UserError
 from boltlab.launch import launch
@@ -60,20 +61,6 @@ def main(overrides: list[str]) -> int:
 
 def _takes_images(config: Any) -> bool:
     return len(config.data.get("input_shape") or ()) == 3 and bool(config.data.get("class_names"))
-
-
-def write(text: str, output: str | None, what: str) -> None:
-    """Writes predictions to the file `output`, or prints them where there is none."""
-    if not output:
-        sys.stdout.write(text)
-        return
-    path = Path(output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="")
-    except OSError as e:
-        raise UserError(f"output={path} cannot be written: {e.strerror}") from e
-    print(f"{what}  {path}")
 
 
 def find_files(inputs: list[str]) -> list[Path]:
@@ -130,22 +117,6 @@ def predict_part(folder_name: str) -> None:
 
 def _part(shared: Path, rank: int) -> Path:
     return shared / f"rows-{rank}.json"
-
-
-def place(device: str, devices: int = 1, rank: int = 0) -> Any:
-    """The torch device that `device` means, of process number `rank` of `devices`."""
-    import torch
-
-    found = torch.accelerator.current_accelerator() if device == "auto" and torch.accelerator.is_available() else None
-    try:
-        chosen: Any = found or torch.device("cpu" if device == "auto" else device)
-    except RuntimeError as e:
-        raise UserError(f"device={device} is none of auto, cpu, cuda, mps") from e
-    if devices == 1 or chosen.type == "cpu" or chosen.index is not None:
-        return chosen
-    if devices > (count := torch.accelerator.device_count()):
-        raise UserError(f"devices={devices}: this machine has {count} of {chosen.type}; device=cpu needs none")
-    return torch.device(chosen.type, rank)
 
 
 def predict(

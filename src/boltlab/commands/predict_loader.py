@@ -15,7 +15,7 @@ from torch import Tensor
 from boltlab import checkpoint, plain
 from boltlab.callbacks.throughput import batch_samples
 from boltlab.check import ConfigError, Mistake
-from boltlab.commands import predict
+from boltlab.commands.predictions import place, write
 from boltlab.config import edit, keys
 from boltlab.other_data import build_data
 from boltlab.trainer import make_trainer
@@ -51,7 +51,7 @@ def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str
             torch.save(checkpoint.plain(joined(batches)), file)
         print(f"{sum(sizes)} samples  {output}")
     else:
-        predict.write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
+        write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
     return 0
 
 
@@ -85,7 +85,7 @@ def predicted(
     """What `predict_step` gives for each batch, and the samples of each."""
     content = checkpoint.read(checkpoint.find(folder, options.checkpoint))
     trained.update({"callbacks": {}, "logger": {}, "test": False})
-    accelerator = predict.place(options.device).type
+    accelerator = place(options.device).type
     trained.trainer.update({"strategy": "auto", "accelerator": accelerator, "enable_progress_bar": False})
     config = edit(trained, for_run, settled=True)
     model = checkpoint.restore(content)
