@@ -82,7 +82,7 @@ KILLS = {
     "accumulation, val_check_interval": ("0.4", "1.5@on_validation_epoch_end"),
     "validation every second epoch": ("0.1", "1.{last}@on_validation_start"),
     "max_steps": ("0.2", "1.5"),
-    "reloaded every second epoch": ("0.2", "2.1"),
+    "reloaded every second epoch": ("1.2", "2.1"),
     "checkpoints at epochs' ends": ("1.0", "2.1"),
     "checkpoints every second epoch": ("2.0", "2.1"),
 }

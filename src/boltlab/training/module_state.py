@@ -95,7 +95,8 @@ def _is_plain(value: Any) -> bool:
 def _mark(value: Any) -> Any:
     """Tells a value from what it becomes: a tensor by itself and the number of its changes in place."""
     if isinstance(value, Tensor):
-        return "tensor", _Same(value), value._version
+        # One that was made in inference mode, in a validation before the fit, counts no changes and allows none.
+        return "tensor", _Same(value), 0 if value.is_inference() else value._version
     if isinstance(value, np.ndarray):
         return "array", value.shape, value.tobytes() if value.nbytes <= _LONG else _Same(value)
     if isinstance(value, dict):

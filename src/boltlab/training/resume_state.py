@@ -167,7 +167,7 @@ class Resume(Callback):
         if not self.acts or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._settle(trainer)
-        if trainer.world_size > 1:  # each process has its own statistics of norms; a checkpoint holds those of rank 0
+        if trainer.world_size > 1:  # a checkpoint holds the norms of rank 0; DDP may be told not to send them around
             for buffer in pl_module.buffers():
                 torch.distributed.broadcast(buffer, 0)
         self._before = self.state.capture(lightning_private.training_modes(trainer))
