@@ -126,7 +126,7 @@ def test_on_two_processes(boltlab, warm):
 
 
 def test_a_module_of_ones_own_asks_for_it(plain, boltlab):
-    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))]
+    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks", "optimizer"))]
     off, _, said = weights(boltlab, "off", *given, "callbacks=[last]", *plain, *SMALL)
     on, _, quiet = weights(boltlab, "on", *given, "callbacks=[last,exact_mean]", *plain, *SMALL)
     large, _, alone = weights(boltlab, "large", *given, "callbacks=[last]", *plain, *LARGE)
@@ -139,8 +139,8 @@ def test_a_module_of_ones_own_asks_for_it(plain, boltlab):
 @pytest.mark.parametrize("uneven", ["false", "true"])
 def test_a_module_of_ones_own_on_two_processes(plain, boltlab, warm, uneven):
     """21 full batches: one left for the last window; each process counts its own samples."""
-    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))] + ["data.max_samples=336"]
-    given.append(f"+model.uneven={uneven}")
+    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks", "optimizer"))]
+    given += ["data.max_samples=336", f"+model.uneven={uneven}"]
     two = ("trainer=ddp", "trainer.devices=2", "name=two", "callbacks=[last,exact_mean]")
     child = warm("train", *plain, *given, *SMALL, *two, before="sys.path.insert(0, os.getcwd())" + FORKED).wait()
     assert child.code == 0, child.stderr
@@ -150,7 +150,7 @@ def test_a_module_of_ones_own_on_two_processes(plain, boltlab, warm, uneven):
 
 
 def test_manual_optimization_is_left_alone_and_refuses_it(plain, boltlab):
-    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks"))]
+    given = [text for text in QUICK if not text.startswith(("scheduler", "callbacks", "optimizer"))]
     manual = (*given, *plain, "+model.manual=true")
     code, out, err = boltlab("train", *manual, "callbacks=[last]", "data.batch_size=16")
     assert code == 0 and "exact_mean" not in out, err
