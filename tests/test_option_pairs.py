@@ -96,6 +96,7 @@ def said(options):
     return ("train", *QUICK, *(text for key, value in row.items() for text in SAID_AS.get(value, (f"{key}={value}",))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(str(value) for value in row.values()))
 def test_a_row_trains(warm, row):
     # What torch compiles ends a forked process with "free(): invalid pointer" on some processors.

@@ -9,6 +9,8 @@ from boltlab.commands import bench, probe
 from boltlab.commands.bench import Figures, candidates, verdict
 from boltlab.config import compose
 
+pytestmark = pytest.mark.slow
+
 FIGURES = Figures(
     device="cpu",
     batch_size=64,

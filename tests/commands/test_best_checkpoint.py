@@ -16,6 +16,8 @@ import boltlab as public
 from boltlab import runs
 from boltlab.models.classifier import Classifier
 
+pytestmark = pytest.mark.slow
+
 # The last epoch is not validated, so that its weights are not the best.
 QUICK = (
     *("logger=csv", "trainer.accelerator=cpu", "data.max_samples=300", "data.input_shape=[1,8,8]", "model=mlp"),

@@ -26,6 +26,7 @@ SWA = (
 )
 AVERAGES = {"ema": EMA, "lightning's ema": LIGHTNING_EMA, "swa": SWA}
 pytestmark = [
+    pytest.mark.slow,
     # The averages of Lightning find a schedule that steps by batches, and a hook that only FSDP uses.
     pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch"),
     pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides"),

@@ -17,7 +17,10 @@ from warm import differences, only_run, outcome
 
 from boltlab.data.watch import watch
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, /proc and /dev/shm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="signals, /proc and /dev/shm"),
+]
 
 QUICK = ("data=digits", "model=linear", "logger=none", "callbacks=[best,last]", "test=false")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.max_epochs=2", "scheduler=constant")

@@ -5,6 +5,8 @@ from warm import differences, outcome
 
 from boltlab import runs
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("model=linear", "logger=csv", "trainer.accelerator=cpu", "scheduler=constant", "optimizer=sgd", "precision=32")
 
 

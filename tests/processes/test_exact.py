@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from warm import FORKED, Child, only_run
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.floats, pytest.mark.slow]
 
 TRAIN = ("train", "logger=none", "callbacks=[lr_monitor,best,last]", "trainer.accelerator=cpu", "trainer.max_epochs=2")
 TRAIN += ("trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "scheduler=one_cycle")

@@ -16,7 +16,7 @@ from boltlab import runs
 from boltlab.commands.train import fit, name_of
 from boltlab.config import compose
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.floats, pytest.mark.slow]
 
 QUICK = ("logger=none", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.max_epochs=2", "precision=32")
 QUICK += ("trainer.enable_progress_bar=false", "data.batch_size=128")

@@ -13,7 +13,7 @@ from training.kills import at
 from training.rows import TWO, net, plain
 from warm import differences, outcome
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.floats, pytest.mark.slow]
 
 RECORD = (*plain("nets.Recorder", "forms.Numbers"), "trainer.max_epochs=2", "callbacks=[last]")
 RECORD = tuple(text for text in RECORD if "every_n_train_steps" not in text)
