@@ -49,6 +49,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.x) // self.size
 
+    def state_dict(self) -> dict[str, Any]:  # as the engine's loaders, which are taken as they are
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         batches = list(zip(self.x.split(self.size), self.y.split(self.size), strict=True))
         calls, start = [0], 0.0
