@@ -375,8 +375,8 @@ def test_values_that_do_not_go_together_cost_their_own_trial(boltlab):
     space = ("precision=32,16-true", "+optimizer.eps=1e-4,1e-8", "sampler=grid", "pruner=none")
     code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
     assert code == 0, (out, err)
-    states = {(t.params["precision"], float(t.params["optimizer.eps"])): t.state.name for t in known()}
-    assert states.pop(("16-true", 1e-8)) == "FAIL" and set(states.values()) == {"COMPLETE"} and len(known()) == 4
+    states = {(t.params["precision"], float(t.params["+optimizer.eps"])): t.state.name for t in known()}
+    assert states.pop(("'16-true'", 1e-8)) == "FAIL" and set(states.values()) == {"COMPLETE"} and len(known()) == 4
     (dead,) = (t for t in known() if t.state.name == "FAIL")
     assert "float16 rounds it to 0" in dead.user_attrs["reason"] and not (folder() / str(dead.number)).exists()
 
