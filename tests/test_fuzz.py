@@ -79,6 +79,9 @@ choices = st.sampled_from(
 @settings(bounded, max_examples=100)
 @given(st.lists(st.one_of(*[overrides] * 9, choices), min_size=1, max_size=2))
 @example(["~augment=0"])
+@example(["augment={}"])
+@example(["optimizer=[{}]"])
+@example(["experiment=[[]]"])
 def test_any_override_gives_a_config_or_named_mistakes(given_overrides):
     mistakes = []
     try:

@@ -307,7 +307,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
                 wrong_groups.add(key)
                 allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
                 near = suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed)
-                mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, choice), near)))
+                mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near)))
         if key not in root_keys and key not in ("experiment", "debug", "local"):
             wrong_groups.add(key)
             mistakes.append(

@@ -24,8 +24,9 @@ def fit_images(images: Tensor, input_shape: tuple[int, int, int], resize: int | 
     got = (images.shape[2], images.shape[3])
     size = covering_size(got, (height, width), resize)
     if size != got:
-        parts = [F.resize(part, list(size), antialias=True) for part in images.split(1024)]
-        images = torch.cat(parts)
+        # torchvision's resize takes floats where the CPU has no AVX, and other pixels come of it.
+        scale = torch.ops.aten._upsample_bilinear2d_aa
+        images = torch.cat([scale(part.contiguous(), list(size), False) for part in images.split(1024)])
     if size != (height, width):
         images = F.center_crop(images, [height, width]).contiguous()
     return to_channels(images, channels)
