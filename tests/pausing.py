@@ -5,7 +5,7 @@ SOURCE = """
 import os, time
 from pathlib import Path
 from lightning.pytorch import Callback
-from boltlab import signals
+from boltlab.ground import signals
 
 class Pause(Callback):
     def __init__(self, step):

@@ -11,8 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 from waiting import HANG
 
-from boltlab import credentials, runs
+from boltlab import runs
 from boltlab.config import compose
+from boltlab.ground import credentials
 
 QUICK = ["model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
 

@@ -14,7 +14,7 @@ from boltlab import config, runs
 from boltlab.check import ConfigError
 from boltlab.commands import runs as table
 from boltlab.config import compose, groups
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 bounded = settings(
     deadline=None,

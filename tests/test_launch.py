@@ -11,7 +11,7 @@ from waiting import HANG
 
 from boltlab import launch
 from boltlab.config import compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message": "RuntimeError: gone"}
 
@@ -87,7 +87,7 @@ for name in ("_cuda_getDeviceCount", "_cuda_init"):
 import boltlab.preload
 assert not torch.cuda.is_initialized()
 os.kill(os.getpid(), signal.SIGTERM)
-from boltlab import signals
+from boltlab.ground import signals
 signals.only_caught()
 try:
     with signals.caught():

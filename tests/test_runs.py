@@ -16,7 +16,7 @@ from waiting import HANG
 
 from boltlab import runs
 from boltlab.check import ConfigError, Mistake
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def make(log_dir, name="mlp", **summary):
@@ -37,7 +37,7 @@ import sys, time
 from pathlib import Path
 from omegaconf import OmegaConf
 from boltlab import runs
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 runs.environment = lambda git: {}
 print("ready", flush=True)
 sys.stdin.readline()

@@ -22,7 +22,7 @@ from PIL import Image
 import boltlab as package
 from boltlab import checkpoint, runs, trust
 from boltlab.config import CONFIG_DIR, ROOTS, compose, groups
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.trust import UntrustedConfig, paths_inside, refuse_untrusted
 
 # What touches the file `canary` where it is run or imported; `evil` is a module and a folder for torch.hub.

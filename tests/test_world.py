@@ -11,7 +11,7 @@ from torch.distributed import HashStore, PrefixStore
 from waiting import HANG
 
 from boltlab import world
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.world import World
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}

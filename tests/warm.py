@@ -162,7 +162,7 @@ def launch(entry, folder, config):
             # The first to ask for torch's pool of threads after a fork makes a new one: not several threads at once,
             # such as those that the engine of autograd starts under FSDP2 ("Invalid thread pool!").
             torch.set_num_threads(1)
-            boltlab.signals.die_with_parent()
+            boltlab.ground.signals.die_with_parent()
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(processes),
                 LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             code = 1
@@ -176,9 +176,9 @@ def launch(entry, folder, config):
                 os._exit(code)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     if any(codes):
-        raise boltlab.errors.UserError(f"exit codes of the processes: {codes}")
+        raise boltlab.ground.errors.UserError(f"exit codes of the processes: {codes}")
 
-import boltlab.commands.eval, boltlab.commands.predict, boltlab.errors
+import boltlab.commands.eval, boltlab.commands.predict, boltlab.ground.errors
 for module in (boltlab.launch, boltlab.commands.eval, boltlab.commands.predict):
     module.launch = launch
 """

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         import traceback
 
-        from boltlab.credentials import masked
+        from boltlab.ground.credentials import masked
 
         sys.stderr.write(masked(traceback.format_exc()))  # as Python does, but for the passwords of URLs
         return 1

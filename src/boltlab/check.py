@@ -27,7 +27,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 @dataclass(frozen=True)

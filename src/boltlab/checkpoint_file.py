@@ -22,7 +22,7 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.pickled import imports
 
 _MARK = b"sha256:"

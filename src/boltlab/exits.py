@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from boltlab.errors import UserError
-from boltlab.signals import Stopped
+from boltlab.ground.errors import UserError
+from boltlab.ground.signals import Stopped
 
 
 def leave(code: int) -> NoReturn:

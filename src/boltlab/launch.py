@@ -28,10 +28,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import runs, signals, world
+from boltlab import runs, world
 from boltlab.check import process_count
 from boltlab.config import build
-from boltlab.errors import UserError, WorkerError
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError, WorkerError
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why

@@ -12,7 +12,7 @@ from boltlab.config import build
 from boltlab.data.base import DataModule, Split
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.tabular import TableDataModule
-from boltlab.errors import DataError, UserError
+from boltlab.ground.errors import DataError, UserError
 from boltlab.plain import take_over
 from boltlab.trust import refuse_untrusted
 

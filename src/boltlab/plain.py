@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def has(owner: Any, method: str) -> bool:

@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from multiprocessing import forkserver
 
-from boltlab.signals import hold_back
+from boltlab.ground.signals import hold_back
 
 # The server itself need not take apart what it has imported; what is registered first is called last.
 if getattr(sys.modules["__main__"], "main", None) is forkserver.main:

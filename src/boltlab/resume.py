@@ -5,8 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import credentials, history, runs
-from boltlab.errors import DataError, UserError
+from boltlab import history, runs
+from boltlab.ground import credentials
+from boltlab.ground.errors import DataError, UserError
 from boltlab.trust import paths_inside
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are

@@ -31,9 +31,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab import credentials, project, world
-from boltlab.errors import UserError
-from boltlab.signals import Stopped
+from boltlab import project, world
+from boltlab.ground import credentials
+from boltlab.ground.errors import UserError
+from boltlab.ground.signals import Stopped
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

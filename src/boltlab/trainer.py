@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import credentials
 from boltlab.check import process_count
 from boltlab.config import build
+from boltlab.ground import credentials
 
 
 def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> Any:

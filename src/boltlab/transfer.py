@@ -17,7 +17,7 @@ from boltlab import checkpoint, runs
 from boltlab.check import ConfigError, Mistake
 from boltlab.checkpoint import CheckpointError
 from boltlab.checkpoint_file import read_foreign
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.task import Task
 
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")

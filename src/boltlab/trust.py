@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from boltlab import project
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 # Packages whose modules, optimizers, … (`_kinds`) may be built; nothing else of them, and nothing is imported outside.
 PACKAGES = ("boltlab", "lightning", "torch.nn", "torch.optim", "torchmetrics", "torchvision")

@@ -23,9 +23,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import signals
 from boltlab.check import Mistake
-from boltlab.errors import UserError
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start

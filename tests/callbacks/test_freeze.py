@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from boltlab import checkpoint, runs
 from boltlab.config import build, compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.trainer import make_trainer
 
 pytestmark = pytest.mark.floats

@@ -11,7 +11,7 @@ from PIL import Image
 from boltlab import checkpoint, runs
 from boltlab.callbacks.nan_guard import NaNGuard, NonFiniteLoss
 from boltlab.config import build, compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.trainer import make_trainer as make_train_trainer
 
 pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]

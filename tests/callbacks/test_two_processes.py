@@ -19,7 +19,7 @@ from torch.utils.data import Subset
 from conftest import TinyData, TinyModule
 from boltlab.callbacks.confusion_matrix import ConfusionMatrix
 from boltlab.callbacks.nan_guard import NaNGuard
-from boltlab.errors import NonFiniteLoss
+from boltlab.ground.errors import NonFiniteLoss
 from boltlab.callbacks.progress import ProgressLines
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.callbacks.throughput import Throughput

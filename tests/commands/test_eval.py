@@ -2,7 +2,7 @@ import pytest
 
 from boltlab import checkpoint, runs
 from boltlab.commands.eval import same_kind
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 pytestmark = pytest.mark.floats
 

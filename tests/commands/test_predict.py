@@ -11,7 +11,7 @@ from PIL import Image
 import boltlab as package
 from boltlab.commands.predict import find_files
 from boltlab.config import build, compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 pytestmark = pytest.mark.floats
 

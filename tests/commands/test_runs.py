@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from boltlab import history, runs, runs_table
 from boltlab.commands import runs_manage
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def make_run(run, /, config=None, verb="train", **summary):

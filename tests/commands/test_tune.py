@@ -112,7 +112,7 @@ def test_memory_ends_the_search(monkeypatch):
 
 
 def test_nothing_that_fits_is_a_clear_error(monkeypatch):
-    from boltlab.errors import UserError
+    from boltlab.ground.errors import UserError
 
     with pytest.raises(UserError, match="16 does not fit into memory; give a number"):
         found_batch_size(monkeypatch, lambda size: 1.0, fits=8)

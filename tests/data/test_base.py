@@ -10,7 +10,7 @@ from boltlab.data.base import DataModule
 from boltlab.data.digits import Digits
 from boltlab.data.loader import TensorData
 from boltlab.data.tabular import Diabetes
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning asks torch's pytree so

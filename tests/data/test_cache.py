@@ -17,7 +17,7 @@ from boltlab.data import cache as cache_module
 from boltlab.data.cache import ImageCache, available_memory
 from boltlab.data.decode import read_pixels
 from boltlab.data.resize import shrunk
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 SIZES = [(40, 60), (60, 40), (20, 90), (33, 33), (16, 16), (100, 50)]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from waiting import HANG
 
 from boltlab.data.decode import MAX_PIXELS, check_decode, plain_jpeg, read_image, read_pixels
-from boltlab.errors import DataError, UserError
+from boltlab.ground.errors import DataError, UserError
 
 needs_simplejpeg = pytest.mark.skipif(importlib.util.find_spec("simplejpeg") is None, reason="simplejpeg is missing")
 
@@ -326,7 +326,7 @@ LIMITED = """
 import resource, sys, warnings
 from pathlib import Path
 from boltlab.data.decode import read_pixels
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), used + (2 << 30)))
 warnings.simplefilter("error")

@@ -13,7 +13,7 @@ from PIL import Image
 from boltlab.data.augment import Augment
 from boltlab.data.image_folder import ImageFolder, check_folder, class_names
 from boltlab.data.loader import TensorData
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "eel": (30, 30, 200)}
 

@@ -9,7 +9,7 @@ from boltlab.data.digits import Digits
 from boltlab.data.images import ImageBatches
 from boltlab.data.loader import Batches, Loader, TensorData
 from boltlab.data.samplers import EvalSampler, TrainSampler
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = pytest.mark.floats
 

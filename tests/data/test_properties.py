@@ -12,7 +12,7 @@ from boltlab.data.augment import Augment
 from boltlab.data.images import ImageBatches
 from boltlab.data.loader import Batches, Loader, TensorData
 from boltlab.data.samplers import EvalSampler, TrainSampler
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = pytest.mark.floats
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from boltlab.data.samplers import Draws, EvalSampler, TrainSampler, own_random_state, random_key
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = pytest.mark.floats
 

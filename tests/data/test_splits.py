@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedShuffleSplit
 
 from boltlab.data.splits import _shuffled, fold_problems, split_off, take_fold, thin_out
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 LABELS = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
 bounded = settings(deadline=None, derandomize=True, database=None)

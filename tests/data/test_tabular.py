@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_diabetes
 
 from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses, TableDataModule
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = pytest.mark.floats
 

@@ -18,7 +18,7 @@ import yaml
 from torchvision import datasets
 
 from boltlab.data.torchvision_images import TorchvisionImages
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 pytestmark = pytest.mark.floats
 

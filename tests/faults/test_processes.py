@@ -25,7 +25,7 @@ FAULTY = """
 import multiprocessing, os, signal, sys, time
 from pathlib import Path
 from lightning.pytorch import Callback
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 class Fault(Callback):
     def __init__(self, rank, step, kind):

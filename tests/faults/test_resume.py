@@ -155,7 +155,7 @@ def test_sigusr2_saves_and_trains_on(run):
 def test_the_second_ctrl_c_ends_at_once(warm, tmp_path):
     before = """
 import time, types
-from boltlab import signals
+from boltlab.ground import signals
 from boltlab.models.task import Task
 def slow(self, *arguments):
     open("started", "w").close()

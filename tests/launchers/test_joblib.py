@@ -11,7 +11,7 @@ from warm import differences, outcome
 
 from boltlab import runs, trust
 from boltlab.commands import launched
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.launchers import process
 from boltlab.launchers.joblib import Joblib
 

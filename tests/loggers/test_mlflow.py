@@ -19,7 +19,7 @@ from browser import binary
 from waiting import HANG
 
 from boltlab import runs
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 mlflow = pytest.importorskip("mlflow", reason="the extra boltlab[mlflow] is not installed")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.loggers.tensorboard import TensorBoardLogger
 
 reader = pytest.importorskip(

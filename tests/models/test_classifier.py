@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_sc
 from torch import nn
 from waiting import HANG
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.classifier import Classifier
 
 pytestmark = pytest.mark.floats

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.schedulers import Constant, Cosine, Exponential, MultiStep, OneCycle, Plateau, Schedule, Step
 
 pytestmark = pytest.mark.floats

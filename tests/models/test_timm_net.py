@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models import timm_net
 from boltlab.models.task import decayed_parameters
 from boltlab.models.timm_net import TimmNet

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.models
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.torchvision_net import TorchvisionNet
 
 pytestmark = pytest.mark.floats

@@ -14,7 +14,7 @@ from plain.conftest import QUICK, forget, install, overrides
 import boltlab as package
 from boltlab import project, runs
 from boltlab.config import CONFIG_DIR, compose, groups
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.trust import UntrustedConfig, refuse_untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")

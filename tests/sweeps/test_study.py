@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 from rich.console import Console
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.sweeps import table as tables
 from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, begin, counts, definition, newest
 from boltlab.sweeps.worker import State

@@ -8,8 +8,9 @@ import optuna
 import pytest
 import torch
 
-from boltlab import checkpoint, runs, signals
+from boltlab import checkpoint, runs
 from boltlab.config import compose
+from boltlab.ground import signals
 from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Lost, Study
 from boltlab.sweeps.vectorized import _signature

@@ -12,8 +12,8 @@ from waiting import until
 
 from boltlab.check import ConfigError
 from boltlab.config import compose
-from boltlab.errors import UserError
-from boltlab.signals import Stopped
+from boltlab.ground.errors import UserError
+from boltlab.ground.signals import Stopped
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import wandb_engine
 

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 class ExactMean(Callback):

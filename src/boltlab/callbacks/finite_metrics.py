@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from boltlab.errors import NonFiniteLoss
+from boltlab.ground.errors import NonFiniteLoss
 
 
 class FiniteMetrics(Callback):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 LAST = "last_layer"
 

@@ -11,15 +11,15 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 
-from boltlab import signals
-from boltlab.errors import WorkerError
+from boltlab.ground import signals
+from boltlab.ground.errors import WorkerError
 
 _ASK_SECONDS = 0.5  # how often the processes of a run ask one another
 
 
 class Last(Checkpoint):
     """Saves at the end of each ``every_n_epochs``-th epoch and of the run; in mid-epoch every ``every_n_train_steps``
-    optimizer steps or ``every_n_minutes``; and where a signal asks for it (see `boltlab.signals`).
+    optimizer steps or ``every_n_minutes``; and where a signal asks for it (see `boltlab.ground.signals`).
 
     Whatever the monitored metric does, the file is the newest state. ``keep_last`` files are kept: ``last.ckpt``, and
     before it ``last-1.ckpt``, ``last-2.ckpt``, …

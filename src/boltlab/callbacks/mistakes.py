@@ -17,7 +17,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
 from boltlab.checkpoint_file import whole
 from boltlab.data.samplers import EvalSampler
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 BATCHES_TOGETHER = 64
 # Of the table that loggers get, the worst mistake first; of `mistakes.json` too, but for the picture.

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from boltlab.errors import NonFiniteLoss, UserError
+from boltlab.ground.errors import NonFiniteLoss, UserError
 
 _GRADIENT = "a gradient is not finite"
 _HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")

@@ -8,7 +8,7 @@ from typing import Any
 from boltlab import runs
 from boltlab.check import ConfigError, Mistake, suggest
 from boltlab.config import compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def main(words: list[str]) -> int:

@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from boltlab import runs, signals
+from boltlab import runs
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
 from boltlab.config import as_override, compose, edit, keys, split_overrides
-from boltlab.errors import UserError
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
 

@@ -15,11 +15,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import credentials, runs, signals, world
+from boltlab import runs, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
-from boltlab.errors import UserError
+from boltlab.ground import credentials, signals
+from boltlab.ground.errors import UserError
 from boltlab.resume import UNFINISHED
 
 # What a job may be besides the states of a run.

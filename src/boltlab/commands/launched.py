@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from boltlab import machine, runs, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.config import Composed, build, compose, edit
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.launchers import slurm
 
 NOT_STARTED = "not started"  # what a run may be besides the states in its summary

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals, world
+from boltlab import runs, world
 from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
 from boltlab.commands.predictions import place, write
 from boltlab.config import build, compose, edit, keys, split_overrides
-from boltlab.errors import UserError
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 from boltlab.launch import launch
 
 
@@ -138,7 +139,7 @@ def predict(
     import torch
 
     from boltlab import checkpoint as checkpoints
-    from boltlab.errors import DataError
+    from boltlab.ground.errors import DataError
 
     if not _takes_images(config):
         raise UserError(

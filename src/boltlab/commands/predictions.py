@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def write(text: str, output: str | None, what: str) -> None:

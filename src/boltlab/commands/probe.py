@@ -26,7 +26,7 @@ from boltlab.callbacks.summary import ModelSummary
 from boltlab.check import locate
 from boltlab.config import build
 from boltlab.data.cache import available_memory
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.launch import keep_freed_memory
 from boltlab.models.task import Task
 from boltlab.trainer import make_trainer

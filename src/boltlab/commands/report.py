@@ -4,7 +4,7 @@ from pathlib import Path
 
 from boltlab import history, runs
 from boltlab.config import compose, split_overrides
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def main(overrides: list[str]) -> int:

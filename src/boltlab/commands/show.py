@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab.config import build, compose
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 def main(overrides: list[str]) -> int:

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from boltlab import launch, runs, signals, world
+from boltlab import launch, runs, world
 from boltlab.check import ConfigError, Mistake, process_count, settle
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
-from boltlab.credentials import masked
-from boltlab.errors import UserError
 from boltlab.exits import exit_code
+from boltlab.ground import signals
+from boltlab.ground.credentials import masked
+from boltlab.ground.errors import UserError
 from boltlab.launchers import process
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import study as studies

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import credentials, machine, runs, signals, world
+from boltlab import machine, runs, world
 from boltlab.check import SEARCHED
 from boltlab.commands import launched
 from boltlab.config import Composed, build, compose, edit, keys
-from boltlab.errors import UserError
 from boltlab.exits import exit_code
+from boltlab.ground import credentials, signals
+from boltlab.ground.errors import UserError
+from boltlab.ground.signals import Stopped
 from boltlab.launchers import process
-from boltlab.signals import Stopped
 from boltlab.trainer import make_trainer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab.check import SEARCHED
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 SMALLEST_BATCH = 16
 # Of the memory that is free before the search.

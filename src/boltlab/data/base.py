@@ -22,7 +22,7 @@ from torch import Tensor
 from boltlab.data.loader import Batches, Loader, TensorData, available_cores
 from boltlab.data.samplers import EvalSampler, TrainSampler
 from boltlab.data.splits import fold_problems, listed, split_off, take_fold, thin_out
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 Split = Literal["train", "val", "test"]
 

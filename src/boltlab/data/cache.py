@@ -34,7 +34,7 @@ from PIL import Image
 
 from boltlab.data.decode import Decode, plain_jpeg, read_pixels
 from boltlab.data.resize import fit, shrunk
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 try:
     import fcntl

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image
 
-from boltlab.errors import DataError, UserError
+from boltlab.ground.errors import DataError, UserError
 
 try:
     import simplejpeg

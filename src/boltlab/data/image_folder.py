@@ -23,7 +23,7 @@ from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.loader import Loader, TensorData, available_cores
 from boltlab.data.resize import to_batch
 from boltlab.data.samplers import EvalSampler
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
               ".pbm", ".pnm", ".jp2", ".avif", ".tga")  # fmt: skip

@@ -15,7 +15,7 @@ from boltlab.data.decode import check_decode, read_pixels
 from boltlab.data.loader import Batches, Made, TensorData
 from boltlab.data.resize import covering_size, crop_resize, fit, normalize_into, to_batch
 from boltlab.data.samplers import Draws
-from boltlab.errors import DataError, UserError
+from boltlab.ground.errors import DataError, UserError
 
 
 def fit_images(images: Tensor, input_shape: tuple[int, int, int], resize: int | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from boltlab.data.samplers import EvalSampler, TrainSampler, own_random_state, random_key
 from boltlab.data.watch import watch
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 # What is made at once in memory: so much that the calls cost little beside the bytes, so little that it stays in cache.
 CHUNK_BYTES_CPU = 2 << 20

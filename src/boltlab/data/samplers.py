@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 
 def random_key(*numbers: int) -> int:

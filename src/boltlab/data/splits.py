@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boltlab.data.samplers import random_key
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 
 def split_off(

@@ -15,7 +15,7 @@ from torch import Tensor
 from boltlab.data.base import DataModule, Split
 from boltlab.data.loader import TensorData
 from boltlab.data.splits import listed
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 LARGEST = torch.finfo(torch.float32).max
 

@@ -19,7 +19,7 @@ from torchvision.datasets.utils import check_integrity, download_url, extract_ar
 from boltlab.data.base import Split
 from boltlab.data.images import ImageDataModule
 from boltlab.data.loader import TensorData
-from boltlab.errors import DataError
+from boltlab.ground.errors import DataError
 
 ROUNDS = 2  # over all mirrors
 TIMEOUT_SECONDS = 15.0  # without a byte; urllib would wait for ever

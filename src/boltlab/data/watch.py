@@ -23,8 +23,8 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from boltlab import signals
-from boltlab.errors import WorkerError
+from boltlab.ground import signals
+from boltlab.ground.errors import WorkerError
 
 GRACE_SECONDS = 5.0  # that a batch has to come in after a signal, so that the step can end and be saved
 _LOOK_SECONDS = 0.5

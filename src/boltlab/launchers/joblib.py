@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from boltlab import runs, signals
+from boltlab import runs
+from boltlab.ground import signals
 from boltlab.launchers import process
 
 

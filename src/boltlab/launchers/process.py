@@ -12,9 +12,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from boltlab import launch, signals, world
-from boltlab.errors import UserError
+from boltlab import launch, world
 from boltlab.exits import leave
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 started_by = 0  # in the process of a `Job`: the process that has started it

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from boltlab import runs, signals, world
-from boltlab.errors import UserError
+from boltlab import runs, world
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 from boltlab.launchers import process
 
 

@@ -16,11 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals, world
-from boltlab.errors import UserError
+from boltlab import runs, world
 from boltlab.exits import leave
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
+from boltlab.ground.signals import Stopped
 from boltlab.launchers import process
-from boltlab.signals import Stopped
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT")

@@ -17,8 +17,9 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from boltlab import credentials, runs
-from boltlab.errors import UserError
+from boltlab import runs
+from boltlab.ground import credentials
+from boltlab.ground.errors import UserError
 
 log = logging.getLogger(__name__)
 

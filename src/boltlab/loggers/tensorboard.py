@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger as LightningTensorBoardLogger
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 class TensorBoardLogger(LightningTensorBoardLogger):

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Compile, Logged, Task, logged
 

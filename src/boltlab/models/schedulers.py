@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 class Schedule:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 from boltlab.models.torchvision_net import resize, unknown_name
 
 try:

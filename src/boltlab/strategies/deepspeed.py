@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lightning.pytorch.strategies import DeepSpeedStrategy
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 
 class DeepSpeed(DeepSpeedStrategy):

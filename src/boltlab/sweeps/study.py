@@ -25,8 +25,8 @@ from annotated_types import Ge, Gt
 
 from boltlab import runs
 from boltlab.config import build
-from boltlab.credentials import masked
-from boltlab.errors import UserError
+from boltlab.ground.credentials import masked
+from boltlab.ground.errors import UserError
 from boltlab.sweeps import space as spaces
 
 if TYPE_CHECKING:

@@ -20,10 +20,11 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import checkpoint, credentials, resume, runs, signals
+from boltlab import checkpoint, resume, runs
 from boltlab.check import SEARCHED, Mistake
 from boltlab.config import Composed, build, compose
-from boltlab.errors import UserError
+from boltlab.ground import credentials, signals
+from boltlab.ground.errors import UserError
 from boltlab.loggers.csv import CSVLogger
 from boltlab.models.classifier import Classifier
 from boltlab.models.regressor import Regressor

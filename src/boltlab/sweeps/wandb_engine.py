@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import runs, signals
+from boltlab import runs
 from boltlab.check import ConfigError, Mistake
-from boltlab.errors import UserError
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 from boltlab.sweeps.space import Dimension
 
 METHODS = {"TPESampler": "bayes", "GPSampler": "bayes", "RandomSampler": "random", "BruteForceSampler": "grid"}

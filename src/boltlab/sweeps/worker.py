@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, signals
-from boltlab.errors import UserError
+from boltlab import runs
+from boltlab.ground import signals
+from boltlab.ground.errors import UserError
 from boltlab.launchers.process import Job, Place
 from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides

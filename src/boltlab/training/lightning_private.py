@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from boltlab.errors import UserError
+from boltlab.ground.errors import UserError
 
 # By the object of a Trainer that has them.
 NAMES = {

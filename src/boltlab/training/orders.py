@@ -15,7 +15,7 @@ from torch.utils.data import (
 )
 
 from boltlab.data.samplers import random_key
-from boltlab.errors import DataError, UserError
+from boltlab.ground.errors import DataError, UserError
 from boltlab.training.draws import Generators, seed_all
 
 # They keep no state of their own from one epoch to the next: it need not be tried.
