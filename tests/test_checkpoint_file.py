@@ -15,9 +15,9 @@ import pytest
 import torch
 from waiting import HANG
 
-from boltlab import checkpoint_file
 from boltlab.checkpoint import CheckpointError, read, verify, write
-from boltlab.pickled import imports
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints.pickles import imports
 
 
 def content(**more):
@@ -141,7 +141,7 @@ def test_weights_are_copied_neither_to_write_nor_to_read(tmp_path):
     script = """
         import resource, sys, torch
         from pathlib import Path
-        from boltlab.checkpoint_file import read, verify, write
+        from boltlab.checkpoints.file import read, verify, write
 
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -202,7 +202,7 @@ KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from boltlab.checkpoint_file import clean_leftovers, read, write
+from boltlab.checkpoints.file import clean_leftovers, read, write
 
 torch.set_num_threads(1)
 draw = random.Random(0)

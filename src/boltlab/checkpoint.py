@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from boltlab import config as configs
 from boltlab import runs
 from boltlab.check import locate
-from boltlab.checkpoint_file import (
+from boltlab.checkpoints.file import (
     CheckpointError,
     check_folder,
     clean_leftovers,

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from boltlab.checkpoint_file import read, write
+from boltlab.checkpoints.file import read, write
 
 
 def best_callback(trainer: "pl.Trainer", monitor: str) -> ModelCheckpoint | None:

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from boltlab import checkpoint, runs
 from boltlab.check import ConfigError, Mistake
 from boltlab.checkpoint import CheckpointError
-from boltlab.checkpoint_file import read_foreign
+from boltlab.checkpoints.file import read_foreign
 from boltlab.ground.errors import UserError
 from boltlab.models.task import Task
 

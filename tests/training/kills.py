@@ -24,7 +24,7 @@ call._call_lightning_module_hook = hooks
 def while_saving(number):
     """In the middle of writing that checkpoint: its file is there beside its target, and is not yet renamed."""
     return f"""
-import boltlab.checkpoint_file as file
+import boltlab.checkpoints.file as file
 def fsync(number, _fsync=os.fsync):
     file.saves = getattr(file, "saves", 0) + 1
     if file.saves == {2 * number - 1}:

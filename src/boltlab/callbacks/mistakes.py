@@ -15,7 +15,7 @@ from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
-from boltlab.checkpoint_file import whole
+from boltlab.checkpoints.file import whole
 from boltlab.data.samplers import EvalSampler
 from boltlab.ground.errors import DataError
 

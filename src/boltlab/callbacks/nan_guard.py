@@ -320,7 +320,7 @@ def _batch(trainer: "pl.Trainer", epoch: int, indices: list[int]) -> dict[str, T
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from boltlab.checkpoint_file import write
+    from boltlab.checkpoints.file import write
 
     write(content, path)
 

@@ -93,7 +93,7 @@ def export(run: str, options: Any) -> int:
     import torch
     from safetensors.torch import save
 
-    from boltlab.checkpoint_file import whole
+    from boltlab.checkpoints.file import whole
 
     content = _read(run, options)[1]
     weights = {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
@@ -115,7 +115,8 @@ def convert(run: str, options: Any) -> int:
     """The weights of a file of another program as one of ours; `trust=true` runs whatever the file says."""
     import torch
 
-    from boltlab import checkpoint, checkpoint_file
+    from boltlab import checkpoint
+    from boltlab.checkpoints import file as checkpoint_file
 
     path = Path(run)
     if not path.is_file():

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from boltlab.checkpoint_file import CheckpointError, verify
+from boltlab.checkpoints.file import CheckpointError, verify
 
 
 class FSDP(ModelParallelStrategy):

@@ -22,8 +22,8 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
+from boltlab.checkpoints.pickles import imports
 from boltlab.ground.errors import UserError
-from boltlab.pickled import imports
 
 _MARK = b"sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
