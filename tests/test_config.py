@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
 from boltlab import config as configs
-from boltlab.check import ConfigError, _fits, type_problem
+from boltlab.check import _fits, type_problem
 from boltlab.config import CONFIG_DIR, compose, edit
+from boltlab.ground.errors import ConfigError
 
 ROOT_KEYS = (
     "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, "

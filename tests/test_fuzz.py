@@ -11,10 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from boltlab import config, runs
-from boltlab.check import ConfigError
 from boltlab.commands import runs as table
 from boltlab.config import compose, groups
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, UserError
 
 bounded = settings(
     deadline=None,

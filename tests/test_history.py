@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from waiting import HANG
 
 from boltlab import history, runs
-from boltlab.check import ConfigError
 from boltlab.config import compose
+from boltlab.ground.errors import ConfigError
 
 
 def make_run(run, /, config=None, marks=None, verb="train", **summary):

@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 from waiting import HANG
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 
 def make(log_dir, name="mlp", **summary):

@@ -19,7 +19,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -27,31 +27,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab.ground.errors import UserError
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One mistake: the key path (with the value that was given), what is wrong and how to mend it."""
-
-    where: str
-    message: str
-
-
-class ConfigError(UserError):
-    """All mistakes of a config at once; the command exits with 2."""
-
-    def __init__(self, mistakes: list[Mistake]):
-        self.mistakes = list(dict.fromkeys(mistakes))
-        super().__init__("\n".join(f"  {m.where}\n      {m.message}" for m in self.mistakes))
-
-
-def suggest(problem: str, word: str, names: list[str], otherwise: str) -> str:
-    """The problem, the nearest of the names where one is near, and what else helps."""
-    swapped = [name for name in names if sorted(name) == sorted(word)]  # two letters changed places
-    near = swapped or difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"{problem}: did you mean {near[0]!r}? {otherwise}" if near else f"{problem}; {otherwise}"
-
+from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 # Last words of metric names that say what is better; what has another last word is not guessed.
 _LARGER_IS_BETTER = {"acc", "accuracy", "f1", "auroc", "precision", "recall", "iou", "r2"}

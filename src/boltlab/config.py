@@ -27,9 +27,9 @@ from annotated_types import Ge, Gt, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boltlab import machine, project, words, world
-from boltlab.check import SEARCHED, Checker, ConfigError, Mistake, suggest
+from boltlab.check import SEARCHED, Checker
 from boltlab.ground import credentials
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 _PACKAGE = Path(__file__).resolve().parent
 # An installed wheel carries the configs inside the package; a clone has them at its top.

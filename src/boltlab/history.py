@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake, suggest
+from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 MARKS = "marks.json"  # tags and note given afterwards: the summary of a run at work is the run's own to write
 

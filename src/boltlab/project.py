@@ -27,8 +27,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from boltlab.check import ConfigError, Mistake
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 # Options of the command line, which the processes that it starts inherit.
 _TRUSTED, _CONFIG_DIR, _CONFIG_NAME = "BOLTLAB_TRUSTED", "BOLTLAB_CONFIG_DIR", "BOLTLAB_CONFIG_NAME"

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from boltlab import history
-from boltlab.check import Mistake
+from boltlab.ground.errors import Mistake
 from boltlab.history import Row, is_number
 
 # Columns that are no key of a run, and the keys that they stand for in csv and json.

@@ -14,10 +14,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from boltlab import checkpoint, runs
-from boltlab.check import ConfigError, Mistake
 from boltlab.checkpoint import CheckpointError
 from boltlab.checkpoints.file import read_foreign
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.models.task import Task
 
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")

@@ -23,9 +23,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.check import Mistake
 from boltlab.ground import signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import Mistake, UserError
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from boltlab.check import ConfigError
 from boltlab.config import as_override, parsed, split_space
+from boltlab.ground.errors import ConfigError
 from boltlab.sweeps import space as spaces
 
 CONDITIONAL = {

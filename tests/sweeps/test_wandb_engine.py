@@ -10,9 +10,8 @@ import pytest
 from omegaconf import OmegaConf
 from waiting import until
 
-from boltlab.check import ConfigError
 from boltlab.config import compose
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, UserError
 from boltlab.ground.signals import Stopped
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import wandb_engine

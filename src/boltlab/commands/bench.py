@@ -16,9 +16,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.check import ConfigError, Mistake, process_count
+from boltlab.check import process_count
 from boltlab.config import compose, edit
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 MAX_TRIES = 3
 # A part below this share of a step's time is not worth a try, and a factor below that one is not worth a change.

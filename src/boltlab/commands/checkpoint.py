@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake, suggest
 from boltlab.config import compose
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 
 def main(words: list[str]) -> int:

@@ -8,11 +8,10 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
 from boltlab.config import as_override, compose, edit, keys, split_overrides
 from boltlab.ground import signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launch import launch
 from boltlab.trainer import make_trainer
 

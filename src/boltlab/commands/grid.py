@@ -16,11 +16,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from boltlab import runs, world
-from boltlab.check import ConfigError, Mistake
 from boltlab.commands import launched, train
 from boltlab.config import Composed, compose, grid
 from boltlab.ground import credentials, signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.resume import UNFINISHED
 
 # What a job may be besides the states of a run.

@@ -14,9 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from boltlab import machine, runs, world
-from boltlab.check import ConfigError, Mistake
 from boltlab.config import Composed, build, compose, edit
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launchers import slurm
 
 NOT_STARTED = "not started"  # what a run may be besides the states in its summary

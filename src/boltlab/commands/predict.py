@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs, world
-from boltlab.check import ConfigError, Mistake
 from boltlab.commands.eval import refuse_trained
 from boltlab.commands.predictions import place, write
 from boltlab.config import build, compose, edit, keys, split_overrides
 from boltlab.ground import signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launch import launch
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab import history, resume, runs
-from boltlab.check import ConfigError, Mistake, process_count
+from boltlab.check import process_count
 from boltlab.commands import differ, train
 from boltlab.config import Composed, build, compose, edit, split_overrides
 from boltlab.ground import signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 # What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.

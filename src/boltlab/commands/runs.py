@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from boltlab import history, runs_table
-from boltlab.check import ConfigError, Mistake, suggest
 from boltlab.commands import runs_manage
 from boltlab.config import ROOTS, compose
+from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 _KEYS = list(ROOTS["runs"].__dataclass_fields__)
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import history, runs
-from boltlab.check import ConfigError, Mistake
 from boltlab.commands import differ
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 _ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
 _MOST_BYTES = 2_000_000  # that are read of a file to compare it

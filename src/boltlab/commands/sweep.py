@@ -15,13 +15,13 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from boltlab import launch, runs, world
-from boltlab.check import ConfigError, Mistake, process_count, settle
+from boltlab.check import process_count, settle
 from boltlab.commands import launched, train
 from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
 from boltlab.exits import exit_code
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launchers import process
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import study as studies

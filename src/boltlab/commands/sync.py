@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake
 from boltlab.config import compose
 from boltlab.ground import credentials
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 _NAME = re.compile(r"offline-run-(\d{8}_\d{6})-(.+)")  # when it began, and the id of the W&B run
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from boltlab.check import ConfigError, Mistake, suggest
 from boltlab.config import Values, sweep_values
+from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

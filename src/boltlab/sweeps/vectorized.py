@@ -21,10 +21,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import checkpoint, resume, runs
-from boltlab.check import SEARCHED, Mistake
+from boltlab.check import SEARCHED
 from boltlab.config import Composed, build, compose
 from boltlab.ground import credentials, signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import Mistake, UserError
 from boltlab.loggers.csv import CSVLogger
 from boltlab.models.classifier import Classifier
 from boltlab.models.regressor import Regressor

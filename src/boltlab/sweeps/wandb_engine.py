@@ -12,9 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab import runs
-from boltlab.check import ConfigError, Mistake
 from boltlab.ground import signals
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.sweeps.space import Dimension
 
 METHODS = {"TPESampler": "bayes", "GPSampler": "bayes", "RandomSampler": "random", "BruteForceSampler": "grid"}
