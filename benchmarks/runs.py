@@ -20,7 +20,7 @@ from pathlib import Path
 from common import machine
 from omegaconf import OmegaConf
 
-from boltlab.config import compose
+from boltlab.config.compose import compose
 
 RECIPES = (
     ("digits", "linear"),

@@ -42,7 +42,7 @@ def main(config: DictConfig) -> None:
     torch.set_num_threads(1)
     kept = GlobalHydra.instance().hydra
     from boltlab.commands import train
-    from boltlab.config import compose
+    from boltlab.config.compose import compose
     folder = Path(HydraConfig.get().runtime.output_dir) / "run"
     job = compose("train", SHORT + [f"optimizer.lr={config.lr}"])
     train.run(job, folder)
@@ -86,7 +86,7 @@ import sys
 from pathlib import Path
 from boltlab import runs
 from boltlab.commands import train
-from boltlab.config import compose
+from boltlab.config.compose import compose
 for number in range(int(sys.argv[1])):
     train.run(compose("train", sys.argv[2:]), runs.new_folder("logs", "train", "loop"))
     print(f"trial {number} finished", flush=True)

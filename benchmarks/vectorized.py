@@ -20,7 +20,7 @@ from common import Row, in_turns, machine, show
 
 from boltlab import checkpoint, runs
 from boltlab.commands import train
-from boltlab.config import Composed, compose
+from boltlab.config.compose import Composed, compose
 from boltlab.launch import keep_freed_memory
 from boltlab.sweeps.stack import Stack
 

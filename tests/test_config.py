@@ -14,9 +14,11 @@ from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
-from boltlab import config as configs
-from boltlab.check import _fits, type_problem
-from boltlab.config import CONFIG_DIR, compose, edit
+from boltlab.config import overrides, roots, sources
+from boltlab.config.check import _fits, type_problem
+from boltlab.config.compose import compose
+from boltlab.config.edit import edit
+from boltlab.config.sources import CONFIG_DIR
 from boltlab.ground.errors import ConfigError
 
 ROOT_KEYS = (
@@ -193,20 +195,20 @@ def test_a_mistake_of_one_combination_alone_starts_nothing(boltlab):
 
 
 def test_the_jobs_of_a_grid_are_the_combinations_in_order():
-    assert configs.grid(["a=1,2", "+b=x", "c='p,q',r", "d=[1,2]"]) == [
+    assert overrides.grid(["a=1,2", "+b=x", "c='p,q',r", "d=[1,2]"]) == [
         [f"a={a}", "+b=x", f"c={c}", "d=[1,2]"] for a in (1, 2) for c in ("'p,q'", "r")
     ]
-    assert configs.grid(["a=range(0,3)", "b=choice(x,y)"])[:3] == [["a=0", "b=x"], ["a=0", "b=y"], ["a=1", "b=x"]]
-    assert configs.grid(["a=1"]) == [["a=1"]]
+    assert overrides.grid(["a=range(0,3)", "b=choice(x,y)"])[:3] == [["a=0", "b=x"], ["a=0", "b=y"], ["a=1", "b=x"]]
+    assert overrides.grid(["a=1"]) == [["a=1"]]
     with pytest.raises(ConfigError, match="names no value"):
-        configs.grid(["a=range(0,0)"])
+        overrides.grid(["a=range(0,0)"])
 
 
 def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):
     import shutil
 
     shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nsed: 3\noptimizer:\n  lrr: 1\ntrainer:\n  max_epochs: ten\n"
     )
@@ -237,14 +239,14 @@ def test_local_defaults_are_read_and_the_command_line_wins(monkeypatch, tmp_path
     import shutil
 
     shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     (tmp_path / "configs" / "local" / "default.yaml").write_text("# @package _global_\ndata_dir: /mnt/data\nseed: 7\n")
     composed = compose("train", ["seed=8"])
     assert composed.config.data_dir == "/mnt/data" and composed.config.seed == 8
 
 
 def every_choice():
-    for group, choices in configs.groups().items():
+    for group, choices in sources.groups().items():
         for choice in choices:
             yield group, choice
 
@@ -289,7 +291,7 @@ def test_every_shipped_choice_passes_the_check(group, choice, small_data):
 
 
 def test_every_yaml_file_is_found_by_the_test_above():
-    seen = {f"{group}/{choice}.yaml" for group, choice in every_choice()} | {f"{verb}.yaml" for verb in configs.ROOTS}
+    seen = {f"{group}/{choice}.yaml" for group, choice in every_choice()} | {f"{verb}.yaml" for verb in roots.ROOTS}
     files = {p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob("*.yaml")}
     assert {f for f in files if not Path(f).name.startswith("_") and f != "local/default.yaml"} <= seen
 
@@ -412,8 +414,8 @@ def test_what_fits_without_pydantic_fits_with_it(annotation):
 
 def test_no_shipped_default_needs_pydantic(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydantic", None)
-    for overrides in ([], ["experiment=mnist_mlp"], ["model=resnet18", "data=cifar10", "optimizer=sgd"]):
-        compose("train", [*overrides, "trainer.max_epochs=3"])
+    for given in ([], ["experiment=mnist_mlp"], ["model=resnet18", "data=cifar10", "optimizer=sgd"]):
+        compose("train", [*given, "trainer.max_epochs=3"])
     with pytest.raises(ImportError):
         compose("train", ["trainer.max_epochs=ten"])
 
@@ -433,15 +435,15 @@ def test_no_shipped_default_needs_pydantic(monkeypatch):
 )
 def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
     short = compose("train", overrides, check=False)
-    texts = [configs._first(o) for o in configs._parse(overrides, sweep=False)[0]]
-    whole, choices = configs._hydra_compose("train", texts, [])
+    texts = [overrides.first_text(o) for o in overrides.parse(overrides, sweep=False)[0]]
+    whole, choices = compose._hydra_compose("train", texts, [])
     assert OmegaConf.to_container(short.config) == OmegaConf.to_container(whole)
     assert (list(short.config), short.choices) == (list(whole), choices)
 
 
 def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_changed(tmp_path, monkeypatch):
     shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     monkeypatch.setenv("CHOSEN", "sgd")
     train = tmp_path / "configs" / "train.yaml"
     text = train.read_text().replace("optimizer: adamw", "optimizer: ${oc.env:CHOSEN}")
@@ -459,7 +461,7 @@ def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_c
 def test_the_garbage_collector_is_back_after_the_imports():
     code = """
 import gc, sys
-from boltlab.config import compose
+from boltlab.config.compose import compose
 compose("train", [])
 assert "torch" in sys.modules
 print(gc.isenabled(), gc.get_freeze_count() > 100_000)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from waiting import HANG
 
 from boltlab import runs
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground import credentials
 
 QUICK = ["model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu"]

@@ -8,7 +8,9 @@ from stand_in import SHORT, STAND_IN, make_images
 
 import boltlab as package
 from boltlab import runs
-from boltlab.config import CONFIG_DIR, build, compose, groups
+from boltlab.config.build import build
+from boltlab.config.compose import compose
+from boltlab.config.sources import CONFIG_DIR, groups
 
 pytestmark = pytest.mark.floats
 

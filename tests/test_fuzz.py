@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from boltlab import config, runs
+from boltlab import runs
 from boltlab.commands import runs as table
-from boltlab.config import compose, groups
+from boltlab.config import sources
+from boltlab.config.compose import compose
+from boltlab.config.sources import groups
 from boltlab.ground.errors import ConfigError, UserError
 
 bounded = settings(
@@ -120,7 +122,7 @@ def a_run(log_dir, name, summary, config_yaml=b"seed: 0"):
 @example(b'{"started": NaN, "seconds": Infinity, "best": {"val_acc": "high"}, "pid": 1e400, "status": "[/red]"}')
 @example(b'{"started": "yesterday", "pid": 99999999999999999999, "status": "running", "test": [1]}')
 def test_any_summary_is_a_row_of_the_table(tmp_path, capsys, monkeypatch, summary):
-    chosen = OmegaConf.load(config.CONFIG_DIR / "runs.yaml")
+    chosen = OmegaConf.load(sources.CONFIG_DIR / "runs.yaml")
     chosen.update({"log_dir": str(tmp_path), "limit": 9})
     monkeypatch.setattr(table, "compose", lambda *_: SimpleNamespace(config=chosen))  # it takes most of the time
     good = {"status": "finished", "started": 1e9, "best": {"val_acc": 0.5}}

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from waiting import HANG
 
 from boltlab import history, runs
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError
 
 

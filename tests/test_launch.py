@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from waiting import HANG
 
 from boltlab import launch
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 
 LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message": "RuntimeError: gone"}

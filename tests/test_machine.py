@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from boltlab import machine
-from boltlab.config import build, compose
+from boltlab.config import auto as machine
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 
 QUICK = ("logger=csv", "trainer.accelerator=cpu")
 

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from boltlab import checkpoint, runs
-from boltlab.check import direction
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.check import direction
+from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError
 
 pytestmark = pytest.mark.floats

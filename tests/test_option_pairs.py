@@ -6,7 +6,8 @@ from itertools import combinations, product
 import pytest
 from warm import FORKED, only_run
 
-from boltlab import check, checkpoint
+from boltlab import checkpoint
+from boltlab.config import check
 
 OPTIONS = {
     "scheduler": ["one_cycle", "constant", "cosine", "exponential", "multistep", "plateau", "step"],
@@ -125,5 +126,5 @@ def test_a_refused_pair_is_named_before_anything_starts(boltlab, place, options,
 @pytest.mark.parametrize(("place", "options", "beside"), {refused[0]: refused for refused in REFUSED}.values())
 def test_a_refused_pair_fails_where_nobody_refuses_it(warm, place, options, beside):
     """If not, torch or Lightning can do it by now, and the pair need not be refused."""
-    child = warm(*said(options), *beside, before="import boltlab.check\nboltlab.check.PAIRS.clear()").wait()
+    child = warm(*said(options), *beside, before="import boltlab.config.check\nboltlab.check.PAIRS.clear()").wait()
     assert child.code and check.PAIRS[place].reason in child.stderr

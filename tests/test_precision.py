@@ -21,7 +21,8 @@ from warm import FORKED, at_step, only_run
 import boltlab as package
 from boltlab import runs
 from boltlab.__main__ import main
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.trainer import make_trainer
 
 QUICK = ("logger=csv", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")

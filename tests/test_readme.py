@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import boltlab as package
-from boltlab import config as configs
 from boltlab import runs
+from boltlab.config import sources
+from boltlab.config.compose import compose
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -54,7 +55,7 @@ def test_the_commands_of_the_table_run(boltlab, tmp_path):
 
 
 def test_the_train_command_of_the_table_composes():
-    composed = configs.compose("train", shlex.split(table_commands()["train"])[2:])
+    composed = compose.compose("train", shlex.split(table_commands()["train"])[2:])
     assert composed.choices["model"] == "resnet18" and composed.config.optimizer.lr == 0.1
 
 
@@ -70,7 +71,7 @@ def test_the_example_of_mistakes_is_what_is_printed(boltlab):
 def test_the_groups_and_choices_of_the_table_are_those_that_exist():
     (section,) = re.findall(r"^## Configs\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
     shown = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
-    for group, choices in configs.groups().items():
+    for group, choices in sources.groups().items():
         if group == "local":
             continue
         assert group in shown, group
@@ -83,19 +84,19 @@ def test_the_groups_and_choices_of_the_table_are_those_that_exist():
 
 
 def test_every_experiment_stands_in_the_results():
-    for experiment in configs.groups()["experiment"]:
+    for experiment in sources.groups()["experiment"]:
         assert f"`{experiment}`" in README, experiment
 
 
 @pytest.fixture
 def added(monkeypatch, tmp_path):
     """The README's data set and model, added as it says, in a copy of the configs."""
-    shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
-    sources, yamls = blocks("python"), blocks("yaml")
+    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
+    pythons, yamls = blocks("python"), blocks("yaml")
     for kind, name in (("data", "wine"), ("models", "residual_mlp")):
         dotted = f"boltlab.{kind}.{name}"
-        (source,) = [block for block in sources if f"class {name.title().replace('_Mlp', 'MLP')}" in block]
+        (source,) = [block for block in pythons if f"class {name.title().replace('_Mlp', 'MLP')}" in block]
         module = types.ModuleType(dotted)
         monkeypatch.setitem(sys.modules, dotted, module)
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)  # what a reader would save as a file

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 
 from boltlab import checkpoint, load, runs, transfer
 from boltlab.checkpoint import CheckpointError
-from boltlab.config import build, compose, edit
+from boltlab.config.build import build
+from boltlab.config.compose import compose
+from boltlab.config.edit import edit
 
 pytestmark = pytest.mark.floats
 

@@ -20,10 +20,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import boltlab as package
-from boltlab import checkpoint, runs, trust
-from boltlab.config import CONFIG_DIR, ROOTS, compose, groups
+from boltlab import checkpoint, runs
+from boltlab.config import trust
+from boltlab.config.compose import compose
+from boltlab.config.roots import ROOTS
+from boltlab.config.sources import CONFIG_DIR, groups
+from boltlab.config.trust import UntrustedConfig, paths_inside, refuse_untrusted
 from boltlab.ground.errors import UserError
-from boltlab.trust import UntrustedConfig, paths_inside, refuse_untrusted
 
 # What touches the file `canary` where it is run or imported; `evil` is a module and a folder for torch.hub.
 TOUCH = "__import__('pathlib').Path('canary').touch()"
@@ -93,8 +96,8 @@ FORBIDDEN = [
     {"_target_": "boltlab.runs.os.system", "_args_": ["touch canary"]},
     {"_target_": "boltlab.runs.Path", "_args_": ["x"]},
     {"_target_": "boltlab.runs.write_summary", "folder": "."},
-    {"_target_": "boltlab.check.locate", "name": "evil.Net"},
-    {"_target_": "boltlab.config.build", "config": {"x": {"_target_": "evil.Net"}}, "key": "x"},
+    {"_target_": "boltlab.config.check.locate", "name": "evil.Net"},
+    {"_target_": "boltlab.config.build.build", "config": {"x": {"_target_": "evil.Net"}}, "key": "x"},
     {"_target_": "boltlab.load", "run": "evil"},
     {"_target_": "boltlab.commands.train.main", "overrides": []},
     {"_target_": "boltlab.checkpoint.SafeCheckpointIO", "config": {}},

@@ -10,9 +10,11 @@ from omegaconf import OmegaConf
 from torch.distributed import HashStore, PrefixStore
 from waiting import HANG
 
-from boltlab import world
+from boltlab.config import devices
+from boltlab.ground import started_by
 from boltlab.ground.errors import UserError
-from boltlab.world import World
+from boltlab.ground.started_by import World
+from boltlab.processes import rendezvous
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
 SRUN = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
@@ -34,45 +36,45 @@ def variables(monkeypatch):
 
 
 def test_alone_is_the_command_that_nobody_started_several_times(variables):
-    assert world.outside() is None and world.start() == ("", 0)
+    assert started_by.outside() is None and started_by.start() == ("", 0)
     variables({"SLURM_JOB_ID": "17", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})  # in a job script, before any srun
-    assert world.outside() is None and world.start() == ("slurm 17", 0)
+    assert started_by.outside() is None and started_by.start() == ("slurm 17", 0)
 
 
 def test_torchrun_and_srun_are_known_by_their_variables(variables):
     variables(SRUN)
-    assert world.outside() == World("srun", 3, 4, 2) and world.outside().nodes == 2
-    assert world.start() == ("slurm 17.2", 0)
+    assert started_by.outside() == World("srun", 3, 4, 2) and started_by.outside().nodes == 2
+    assert started_by.start() == ("slurm 17.2", 0)
     variables({"SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "4", "SLURM_RESTART_COUNT": "2"})
-    assert world.start() == ("slurm 16_4.2", 2)
+    assert started_by.start() == ("slurm 16_4.2", 2)
     variables(TORCHRUN)  # started by a task of srun
-    assert world.outside() == World("torchrun", 5, 8, 4)
+    assert started_by.outside() == World("torchrun", 5, 8, 4)
 
 
 def test_a_restart_by_torchrun_has_the_name_of_its_agent(variables):
     variables(TORCHRUN)
     name = f"torchrun x {socket.gethostname()} {os.getppid()}"  # --rdzv-id may be the same for every run of a script
-    assert world.start() == (name, 0)
+    assert started_by.start() == (name, 0)
     variables({"TORCHELASTIC_RESTART_COUNT": "1"})
-    assert world.start() == (name, 1)
+    assert started_by.start() == (name, 1)
 
 
 def test_a_process_alone_knows_of_no_others(variables):
     kept = {"PATH": "/bin", "SLURM_JOB_ID": "17", "TORCH_HOME": "/data"}
-    assert world.alone(TORCHRUN | SRUN | kept | {"MASTER_PORT": "1"}) == kept
+    assert started_by.alone(TORCHRUN | SRUN | kept | {"MASTER_PORT": "1"}) == kept
 
 
 def test_nodes_with_different_numbers_of_processes_are_refused(variables, capsys):
     variables(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1(x2)"})
     with pytest.raises(UserError, match="srun has started 2,1.x2. tasks: take --ntasks-per-node"):
-        world.outside()
-    assert world.run(lambda: 0) == 1
+        started_by.outside()
+    assert rendezvous.run(lambda: 0) == 1
     assert "--ntasks-per-node" in capsys.readouterr().err
 
 
 def test_variables_of_slurm_become_those_of_torch(variables):
     variables(SRUN)
-    world._as_torchrun(world.outside())
+    rendezvous._as_torchrun(started_by.outside())
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
     assert [os.environ[name] for name in names] == ["3", "1", "1", "4", "2", "node7"]
     assert 20000 <= int(os.environ["MASTER_PORT"]) < 32000
@@ -87,11 +89,11 @@ def config(**trainer):
 def test_the_processes_that_there_are_stand_in_the_config(variables):
     variables(TORCHRUN)
     found = config()
-    assert world.settle(found, ["optimizer.lr=1"]) == []
+    assert devices.settle(found, ["optimizer.lr=1"]) == []
     assert (found.trainer.devices, found.trainer.num_nodes) == (4, 2)
-    assert world.settle(config(devices="4"), ["trainer.devices=4"]) == []
-    assert world.settle(config(devices=-1), ["trainer.devices=-1"]) == []
-    (mistake,) = world.settle(config(devices=8), ["trainer.devices=8"])
+    assert devices.settle(config(devices="4"), ["trainer.devices=4"]) == []
+    assert devices.settle(config(devices=-1), ["trainer.devices=-1"]) == []
+    (mistake,) = devices.settle(config(devices=8), ["trainer.devices=8"])
     assert mistake.where == "trainer.devices=8"
     assert mistake.message == "but torchrun has started 8 processes, 4 on each node: leave it out"
 
@@ -103,7 +105,7 @@ def test_one_visible_gpu_for_each_process_makes_it_a_node(variables, monkeypatch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     variables(SRUN)
     found = config(accelerator="gpu")
-    assert world.settle(found, []) == []
+    assert devices.settle(found, []) == []
     assert (found.trainer.devices, found.trainer.num_nodes) == (1, 4)
 
 
@@ -122,22 +124,22 @@ def test_rank_0_leads_and_the_others_run_what_it_tells_them(variables, store, tm
     codes = {}
 
     def other():
-        codes[1] = world._follow(World("torchrun", 1, 2, 2), store)
+        codes[1] = rendezvous._follow(World("torchrun", 1, 2, 2), store)
 
     def command():
-        assert world.leading().begun == tmp_path
+        assert rendezvous.leading().begun == tmp_path
         for number in (0, 1):
-            world.leading().order(follow, entry, tmp_path)
+            rendezvous.leading().order(follow, entry, tmp_path)
             (tmp_path / f"led-{number}").touch()
         return 3
 
     thread = threading.Thread(target=other)
     thread.start()
-    codes[0] = world._lead(World("torchrun", 0, 2, 2), store, command)
+    codes[0] = rendezvous._lead(World("torchrun", 0, 2, 2), store, command)
     thread.join(HANG)
     assert codes == {0: 3, 1: 3}  # all end with the exit code of rank 0
     assert (tmp_path / "followed").read_text() == "entry" * 2
-    assert world.leading() is None
+    assert rendezvous.leading() is None
 
 
 def follow(function, folder):
@@ -150,9 +152,9 @@ def entry(folder):
 
 
 def test_a_node_that_does_not_see_the_run_folder_is_named(store, tmp_path):
-    thread = threading.Thread(target=lambda: world._follow(World("srun", 1, 2, 1), store))
+    thread = threading.Thread(target=lambda: rendezvous._follow(World("srun", 1, 2, 1), store))
     thread.start()
-    leader = world._Leader(World("srun", 0, 2, 1), store, world._meet(World("srun", 0, 2, 1), store))
+    leader = rendezvous._Leader(World("srun", 0, 2, 1), store, rendezvous._meet(World("srun", 0, 2, 1), store))
     with pytest.raises(UserError, match="rank 1 on .* does not see .*nowhere: log_dir must lie on a disk that all"):
         leader.order(follow, entry, tmp_path / "nowhere")
     leader.end(1)
@@ -167,13 +169,13 @@ def test_rank_0_that_is_gone_is_named(store):
             raise DistNetworkError("Connection reset by peer")
 
     with pytest.raises(UserError, match="rank 0 is gone"):
-        world._wait(Gone(), "boltlab/0", "rank 0")
+        rendezvous._wait(Gone(), "boltlab/0", "rank 0")
     with pytest.raises(UserError, match="rank 1 gave no answer within 0 s"):
-        world._wait(store, "boltlab/0/1", "rank 1", seconds=0.01)
+        rendezvous._wait(store, "boltlab/0/1", "rank 1", seconds=0.01)
 
 
 def test_after_a_failure_nothing_more_is_started(store, tmp_path):
-    leader = world._Leader(World("torchrun", 0, 2, 2), store, store)
+    leader = rendezvous._Leader(World("torchrun", 0, 2, 2), store, store)
     leader.alone = True
     with pytest.raises(UserError, match="a process that torchrun has started is gone: start the command again"):
         leader.order(follow, entry, tmp_path)

@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f": did you mean {near[0]!r}?" if near else ";"
         print(f"boltlab: there is no verb {verb!r}{hint} verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    from boltlab import project, world
+    from boltlab.config import project
     from boltlab.exits import exit_code
+    from boltlab.processes import rendezvous
 
     # -word takes a tag away, a note may begin with anything
     marks = verb == "runs" and rest[:1] in (["tag"], ["note"])
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "--help" in rest or "-h" in rest:
                 _verb_help(verb)
                 return 0
-            return world.run(lambda: _run(verb, rest if marks else left, marks))
+            return rendezvous.run(lambda: _run(verb, rest if marks else left, marks))
 
     try:
         return exit_code(verb, command)
@@ -93,7 +94,7 @@ def _run(verb: str, rest: list[str], marks: bool) -> int:
         if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
             from omegaconf import OmegaConf
 
-            from boltlab.config import compose
+            from boltlab.config.compose import compose
 
             print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
             return 0
@@ -123,7 +124,7 @@ def _help() -> None:
 
 
 def _verb_help(verb: str) -> None:
-    from boltlab.config import help_text
+    from boltlab.config.help import help_text
 
     print(f"boltlab {verb}: {VERBS[verb][0]}\n\n  {VERBS[verb][1]}\n\n{help_text(verb)}")
 
@@ -132,8 +133,8 @@ def _hydra(verb: str, arguments: list[str]) -> None:
     """Hands what prints a config or completes a word to Hydra's own command line."""
     import hydra
 
-    from boltlab import project
-    from boltlab.config import config_dirs, search_further
+    from boltlab.config import project
+    from boltlab.config.sources import config_dirs, search_further
 
     search_further()
     sys.argv = ["boltlab", *arguments]

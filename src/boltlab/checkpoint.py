@@ -22,9 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from boltlab import config as configs
 from boltlab import runs
-from boltlab.check import locate
 from boltlab.checkpoints.file import (
     CheckpointError,
     check_folder,
@@ -36,9 +34,11 @@ from boltlab.checkpoints.file import (
     whole,
     write,
 )
+from boltlab.config.build import build
+from boltlab.config.check import locate
+from boltlab.config.trust import paths_inside, refuse_untrusted
 from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Task
-from boltlab.trust import paths_inside, refuse_untrusted
 
 __all__ = [
     "CheckpointError",
@@ -292,7 +292,7 @@ def restore(content: dict[str, Any]) -> LightningModule:
     kind = locate(config["model"].get("_target_"))
     ours = inspect.isclass(kind) and issubclass(kind, Task)
     own = {"compile": False} if ours else {}
-    model: LightningModule = configs.build({"model": {**config["model"], **own}}, "model")
+    model: LightningModule = build.build({"model": {**config["model"], **own}}, "model")
     # A compiled net's names, unless this one is compiled as well.
     weights = {key.replace("_orig_mod.", ""): value for key, value in content["state_dict"].items()}
     if ours:  # what the metrics have counted belongs to the training run: a model to use starts from zero

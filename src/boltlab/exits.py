@@ -28,7 +28,7 @@ def leave(code: int) -> NoReturn:
 
 def exit_code(verb: str, command: Callable[[], int]) -> int:
     """What a command returns; what it raises as a message and the code that belongs to it."""
-    from boltlab.config import report
+    from boltlab.config.validate import report
     from boltlab.ground.errors import ConfigError
 
     try:

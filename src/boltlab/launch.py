@@ -28,11 +28,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import runs, world
-from boltlab.check import process_count
-from boltlab.config import build
-from boltlab.ground import signals
+from boltlab import runs
+from boltlab.config.build import build
+from boltlab.config.check import process_count
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError, WorkerError
+from boltlab.processes import rendezvous
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
@@ -78,7 +79,7 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
         Stopped: the processes were told to stop, and did.
     """
     processes, restarts = process_count(config), int(config.get("max_restarts", 0))
-    leader = world.leading()
+    leader = rendezvous.leading()
     keep_freed_memory()
     if leader is not None:
         _lead(leader, entry, folder)
@@ -154,7 +155,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
 def expect(overrides: list[str]) -> None:
     """Where overrides seem to ask for several processes, starts beside the composing what they will be forked from."""
     several = any(map(_SEVERAL.match, overrides)) and not any(text.startswith("launcher=") for text in overrides)
-    if several and world.outside() is None:
+    if several and started_by.outside() is None:
         ready()
 
 
@@ -236,9 +237,9 @@ def begin_forked(cwd: str, environment: dict[str, str]) -> None:
     signals.only_caught()
     signals.die_with_parent()
     os.chdir(cwd)
-    own = {name: value for name, value in os.environ.items() if name.startswith(world.OF_RANKS)}
+    own = {name: value for name, value in os.environ.items() if name.startswith(started_by.OF_RANKS)}
     os.environ.clear()
-    os.environ.update({**world.alone(environment), **own})
+    os.environ.update({**started_by.alone(environment), **own})
 
 
 def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
@@ -281,7 +282,7 @@ def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
     _clear(folder)
     leader.order(follow, entry, folder)
     try:
-        with _last_word(folder), world.joined(*_group(folder)):
+        with _last_word(folder), rendezvous.joined(*_group(folder)):
             entry(str(folder))
     except BaseException as e:
         leader.alone = True
@@ -305,7 +306,7 @@ def follow(entry: Callable[[str], Any], folder: Path) -> None:
     keep_freed_memory()
     rank = os.environ["RANK"]
     try:
-        with _last_word(folder), world.joined(*_group(folder)):
+        with _last_word(folder), rendezvous.joined(*_group(folder)):
             entry(str(folder))
     except signals.Stopped:
         raise

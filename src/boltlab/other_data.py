@@ -8,13 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import checkpoint, runs
-from boltlab.config import build
+from boltlab.config.build import build
+from boltlab.config.trust import refuse_untrusted
 from boltlab.data.base import DataModule, Split
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.tabular import TableDataModule
 from boltlab.ground.errors import DataError, UserError
 from boltlab.plain import take_over
-from boltlab.trust import refuse_untrusted
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FILES_COMPARED = 200  # of each split of a folder that may be a copy, byte by byte

@@ -22,7 +22,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # else asking wheth
 hold_back()
 
 from boltlab import runs  # noqa: E402  # a signal may come from here on
-from boltlab.config import imports  # noqa: E402
+from boltlab.config.validate import imports  # noqa: E402
 
 _MODULES = (
     *("commands.train", "launch", "trainer", "checkpoint", "resume", "transfer", "trust"),

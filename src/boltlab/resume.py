@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import history, runs
+from boltlab.config.trust import paths_inside
 from boltlab.ground import credentials
 from boltlab.ground.errors import DataError, UserError
-from boltlab.trust import paths_inside
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
 # read, what is logged, how long the run is. (The command says it where a schedule follows the new length.)

@@ -31,8 +31,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab import project, world
-from boltlab.ground import credentials
+from boltlab.config import project
+from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
 
@@ -124,7 +124,7 @@ def prepare(
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
     write_summary(folder, status=status, started=time.time(), pid=os.getpid(), host=platform.node())
-    write_summary(folder, start={"of": world.start()[0], "overrides": list(overrides)})
+    write_summary(folder, start={"of": started_by.start()[0], "overrides": list(overrides)})
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     if status == "running":
         _write_environment(folder, git)
@@ -172,7 +172,7 @@ def record_resume(
     this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
     this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
     running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
-    start, restarts = world.start()
+    start, restarts = started_by.start()
     if start and not restarts:
         running["start"] = {"of": start, "overrides": overrides}
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
@@ -183,8 +183,8 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
 
     replaced: keys that the caller puts new values at; a reference to a secret there is left out.
 
-    A folder may come from anybody: what its config may build is held against `boltlab.trust`, but for the `own` run of
-    this command, whose config was composed here.
+    A folder may come from anybody: what its config may build is checked against `boltlab.config.trust`, except for the
+    `own` run of this command, whose config was composed here.
 
     Raises:
         UserError: no config, one that cannot be read, or one that asks for what is not trusted.
@@ -205,7 +205,7 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
     config.pop("steps_per_execution", None)  # of older versions: several steps at a time, equal to single ones
     credentials.forget_references(config, replaced)
     if not own:
-        from boltlab.trust import refuse_untrusted
+        from boltlab.config.trust import refuse_untrusted
 
         refuse_untrusted(config, path)
     config.run_dir = str(folder.resolve())

@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.check import process_count
-from boltlab.config import build
+from boltlab.config.build import build
+from boltlab.config.check import process_count
 from boltlab.ground import credentials
 
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 from hydra.utils import instantiate
 
-from boltlab.config import compose as train_config
+from boltlab.config.compose import compose as train_config
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from boltlab import checkpoint, load, runs
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.trainer import make_trainer
 
 pytestmark = pytest.mark.floats

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from boltlab import checkpoint, runs
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 from boltlab.trainer import make_trainer
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from boltlab import checkpoint, runs
 from boltlab.callbacks.nan_guard import NaNGuard, NonFiniteLoss
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 from boltlab.trainer import make_trainer as make_train_trainer
 

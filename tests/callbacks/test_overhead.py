@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boltlab.callbacks.overhead import STEP_HOOKS, FetchClock, spare
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.trainer import make_trainer as make_train_trainer
 
 

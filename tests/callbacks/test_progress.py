@@ -8,7 +8,7 @@ from rich.console import Console
 
 from boltlab.callbacks.progress import ProgressLines, _clock
 from boltlab.callbacks.throughput import Throughput
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.trainer import make_trainer as make_trainer_of
 
 

@@ -7,7 +7,7 @@ import torch
 
 from boltlab.commands import bench, probe
 from boltlab.commands.bench import Figures, candidates, verdict
-from boltlab.config import compose
+from boltlab.config.compose import compose
 
 pytestmark = pytest.mark.slow
 

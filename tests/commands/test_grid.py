@@ -110,7 +110,7 @@ def test_a_sweep_that_is_finished_is_shown_and_nothing_runs(boltlab, ends, monke
     kept = {path: path.read_bytes() for path in first.glob("**/*") if path.is_file()}
     monkeypatch.setattr("boltlab.launchers.process.Job", None)
     if started_again:
-        monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
+        monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 17", 1))
     code, out, _ = boltlab("train", "-m", *grid)
     assert code == 0 and sweeps() == [first]
     assert f"all jobs of this command are finished ({count}), nothing runs" in out
@@ -154,10 +154,10 @@ def test_another_command_is_another_sweep(boltlab, ends, other):
 
 @pytest.mark.parametrize("code", [1, 0], ids=["one failed", "finished"])
 def test_another_default_in_a_file_is_another_sweep(boltlab, ends, monkeypatch, tmp_path, code):
-    from boltlab import config as configs
+    from boltlab.config import sources
 
-    shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     if code:
         ends[2] = RuntimeError("no luck")
     assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == code

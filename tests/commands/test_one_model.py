@@ -11,7 +11,7 @@ from warm import FORKED, only_run
 
 import boltlab as public
 from boltlab import runs
-from boltlab.config import build
+from boltlab.config.build import build
 
 QUICK = (
     *("logger=csv", "trainer.accelerator=cpu", "data.max_samples=400", "data.input_shape=[1,8,8]", "optimizer.lr=0.02"),

@@ -10,7 +10,8 @@ from PIL import Image
 
 import boltlab as package
 from boltlab.commands.predict import find_files
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 
 pytestmark = pytest.mark.floats

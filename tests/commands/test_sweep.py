@@ -19,9 +19,10 @@ from pausing import pause
 from waiting import HANG, until
 from warm import differences, outcome
 
-from boltlab import config as configs
-from boltlab import runs, trust
+from boltlab import runs
 from boltlab.commands import sweep as command
+from boltlab.config import sources, trust
+from boltlab.config.compose import compose
 from boltlab.sweeps import study as studies
 
 pytestmark = pytest.mark.floats
@@ -80,8 +81,8 @@ def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab
     assert sum(line.count("pruned") for line in boltlab("runs")[1].splitlines()) >= 1
 
     best = max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
-    shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "digits_best.yaml").write_text((top / "best.yaml").read_text())
     assert boltlab("train", "experiment=digits_best", "log_dir=again")[0] == 0
     (again,) = Path("again/train").iterdir()
@@ -95,10 +96,10 @@ def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, mon
         "sweep", "experiment=digits_quickstart", *[q for q in QUICK if q != "model=mlp"], *space, "trainer.max_epochs=1"
     )
     assert code == 0, (out, err)
-    shutil.copytree(configs.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(configs, "CONFIG_DIR", tmp_path / "configs")
+    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
+    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "found.yaml").write_text((folder() / "best.yaml").read_text())
-    composed = configs.compose("train", ["experiment=found"]).config
+    composed = compose.compose("train", ["experiment=found"]).config
     best = max((t for t in known() if t.values), key=lambda t: t.value)
     saved = yaml.safe_load((folder() / str(best.number) / "config.yaml").read_text())
     assert composed.model.net.hidden_sizes == saved["model"]["net"]["hidden_sizes"]
@@ -300,7 +301,7 @@ def test_a_sweep_that_was_stopped_goes_on_with_its_trials_to_the_same_bits(
     assert last.code == 0, (last.stdout, last.stderr)
     assert [t.state.name for t in known()] == ["COMPLETE"] * 3 and [t.params for t in known()[:2]] == drawn
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("boltlab.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
+    monkeypatch.setattr("boltlab.config.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
     cores, threads = torch.get_num_threads(), json.loads((folder() / "0" / "environment.json").read_text())["threads"]
     request.addfinalizer(lambda: torch.set_num_threads(cores))
     torch.set_num_threads(threads)  # which the bits depend on

@@ -12,9 +12,10 @@ import yaml
 from waiting import HANG, until
 
 import boltlab
-from boltlab import checkpoint, machine, runs
+from boltlab import checkpoint, runs
 from boltlab.commands import launched, train
-from boltlab.config import compose
+from boltlab.config import auto as machine
+from boltlab.config.compose import compose
 from boltlab.launchers import process
 
 pytestmark = pytest.mark.floats
@@ -177,10 +178,10 @@ def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
 
 def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begun(boltlab, monkeypatch):
     """Slurm starts a whole job file from its beginning: what it had finished is not trained again."""
-    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 0))
+    monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 17", 0))
     for seed in "12":
         assert boltlab("train", *QUICK, f"seed={seed}", "trainer.max_epochs=1")[0] == 0
-    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 17", 1))
+    monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 17", 1))
     code, out, _ = boltlab("train", *QUICK, "seed=1", "trainer.max_epochs=1")
     first, second = sorted(runs.folders("logs"), key=lambda folder: runs.load_config(folder).seed)
     assert code == 0 and out == f"{runs.shown(first)} was finished before this command was started again\n"
@@ -188,7 +189,7 @@ def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begu
     code, _, err = boltlab("train", *QUICK, "seed=2", "trainer.max_epochs=1")
     assert code == 0 and len(list(runs.folders("logs"))) == 2, err
     assert len(runs.read_summary(second)["resumed"]) == 1
-    monkeypatch.setattr("boltlab.world.start", lambda: ("slurm 18", 1))
+    monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 18", 1))
     assert boltlab("train", *QUICK, "seed=1", "trainer.max_epochs=1")[0] == 0
     assert len(list(runs.folders("logs"))) == 3  # another job's runs are none of its own
 

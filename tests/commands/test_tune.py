@@ -7,7 +7,7 @@ import yaml
 
 from boltlab import runs
 from boltlab.commands import grid, probe, tune
-from boltlab.config import compose
+from boltlab.config.compose import compose
 
 pytestmark = pytest.mark.floats
 

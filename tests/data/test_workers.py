@@ -112,7 +112,7 @@ v2.RandAugment.forward = forward
 
 
 QUICK_GRACE = "import boltlab.data.watch as w; w.GRACE_SECONDS = 0.5\n"
-TRUSTED = "import boltlab.trust as t\nt.PACKAGES = (*t.PACKAGES, 'own')\n"
+TRUSTED = "import boltlab.config.trust as t\nt.PACKAGES = (*t.PACKAGES, 'own')\n"
 
 
 @pytest.fixture

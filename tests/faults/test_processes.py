@@ -84,7 +84,10 @@ def fault(rank, step, kind):
 def start(warm, tmp_path, name, *arguments, **environment):
     (tmp_path / name).mkdir(exist_ok=True)
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    before = f"sys.path.insert(0, {str(tmp_path)!r})\nimport boltlab.trust as t\nt.PACKAGES = (*t.PACKAGES, 'faulty')"
+    before = (
+        f"sys.path.insert(0, {str(tmp_path)!r})\nfrom boltlab.config import trust as t\n"
+        "t.PACKAGES = (*t.PACKAGES, 'faulty')"
+    )
     return warm(*arguments, folder=tmp_path / name, before=before, PYTHONPATH=path, **environment)
 
 

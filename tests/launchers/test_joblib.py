@@ -9,8 +9,9 @@ import torch
 from pausing import pause
 from warm import differences, outcome
 
-from boltlab import runs, trust
+from boltlab import runs
 from boltlab.commands import launched
+from boltlab.config import trust
 from boltlab.ground.errors import UserError
 from boltlab.launchers import process
 from boltlab.launchers.joblib import Joblib
@@ -39,7 +40,7 @@ def test_a_killed_job_costs_itself_alone_and_all_go_on_to_the_same_bits(warm, bo
     assert "stopped by SIGTERM" in (sweep / "1" / process.OUTPUT).read_text()
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("boltlab.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
+    monkeypatch.setattr("boltlab.config.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
     code, out, err = boltlab(*command)  # who starts the jobs is no part of what they are
     assert code == 0 and "goes on: 0 of 3 jobs are finished" in out, (out, err)
     assert boltlab("train", "-m", *QUICK, "seed=1,2,3", "log_dir=whole")[0] == 0
@@ -134,6 +135,6 @@ def test_behind_torchrun_no_launcher_is_asked(boltlab, monkeypatch):
     given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("boltlab.world.run", lambda command: command())
+    monkeypatch.setattr("boltlab.processes.rendezvous.run", lambda command: command())
     code, _, err = boltlab("train", *QUICK, *JOBLIB)
     assert code == 2 and "is asked by one process; torchrun has started 2" in err and not Path("logs").exists()

@@ -9,7 +9,8 @@ import pytest
 from pausing import pause
 from waiting import HANG, until
 
-from boltlab import runs, trust
+from boltlab import runs
+from boltlab.config import trust
 
 QUICK = ("logger=none", "model=mlp", "callbacks=[best,last]", "data.batch_size=128", "trainer.max_epochs=3")
 QUICK += ("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
@@ -60,7 +61,7 @@ def test_workers_of_a_sweep_are_tasks_and_save_when_told_to_stop(tmp_path, boltl
     for folder in (top / "0", top / "1", top / "workers" / "0", top / "workers" / "1"):
         assert runs.read_summary(folder)["reason"] == "stopped by SIGTERM", folder
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("boltlab.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
+    monkeypatch.setattr("boltlab.config.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
     code, out, err = boltlab(*command)  # who starts the workers is no part of what the sweep is
     assert code == 0 and "goes on" in out and out.count(" finished: ") == 2, (out, err)
     assert [len(runs.read_summary(top / name)["resumed"]) for name in "01"] == [1, 1]

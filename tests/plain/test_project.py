@@ -12,10 +12,12 @@ import yaml
 from plain.conftest import QUICK, forget, install, overrides
 
 import boltlab as package
-from boltlab import project, runs
-from boltlab.config import CONFIG_DIR, compose, groups
+from boltlab import runs
+from boltlab.config import project
+from boltlab.config.compose import compose
+from boltlab.config.sources import CONFIG_DIR, groups
+from boltlab.config.trust import UntrustedConfig, refuse_untrusted
 from boltlab.ground.errors import UserError
-from boltlab.trust import UntrustedConfig, refuse_untrusted
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
 SHORT = ("test=false", "callbacks=[best,last]", "trainer.max_epochs=1")

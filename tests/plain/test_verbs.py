@@ -185,7 +185,7 @@ def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(insid
     from torch.utils.flop_counter import FlopCounterMode
 
     from boltlab.commands import probe
-    from boltlab.config import compose
+    from boltlab.config.compose import compose
 
     config = compose("train", overrides("forecaster")).config
     found = {}
@@ -208,7 +208,7 @@ def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(insid
 
 def test_a_measured_fit_leaves_the_weights_of_a_module_with_a_schedule(inside):
     from boltlab.commands import probe
-    from boltlab.config import compose
+    from boltlab.config.compose import compose
 
     moved = []
 

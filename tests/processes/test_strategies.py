@@ -14,7 +14,7 @@ from waiting import HANG
 import boltlab as package
 from boltlab import runs
 from boltlab.commands.train import fit, name_of
-from boltlab.config import compose
+from boltlab.config.compose import compose
 
 pytestmark = [pytest.mark.floats, pytest.mark.slow]
 

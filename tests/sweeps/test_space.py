@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from boltlab.config import as_override, parsed, split_space
+from boltlab.config.overrides import as_override, parsed, split_space
 from boltlab.ground.errors import ConfigError
 from boltlab.sweeps import space as spaces
 

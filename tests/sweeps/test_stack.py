@@ -7,7 +7,7 @@ import torch
 
 from boltlab import checkpoint, runs
 from boltlab.commands import train
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.sweeps.stack import Stack
 
 pytestmark = pytest.mark.floats

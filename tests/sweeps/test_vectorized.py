@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from boltlab import checkpoint, runs
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground import signals
 from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Lost, Study

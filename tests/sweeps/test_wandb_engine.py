@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from waiting import until
 
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError, UserError
 from boltlab.ground.signals import Stopped
 from boltlab.sweeps import space as spaces

@@ -24,7 +24,7 @@ def run(warm, tmp_path):
 @pytest.fixture
 def inside(boltlab, monkeypatch):
     """Runs `boltlab` in this process, the zoo's modules trusted: (exit code, stdout, stderr)."""
-    from boltlab import trust
+    from boltlab.config import trust
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setattr(trust, "PACKAGES", (*trust.PACKAGES, "zoo"))

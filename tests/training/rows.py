@@ -3,9 +3,9 @@
 from pathlib import Path
 
 ZOO = f"""
-import boltlab.trust
+import boltlab.config.trust
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-boltlab.trust.PACKAGES += ("zoo",)
+boltlab.config.trust.PACKAGES += ("zoo",)
 """
 QUICK = ("train", "logger=none", "trainer.accelerator=cpu", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
 QUICK += ("trainer.enable_progress_bar=false", "monitor=val_loss", "mode=min", "test=false")

@@ -16,8 +16,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.check import process_count
-from boltlab.config import compose, edit
+from boltlab.config.check import process_count
+from boltlab.config.compose import compose
+from boltlab.config.edit import edit
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 MAX_TRIES = 3

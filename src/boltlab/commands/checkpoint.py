@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 

@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 def main(overrides: list[str]) -> int:
     """Checks the machine and, with `data=…`, a data set; 0 if nothing failed, else 1."""
-    from boltlab.config import compose
+    from boltlab.config.compose import compose
 
     return run(compose("doctor", overrides).config)
 

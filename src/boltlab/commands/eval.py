@@ -9,7 +9,9 @@ from omegaconf import OmegaConf
 
 from boltlab import runs
 from boltlab.commands.train import numbers, print_metrics, tell_loggers
-from boltlab.config import as_override, compose, edit, keys, split_overrides
+from boltlab.config.compose import compose
+from boltlab.config.edit import edit
+from boltlab.config.overrides import as_override, keys, split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launch import launch

@@ -15,11 +15,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import runs, world
+from boltlab import runs
 from boltlab.commands import launched, train
-from boltlab.config import Composed, compose, grid
+from boltlab.config.compose import Composed, compose
+from boltlab.config.overrides import grid
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.processes import rendezvous
 from boltlab.resume import UNFINISHED
 
 # What a job may be besides the states of a run.
@@ -160,7 +162,7 @@ class _Sweep:
             print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)
         self.write()
         if start or watch:
-            self.launcher.run(self.top, start, watch, world.function_name(train.job))
+            self.launcher.run(self.top, start, watch, rendezvous.function_name(train.job))
 
     def run_job(self, number: int, job: Composed) -> None:
         heading = f"job {number}  {self.titles[number]}"

@@ -13,8 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import machine, runs, world
-from boltlab.config import Composed, build, compose, edit
+from boltlab import runs
+from boltlab.config import auto as machine
+from boltlab.config.build import build
+from boltlab.config.compose import Composed, compose
+from boltlab.config.edit import edit
+from boltlab.ground import started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launchers import slurm
 
@@ -46,7 +50,7 @@ def take(jobs: list[Composed]) -> Any:
             raise ConfigError([Mistake(f"launcher.{keys[0]}", message)])
     if nodes[0] is None:
         return None
-    if (outside := world.outside()) is not None:
+    if (outside := started_by.outside()) is not None:
         where = f"by one process; {outside.launcher} has started {outside.size}"
         raise ConfigError([Mistake("launcher", f"is asked {where}: leave one of the two out")])
     return build({"launcher": nodes[0]}, "launcher")

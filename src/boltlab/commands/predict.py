@@ -13,11 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, world
+from boltlab import runs
 from boltlab.commands.eval import refuse_trained
 from boltlab.commands.predictions import place, write
-from boltlab.config import build, compose, edit, keys, split_overrides
-from boltlab.ground import signals
+from boltlab.config.build import build
+from boltlab.config.compose import compose
+from boltlab.config.edit import edit
+from boltlab.config.overrides import keys, split_overrides
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launch import launch
 
@@ -45,7 +48,7 @@ def main(overrides: list[str]) -> int:
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
     config = edit(trained, for_run, settled=True)
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
-    outside = world.outside()
+    outside = started_by.outside()
     if outside is not None:
         asked["devices"] = outside.size
     if asked["devices"] > 1:

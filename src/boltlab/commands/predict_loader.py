@@ -15,7 +15,8 @@ from torch import Tensor
 from boltlab import checkpoint, plain
 from boltlab.callbacks.throughput import batch_samples
 from boltlab.commands.predictions import place, write
-from boltlab.config import edit, keys
+from boltlab.config.edit import edit
+from boltlab.config.overrides import keys
 from boltlab.ground.errors import ConfigError, Mistake
 from boltlab.other_data import build_data
 from boltlab.trainer import make_trainer

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from boltlab import plain, transfer
 from boltlab.callbacks.summary import ModelSummary
-from boltlab.check import locate
-from boltlab.config import build
+from boltlab.config.build import build
+from boltlab.config.check import locate
 from boltlab.data.cache import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.launch import keep_freed_memory

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from boltlab import history, runs
-from boltlab.config import compose, split_overrides
+from boltlab.config.compose import compose
+from boltlab.config.overrides import split_overrides
 from boltlab.ground.errors import UserError
 
 

@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab import history, resume, runs
-from boltlab.check import process_count
 from boltlab.commands import differ, train
-from boltlab.config import Composed, build, compose, edit, split_overrides
+from boltlab.config.build import build
+from boltlab.config.check import process_count
+from boltlab.config.compose import Composed, compose
+from boltlab.config.edit import edit
+from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 

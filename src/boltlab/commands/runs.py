@@ -11,7 +11,8 @@ from typing import Any
 
 from boltlab import history, runs_table
 from boltlab.commands import runs_manage
-from boltlab.config import ROOTS, compose
+from boltlab.config.compose import compose
+from boltlab.config.roots import ROOTS
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 _KEYS = list(ROOTS["runs"].__dataclass_fields__)

@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 
 

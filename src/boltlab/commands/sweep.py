@@ -14,15 +14,18 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from boltlab import launch, runs, world
-from boltlab.check import process_count, settle
+from boltlab import launch, runs
 from boltlab.commands import launched, train
-from boltlab.config import Composed, build, compose, split_overrides, split_space, sweep_values
+from boltlab.config.build import build
+from boltlab.config.check import process_count, settle
+from boltlab.config.compose import Composed, compose
+from boltlab.config.overrides import split_overrides, split_space, sweep_values
 from boltlab.exits import exit_code
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.launchers import process
+from boltlab.processes import rendezvous
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import study as studies
 from boltlab.sweeps.study import ASKED, URL, Study
@@ -311,7 +314,7 @@ def _work(
 
     deadline = (begun or time.time()) + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
-    worker = Worker(study, parts, places, _begin, world.function_name(train.job), deadline, table.say)
+    worker = Worker(study, parts, places, _begin, rendezvous.function_name(train.job), deadline, table.say)
     with table.shown(worker.at_work):
         worker.run(table.update)
 
@@ -330,7 +333,7 @@ def _launch(launcher: Any, study: Study, options: Any) -> None:
         folder.mkdir(parents=True)
         runs.write_summary(folder, status="queued", started=time.time(), pid=os.getpid(), host=runs.platform.node())
         start.append(folder)
-    launcher.run(study.top, start, watch, world.function_name(work))
+    launcher.run(study.top, start, watch, rendezvous.function_name(work))
 
 
 def work(folder: Path) -> int:

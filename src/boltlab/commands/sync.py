@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boltlab import runs
-from boltlab.config import compose
+from boltlab.config.compose import compose
 from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import machine, runs, world
-from boltlab.check import SEARCHED
+from boltlab import runs
 from boltlab.commands import launched
-from boltlab.config import Composed, build, compose, edit, keys
+from boltlab.config import auto as machine
+from boltlab.config.build import build
+from boltlab.config.check import SEARCHED
+from boltlab.config.compose import Composed, compose
+from boltlab.config.edit import edit
+from boltlab.config.overrides import keys
 from boltlab.exits import exit_code
-from boltlab.ground import credentials, signals
+from boltlab.ground import credentials, signals, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
 from boltlab.launchers import process
+from boltlab.processes import rendezvous
 from boltlab.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ def _main(overrides: list[str]) -> int:
             name = next(text for text in reversed(own) if text.startswith("resume=")).partition("=")[2].strip("'\"")
             folder, rest = runs.find(name, options.log_dir, option="resume"), _of_run(overrides)
             if any(launched.names_launcher(text) for text in rest):
-                _print_end(launched.resume(folder, rest, world.function_name(job)))
+                _print_end(launched.resume(folder, rest, rendezvous.function_name(job)))
                 return 0
             go_on(folder, rest, git)
             return 0
@@ -60,7 +65,7 @@ def _main(overrides: list[str]) -> int:
     say_unused(composed)
     settle_weights(composed)
     if composed.config.launcher is not None:
-        _print_end(launched.run(composed, name_of(composed), world.function_name(job)))
+        _print_end(launched.run(composed, name_of(composed), rendezvous.function_name(job)))
         return 0
     begin = _state(Path(given[-1]), composed.config) if given and given[-1] != "null" else None
     run(composed, runs.new_folder(composed.config.log_dir, "train", name_of(composed)), git, begin)
@@ -89,12 +94,12 @@ _OF_COMMAND = ("resume=", "log_dir=")  # overrides that are no part of a run
 
 def _begun(overrides: list[str]) -> Path | None:
     """The run that this same command had begun before its launcher (torchrun, Slurm) started it again."""
-    leader = world.leading()
+    leader = rendezvous.leading()
     if leader is not None and leader.begun is not None:
         return leader.begun
-    if not world.start()[1]:
+    if not started_by.start()[1]:
         return None
-    name, ours = world.start()[0], _of_run(overrides)
+    name, ours = started_by.start()[0], _of_run(overrides)
     log_dir = compose("train", [text for text in overrides if text.startswith("log_dir=")], check=False).config.log_dir
     for folder in runs.folders(log_dir):
         if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
@@ -150,7 +155,7 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     """Goes on with a run that was stopped, or begins one that was queued, in its folder, with overrides on top of its
     config.
 
-    own: this same command has composed its config, which need not be held against `boltlab.trust`.
+    own: this same command has composed its config, which need not be held against `boltlab.config.trust`.
 
     Raises:
         UserError: it is finished, another process is at it, or what changed does not allow it to go on exactly.
@@ -236,7 +241,7 @@ def _evaluated(folder: Path) -> str:
 def _execute(folder: Path, config: DictConfig) -> float | None:
     from boltlab.launch import launch
 
-    if leader := world.leading():
+    if leader := rendezvous.leading():
         leader.begin(folder)
 
     try:

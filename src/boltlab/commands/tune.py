@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab.check import SEARCHED
+from boltlab.config.check import SEARCHED
 from boltlab.ground.errors import UserError
 
 SMALLEST_BATCH = 16

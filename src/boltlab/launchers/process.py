@@ -12,10 +12,11 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from boltlab import launch, world
+from boltlab import launch
 from boltlab.exits import leave
 from boltlab.ground import signals
 from boltlab.ground.errors import UserError
+from boltlab.processes import rendezvous
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 started_by = 0  # in the process of a `Job`: the process that has started it
@@ -27,7 +28,7 @@ def main(entry: str, folder: Path) -> int:
     with signals.caught():
         if int(os.environ.get("SLURM_PROCID", 0)) == 0:
             _redirect(folder / OUTPUT)
-        code = world.run(lambda: int(world.named(entry)(folder)))
+        code = rendezvous.run(lambda: int(rendezvous.named(entry)(folder)))
         sys.stdout.flush()
         return code
 

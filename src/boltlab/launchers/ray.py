@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from boltlab import runs, world
-from boltlab.ground import signals
+from boltlab import runs
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
 from boltlab.launchers import process
 
@@ -77,7 +77,7 @@ class Ray:
 def _train(entry: str, folder: str, cwd: str) -> int:
     """A task: the run is a process of its own, which Ray's handlers of signals and its worker's memory do not reach."""
     command = [sys.executable, "-m", "boltlab.launchers.process", entry, folder]
-    with subprocess.Popen(command, cwd=cwd, env=world.alone(os.environ)) as run:
+    with subprocess.Popen(command, cwd=cwd, env=started_by.alone(os.environ)) as run:
         while run.poll() is None:
             try:
                 time.sleep(0.2)  # and not in `wait`, which what `ray.cancel` raises does not reach

@@ -16,9 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from boltlab import runs, world
+from boltlab import runs
 from boltlab.exits import leave
-from boltlab.ground import signals
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
 from boltlab.launchers import process
@@ -236,7 +236,7 @@ def main(entry: str, folder: Path, requeue: bool) -> int:
     warned = code == 128 + signal.SIGUSR1
     if warned and requeue and int(os.environ.get("SLURM_PROCID", 0)) == 0:
         # Of an array's job, SLURM_JOB_ID may be the number of the whole array.
-        done = subprocess.run(["scontrol", "requeue", str(world.slurm_job())], check=False)
+        done = subprocess.run(["scontrol", "requeue", str(started_by.slurm_job())], check=False)
         print("queued again, to go on" if done.returncode == 0 else "scontrol requeue failed", flush=True)
     return code
 

@@ -10,7 +10,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.config import CONFIG_DIR, compose, groups, parsed
+from boltlab.config.compose import compose
+from boltlab.config.overrides import parsed
+from boltlab.config.sources import CONFIG_DIR, groups
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.study import SAME, Study, counts, quiet
 from boltlab.sweeps.table import best_of, params, state

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from boltlab.config import Values, sweep_values
+from boltlab.config.overrides import Values, sweep_values
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 if TYPE_CHECKING:

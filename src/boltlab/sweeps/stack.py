@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
-from boltlab.config import build
+from boltlab.config.build import build
 from boltlab.data.base import Split
 from boltlab.models.task import decayed_parameters
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Ge, Gt
 
 from boltlab import runs
-from boltlab.config import build
+from boltlab.config.build import build
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import UserError
 from boltlab.sweeps import space as spaces

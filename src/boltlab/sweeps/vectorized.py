@@ -21,8 +21,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import checkpoint, resume, runs
-from boltlab.check import SEARCHED
-from boltlab.config import Composed, build, compose
+from boltlab.config.build import build
+from boltlab.config.check import SEARCHED
+from boltlab.config.compose import Composed, compose
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import Mistake, UserError
 from boltlab.loggers.csv import CSVLogger

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab import project
+from boltlab.config import project
 from boltlab.ground.errors import UserError
 
 # Packages whose modules, optimizers, … (`_kinds`) may be built; nothing else of them, and nothing is imported outside.

@@ -1,139 +1,32 @@
-"""Processes that torchrun or srun has started: rank 0 runs the command, the others do what it tells them.
+"""Processes that torchrun or srun has started: rank 0 runs the command, the others follow it.
 
 Only rank 0 reads the command line, composes, checks and makes the run folder. It tells the others, through the store in
-which torch's processes find one another, what to run and in which folder; then all of them run the same.
+which torch processes find one another, what to run and in which folder; then all of them run the same.
 """
 
 import importlib
 import itertools
 import json
 import os
-import re
 import secrets
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from boltlab.ground import signals
-from boltlab.ground.errors import Mistake, UserError
+from boltlab.ground.errors import UserError
+from boltlab.ground.started_by import World, outside
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start
 _SHUTDOWN_SECONDS = 10.0  # that a process has when rank 0 is gone
 _END_SECONDS = 10.0  # that rank 0, which holds the store, waits for the others to have read its last word
-
-
-@dataclass(frozen=True)
-class World:
-    """The processes that a launcher outside has started, seen from one of them."""
-
-    launcher: str
-    rank: int
-    size: int
-    local_size: int
-
-    @property
-    def nodes(self) -> int:
-        return self.size // self.local_size
-
-
-def outside() -> World | None:
-    """The processes that torchrun or srun has started; None where this process is alone.
-
-    Raises:
-        UserError: the nodes have different numbers of processes.
-    """
-    v = os.environ
-    if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= v.keys():
-        size = int(v["WORLD_SIZE"])
-        launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in v else "srun" if "SLURM_STEP_ID" in v else "a launcher"
-        world = World(launcher, int(v["RANK"]), size, int(v.get("LOCAL_WORLD_SIZE", size)))
-    elif int(v.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in v:
-        # One number for each node: 8(x2) stands for 8,8.
-        per_node = {int(n) for n in re.findall(r"(\d+)(?:\(x\d+\))?", v.get("SLURM_STEP_TASKS_PER_NODE", "1"))}
-        if len(per_node) > 1:
-            raise UserError(f"srun has started {v['SLURM_STEP_TASKS_PER_NODE']} tasks: take --ntasks-per-node=…")
-        world = World("srun", int(v["SLURM_PROCID"]), int(v["SLURM_STEP_NUM_TASKS"]), per_node.pop())
-    else:
-        return None
-    if world.size == 1:
-        return None
-    if world.size % world.local_size:
-        raise UserError(f"{world.launcher} has started {world.size} processes, not the same number on each node")
-    return world
-
-
-def start() -> tuple[str, int]:
-    """What names this start of a command for its launcher, the same when it is started again; and how often that was.
-
-    A job that Slurm puts back into its queue and processes that torchrun starts again go on with the run that they had
-    begun: this is how they find it. ("", 0) where nothing starts a command again.
-    """
-    v = os.environ
-    name = ""
-    if "TORCHELASTIC_RUN_ID" in v:
-        # Its parent is the agent. The id alone may be the same for every run of a script.
-        name = f"torchrun {v['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()}"
-    if "SLURM_JOB_ID" in v:
-        name = f"slurm {slurm_job()}" + (f".{v['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in v else "")
-    return name, int(v.get("TORCHELASTIC_RESTART_COUNT", 0)) + int(v.get("SLURM_RESTART_COUNT", 0))
-
-
-def slurm_job() -> str | None:
-    """The job of Slurm that this process belongs to, as squeue names it."""
-    v = os.environ
-    if "SLURM_ARRAY_JOB_ID" in v:
-        return f"{v['SLURM_ARRAY_JOB_ID']}_{v['SLURM_ARRAY_TASK_ID']}"
-    return v.get("SLURM_JOB_ID")
-
-
-# What a process knows of those that were started beside it, by torchrun and by srun.
-OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-_OF_TASKS = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP", "SLURM_TASK_PID", "SLURM_GTIDS")
-
-
-def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a process that is to know of no others."""
-    return {name: value for name, value in environment.items() if not name.startswith((*OF_RANKS, *_OF_TASKS))}
-
-
-def settle(config: DictConfig, overrides: list[str]) -> list[Mistake]:
-    """Puts the processes that there are into the config, in place; mistakes: the command line asks for others."""
-    world = outside()
-    if world is None or config.get("trainer") is None:
-        return []
-    devices, nodes = world.local_size, world.nodes
-    if devices > 1 and _one_gpu_each(config):
-        devices, nodes = 1, world.size
-    mistakes = []
-    for key, there in (("devices", devices), ("num_nodes", nodes)):
-        asked = [text for text in overrides if text.partition("=")[0] == f"trainer.{key}"]
-        if asked and config.trainer[key] not in (there, str(there), "auto", -1):
-            found = f"{world.size} processes, {world.local_size} on each node"
-            mistakes.append(Mistake(asked[-1], f"but {world.launcher} has started {found}: leave it out"))
-        config.trainer[key] = there
-    return mistakes
-
-
-def _one_gpu_each(config: DictConfig) -> bool:
-    """Whether Slurm lets each process see its own GPU only (--gpus-per-task): each is then a node of its own."""
-    import torch
-
-    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
-    return on_gpu and torch.cuda.is_available() and torch.cuda.device_count() == 1
-
-
-# ---------------------------------------------------------------- rank 0 and the others
-
 _groups = itertools.count()
 _met: Any = None  # the part of the store that belongs to this start of the processes
 _leading: "_Leader | None" = None

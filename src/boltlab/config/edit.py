@@ -1,0 +1,96 @@
+"""Changing the config of a run: what `resume=`, `eval` and `reproduce` are given on the command line."""
+
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from boltlab.config import devices
+from boltlab.config.check import SEARCHED
+from boltlab.config.compose import compose, key_problem
+from boltlab.config.overrides import keys, parse
+from boltlab.config.roots import Train
+from boltlab.config.sources import groups
+from boltlab.config.validate import finish
+from boltlab.ground.errors import ConfigError, Mistake
+
+
+def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = (), settled: bool = False) -> DictConfig:
+    """A run's config with overrides on top: `data=cifar10` swaps a whole group, `data.batch_size=8` one value.
+
+    settled: its `mode` is not questioned, for what it has chosen cannot be chosen anew.
+
+    Raises:
+        ConfigError: with every mistake, those of the whole check included.
+    """
+    parsed, mistakes = parse(overrides, sweep=False)
+    known = {k: v for k, v in groups().items() if k in Train.__dataclass_fields__}
+    swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
+    edited = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(edited, DictConfig)
+    # A run made before these keys existed did this.
+    before = {"channels_last": False, "float32_matmul_precision": "highest"}
+    before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
+    before |= {"timeout_seconds": 300.0, "max_restarts": 0, "data_fingerprint": "names"}
+    edited.update({key: value for key, value in before.items() if key not in edited})
+    edited.init_from = None  # what the run began with may be gone
+    _follow_again(edited, keys(overrides))
+    fresh = None
+    if swapped:
+        inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]
+        inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
+        fresh = compose("train", inside, check=False).config  # it is checked below, with what the run has
+        if "data" in swapped:
+            _take_over(OmegaConf.to_container(config.data, resolve=True), fresh.data, keys(inside))
+        for group in swapped | ({"augment"} if "data" in swapped else set()):
+            edited[group] = fresh[group]
+    for o in parsed:
+        if o.key_or_group.split(".")[0] in swapped:
+            continue
+        problem = key_problem("train", edited, o, known)
+        if o.key_or_group in (*refused, "experiment", "debug", "local") and o.value() is not None:
+            problem = Mistake(o.input_line, "belongs to a new run")
+        if o.key_or_group in SEARCHED and o.value() == "auto":
+            problem = Mistake(o.input_line, "is searched by boltlab train only: give a number")
+        if problem:
+            mistakes.append(problem)
+        elif o.is_delete():
+            parent, _, last = o.key_or_group.rpartition(".")
+            (OmegaConf.select(edited, parent) if parent else edited).pop(last)
+        else:
+            OmegaConf.update(edited, o.key_or_group, o.value(), merge=True, force_add=True)
+    mistakes += devices.settle(edited, overrides)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return finish("train", edited, settled)
+
+
+def _follow_again(config: DictConfig, changed: list[str]) -> None:
+    """Where `monitor` or `mode` is changed: lets `mode` follow `monitor`, and what has the root's values refer to them
+    again, in place. A run's config holds values alone."""
+    monitor, mode = config.get("monitor"), config.get("mode")
+    nodes = [config] if {"monitor", "mode"} & set(changed) else []
+    for node in nodes:
+        nodes += [child for name in node if isinstance(child := node._get_node(name), DictConfig)]
+        key = "monitor_mode" if "monitor_mode" in node else "mode"
+        if node is not config and (node.get("monitor"), node.get(key)) == (monitor, mode):
+            node.update({"monitor": "${monitor}", key: "${mode}"})
+    if nodes:
+        config.mode = "auto"
+
+
+def _take_over(trained: Any, fresh: DictConfig, given: list[str]) -> None:
+    """What a swapped data group takes from the run, unless it is given: what it leaves open; the normalization that the
+    net was trained on; and, for data of the same class, where the splits lie."""
+    for key, value in trained.items():
+        if key not in fresh.keys() or f"data.{key}" in given:  # noqa: SIM118 (`in` passes over what is missing)
+            continue
+        is_open = OmegaConf.is_missing(fresh, key) or fresh[key] == "auto"
+        if key == "input_shape":  # a table's: its features are found by name
+            is_open &= len(value) == 1
+        same_inputs = key in ("mean", "std") and fresh.get("input_shape") == trained.get("input_shape")
+        if is_open or same_inputs or (key in _SPLITS and fresh._target_ == trained["_target_"]):
+            fresh[key] = value
+
+
+_SPLITS = ("val_fraction", "test_fraction", "split_seed", "folds", "fold", "max_samples")

@@ -1,0 +1,211 @@
+"""Overrides of the command line, read with Hydra's own grammar."""
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from boltlab.config.roots import ROOTS
+from boltlab.ground.errors import ConfigError, Mistake
+
+
+def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides of the verb's own root keys, and those that are meant for the config of a run."""
+    own = set(ROOTS[verb].__dataclass_fields__) | {"hydra"}
+    mine = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in own]
+    return mine, [o for o in overrides if o not in mine]
+
+
+def keys(overrides: list[str]) -> list[str]:
+    """The key of each override."""
+    return [text.lstrip("+~").partition("=")[0] for text in overrides]
+
+
+def grid(overrides: list[str]) -> list[list[str]]:
+    """The overrides of each job of `-m`: every combination of the values, the last one changing fastest.
+
+    Raises:
+        ConfigError: something cannot be read, or an override has no value at all.
+    """
+    parsed, mistakes = parse(overrides, sweep=True)
+    values = [
+        [f"{o.input_line.partition('=')[0]}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed
+    ]
+    mistakes += [Mistake(o.input_line, "names no value") for o, texts in zip(parsed, values, strict=True) if not texts]
+    if mistakes:
+        raise ConfigError(mistakes)
+    return [list(combination) for combination in itertools.product(*values)]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a key may take: one of `texts` as the command line has them, or a number from `low` to `high`."""
+
+    texts: tuple[str, ...] = ()
+    low: float | int = 0
+    high: float | int = 0
+    step: float | int | None = None
+    log: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return isinstance(self.low, int)
+
+
+def sweep_values(key: str, given: Any) -> Values:
+    """The values that a text of Hydra's syntax (`choice(a,b)`, `tag(log,interval(1e-4,1))`) or a list names.
+
+    Raises:
+        ValueError: it names none; the message says why.
+    """
+    from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+    from hydra.errors import HydraException
+
+    if isinstance(given, list):
+        return Values(texts=tuple(dict.fromkeys(map(as_override, given))))
+    try:
+        override = read(f"{key}={given}")
+    except HydraException as e:
+        raise ValueError(f"cannot be read: {str(e).splitlines()[0]}") from e
+    if not override.is_sweep_override():
+        raise ValueError("names one value: give choice(a,b), range(start,stop,step) or interval(low,high)")
+    values: Any = override.value()
+    if isinstance(values, IntervalSweep):
+        assert values.start is not None and values.end is not None
+        low, high, log = values.start, values.end, "log" in values.tags
+        if not low < high or (log and low <= 0):
+            raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
+        return Values(low=low, high=high, log=log)
+    if isinstance(values, RangeSweep):
+        numbers = list(values.range())
+        if len(numbers) < 2:
+            raise ValueError(f"is {numbers}: a range needs two values at least")
+        return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
+    if isinstance(values, ChoiceSweep):
+        return Values(texts=tuple(dict.fromkeys(map(as_override, override.sweep_iterator()))))
+    raise ValueError("is a pattern: name the choices, choice(a,b,c)")
+
+
+def as_override(value: Any) -> str:
+    """A plain value as it is written behind the `=` of an override."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(map(as_override, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{as_override(part)}' for key, part in value.items())}}}"
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in (
+            "null",
+            "true",
+            "false",
+            "nan",
+            "inf",
+        )
+        return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+    return repr(value)
+
+
+def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The overrides with one value, and those with several as a space: key -> what is written behind its `=`.
+
+    Raises:
+        ConfigError: something cannot be read.
+    """
+    from hydra.errors import HydraException
+
+    fixed, space = [], {}
+    for text in overrides:
+        try:
+            several = read(text).is_sweep_override()
+        except HydraException:
+            several = False  # `compose` says what is wrong with it
+        if several:
+            key, _, values = text.partition("=")
+            space[key] = values
+        else:
+            fixed.append(text)
+    return fixed, space
+
+
+def parsed(overrides: list[str]) -> list[Any]:
+    """Hydra's overrides: `key_or_group`, `value()`, `is_delete()` of each. They have been composed before."""
+    return list(map(read, overrides))
+
+
+@functools.lru_cache(maxsize=1024)
+def read(text: str) -> Any:
+    """Hydra's reading of one override, which takes 1 ms: the jobs of a sweep share all but a few. Nobody may change it.
+
+    Raises:
+        HydraException: it cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(text)
+
+
+def parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:
+    from hydra.core.override_parser.types import ValueType
+    from hydra.errors import HydraException
+
+    parsed, mistakes = [], []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        inner = f'"{value}"'
+        if re.fullmatch(r"\[[^\[\]{}\"']*\]", value):  # in quotes as a whole, a list would be a text
+            inner = '["' + '","'.join(part.strip() for part in value[1:-1].split(",")) + '"]'
+        quoted = f"quote it for the shell and for Hydra: '{key}={inner}'"
+        try:
+            override = read(text)
+        except HydraException:
+            message = (
+                f"cannot be read; {quoted}" if value else "is no key=value pair; boltlab <verb> --help shows the keys"
+            )
+            mistakes.append(Mistake(text, message))
+            continue
+        bare = key.lstrip("+~")
+        if bare.startswith(("hydra.", "hydra/")):
+            mistakes.append(Mistake(text, "has no effect here: log_dir=… and name=… choose the run folder"))
+        elif key == "run_dir":
+            mistakes.append(Mistake(text, "is filled in by the run; log_dir=… and name=… choose where it goes"))
+        elif override.value() == "" and "'" not in value and '"' not in value and not override.is_delete():
+            mistakes.append(Mistake(text, f"is empty: give a value, or {key}=null for none"))
+        elif override.is_sweep_override() and not override.is_discrete_sweep():
+            mistakes.append(Mistake(text, "names no list of values: write a,b,c or range(start,stop,step)"))
+        elif override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+            mistakes.append(Mistake(text, "is a pattern: name the choices, a,b,c"))
+        elif override.is_sweep_override() and not sweep:
+            mistakes.append(Mistake(text, f"names several values: add -m to run them all; if it is one text, {quoted}"))
+        else:
+            parsed.append(override)
+    return parsed, mistakes
+
+
+def choices_of(override: Any) -> list[Any]:
+    """Every choice that a group override names: one, a list of several, or one of a sweep."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    return [choice for value in values for choice in (value if isinstance(value, list) else [value])]
+
+
+def variants(override: Any) -> Iterator[str]:
+    """The override as plain command-line texts, one for each value of a sweep."""
+    prefix = override.input_line.partition("=")[0]
+    if not override.is_sweep_override():
+        yield (
+            override.input_line
+            if not override.is_add()
+            else "+" * (not override.input_line.startswith("++")) + override.input_line
+        )
+    elif override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{prefix}={value}"
+
+
+def first_text(override: Any) -> str:
+    return next(variants(override), override.input_line)

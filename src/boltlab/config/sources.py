@@ -1,0 +1,38 @@
+"""The folders that configs are read from, and the choices in them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from boltlab.config import project
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed wheel carries the configs inside the package; a clone has them at its top.
+CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice."""
+    found: dict[str, set[str]] = {}
+    for folder in [p for top in config_dirs() for p in top.iterdir() if p.is_dir() and p.name != "hydra"]:
+        found.setdefault(folder.name, set()).update(f.stem for f in folder.glob("*.yaml") if f.stem[0] != "_")
+    return {name: sorted(found[name]) for name in sorted(found)}
+
+
+def config_dirs() -> list[Path]:
+    """The folders that configs are looked for in, the first one first: the project's, `--config-dir`, the engine's."""
+    return [*project.config_dirs(), CONFIG_DIR]
+
+
+@functools.cache
+def search_further() -> None:
+    """Has Hydra search all of `config_dirs`, of which it is told the first."""
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class ConfigDirs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for folder in config_dirs()[1:]:
+                search_path.append("boltlab", str(folder))
+
+    Plugins.instance().register(ConfigDirs)
