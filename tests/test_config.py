@@ -14,7 +14,8 @@ from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
-from boltlab.config import overrides, roots, sources
+from boltlab.config import overrides as command_line
+from boltlab.config import roots, sources
 from boltlab.config.check import _fits, type_problem
 from boltlab.config.compose import compose
 from boltlab.config.edit import edit
@@ -195,13 +196,13 @@ def test_a_mistake_of_one_combination_alone_starts_nothing(boltlab):
 
 
 def test_the_jobs_of_a_grid_are_the_combinations_in_order():
-    assert overrides.grid(["a=1,2", "+b=x", "c='p,q',r", "d=[1,2]"]) == [
+    assert command_line.grid(["a=1,2", "+b=x", "c='p,q',r", "d=[1,2]"]) == [
         [f"a={a}", "+b=x", f"c={c}", "d=[1,2]"] for a in (1, 2) for c in ("'p,q'", "r")
     ]
-    assert overrides.grid(["a=range(0,3)", "b=choice(x,y)"])[:3] == [["a=0", "b=x"], ["a=0", "b=y"], ["a=1", "b=x"]]
-    assert overrides.grid(["a=1"]) == [["a=1"]]
+    assert command_line.grid(["a=range(0,3)", "b=choice(x,y)"])[:3] == [["a=0", "b=x"], ["a=0", "b=y"], ["a=1", "b=x"]]
+    assert command_line.grid(["a=1"]) == [["a=1"]]
     with pytest.raises(ConfigError, match="names no value"):
-        overrides.grid(["a=range(0,0)"])
+        command_line.grid(["a=range(0,0)"])
 
 
 def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):
@@ -435,7 +436,7 @@ def test_no_shipped_default_needs_pydantic(monkeypatch):
 )
 def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
     short = compose("train", overrides, check=False)
-    texts = [overrides.first_text(o) for o in overrides.parse(overrides, sweep=False)[0]]
+    texts = [command_line.first_text(o) for o in command_line.parse(overrides, sweep=False)[0]]
     whole, choices = compose._hydra_compose("train", texts, [])
     assert OmegaConf.to_container(short.config) == OmegaConf.to_container(whole)
     assert (list(short.config), short.choices) == (list(whole), choices)

@@ -292,7 +292,7 @@ def restore(content: dict[str, Any]) -> LightningModule:
     kind = locate(config["model"].get("_target_"))
     ours = inspect.isclass(kind) and issubclass(kind, Task)
     own = {"compile": False} if ours else {}
-    model: LightningModule = build.build({"model": {**config["model"], **own}}, "model")
+    model: LightningModule = build({"model": {**config["model"], **own}}, "model")
     # A compiled net's names, unless this one is compiled as well.
     weights = {key.replace("_orig_mod.", ""): value for key, value in content["state_dict"].items()}
     if ours:  # what the metrics have counted belongs to the training run: a model to use starts from zero
