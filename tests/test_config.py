@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter
 from boltlab.config import overrides as command_line
 from boltlab.config import roots, sources
 from boltlab.config.check import _fits, type_problem
-from boltlab.config.compose import compose
+from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
 from boltlab.config.sources import CONFIG_DIR
 from boltlab.ground.errors import ConfigError
@@ -437,7 +437,7 @@ def test_no_shipped_default_needs_pydantic(monkeypatch):
 def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
     short = compose("train", overrides, check=False)
     texts = [command_line.first_text(o) for o in command_line.parse(overrides, sweep=False)[0]]
-    whole, choices = compose._hydra_compose("train", texts, [])
+    whole, choices = _hydra_compose("train", texts, [])
     assert OmegaConf.to_container(short.config) == OmegaConf.to_container(whole)
     assert (list(short.config), short.choices) == (list(whole), choices)
 
@@ -462,7 +462,7 @@ def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_c
 def test_the_garbage_collector_is_back_after_the_imports():
     code = """
 import gc, sys
-from boltlab.config.compose import compose
+from boltlab.config.compose import _hydra_compose, compose
 compose("train", [])
 assert "torch" in sys.modules
 print(gc.isenabled(), gc.get_freeze_count() > 100_000)

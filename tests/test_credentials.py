@@ -132,8 +132,8 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     for folder in (home, work):
         folder.mkdir()
     (home / ".netrc").write_text(f"machine api.example.org login user password {NETRC_PASSWORD}\n")
-    shutil.copytree(Path(runs.__file__).parents[1], clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(Path(runs.__file__).parents[2] / "configs", clone / "configs")
+    shutil.copytree(Path(runs.__file__).parents[2], clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(runs.__file__).parents[3] / "configs", clone / "configs")
     (clone / ".gitignore").write_text("__pycache__/\nlogs/\n")
     who = ("-c", "user.name=a", "-c", "user.email=a@b")
     remote = f"https://me:{URL_PASSWORD}@git.example.org/a.git"

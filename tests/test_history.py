@@ -2,6 +2,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import yaml
 from omegaconf import OmegaConf
 from waiting import HANG
 
-from boltlab import history, runs
+from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError
+from boltlab.runs import filters
+from boltlab.runs import index as history
 
 
 def make_run(run, /, config=None, marks=None, verb="train", **summary):
@@ -137,7 +140,7 @@ def test_a_run_that_is_gone_is_gone(monkeypatch):
 
 def test_a_run_at_work_is_read_each_time_and_the_index_stays_as_it_is(monkeypatch):
     make_run("done")
-    folder = make_run("busy", status="running", pid=os.getpid(), host=history.runs.platform.node())
+    folder = make_run("busy", status="running", pid=os.getpid(), host=platform.node())
     assert statuses() == {"done": "finished", "busy": "running"}
     stamps = os.stat(folder / "summary.json")
     text = (folder / "summary.json").read_text()
@@ -407,7 +410,7 @@ def several():
     ],
 )
 def test_filters(several, filters, wanted):
-    assert "".join(names(history.select(several, filters))) == wanted
+    assert "".join(names(filters.select(several, filters))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -433,14 +436,14 @@ def test_filters(several, filters, wanted):
 )
 def test_a_filter_that_cannot_be_is_named(several, text, said):
     with pytest.raises(ConfigError) as caught:
-        history.select(several, ["data=mnist", text, "xyzzy=1"])
+        filters.select(several, ["data=mnist", text, "xyzzy=1"])
     (mistake, other) = caught.value.mistakes
     assert mistake.where == text and said in mistake.message
     assert other.where == "xyzzy=1" and "no run has 'xyzzy'" in other.message
 
 
 def test_where_there_is_no_run_no_filter_is_wrong():
-    assert history.select([], ["anything=1"]) == []
+    assert filters.select([], ["anything=1"]) == []
 
 
 def test_no_torch_and_no_hydra_for_the_rows():

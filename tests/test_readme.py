@@ -55,7 +55,7 @@ def test_the_commands_of_the_table_run(boltlab, tmp_path):
 
 
 def test_the_train_command_of_the_table_composes():
-    composed = compose.compose("train", shlex.split(table_commands()["train"])[2:])
+    composed = compose("train", shlex.split(table_commands()["train"])[2:])
     assert composed.choices["model"] == "resnet18" and composed.config.optimizer.lr == 0.1
 
 

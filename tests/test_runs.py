@@ -16,6 +16,7 @@ from waiting import HANG
 
 from boltlab import runs
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.runs import provenance
 
 
 def make(log_dir, name="mlp", **summary):
@@ -36,6 +37,7 @@ import sys, time
 from pathlib import Path
 from omegaconf import OmegaConf
 from boltlab import runs
+from boltlab.runs import provenance
 from boltlab.ground.errors import UserError
 runs.environment = lambda git: {}
 print("ready", flush=True)
@@ -105,8 +107,8 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
     (tmp_path / "ü b.env").write_text("e = 6\n")
     (tmp_path / ".env.example").write_text("f = 7\n")
     before = git("status", "--porcelain")
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "old.py"))
-    found = runs._state()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "old.py"))
+    found = provenance._state()
     patch, left_out = found.patch.decode(), found.left_out
     assert (found.commit, found.dirty) == (git("rev-parse", "HEAD").strip(), True)
     assert "+a = 2" in patch and "+b = 3" in patch and "c = 4" not in patch
@@ -115,7 +117,7 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
     assert git("status", "--porcelain") == before
     git("add", "-A")
     git("commit", "-qm", "second")
-    assert runs._state() == runs.Git(git("rev-parse", "HEAD").strip(), False, b"", ())
+    assert provenance._state() == runs.Git(git("rev-parse", "HEAD").strip(), False, b"", ())
 
 
 def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monkeypatch):
@@ -125,7 +127,7 @@ def test_git_is_asked_in_the_background_of_the_state_at_that_time(tmp_path, monk
         asked.append(threading.current_thread() is threading.main_thread())
         return b"# branch.oid abc\0? x\0"
 
-    monkeypatch.setattr(runs, "_git", git)
+    monkeypatch.setattr(provenance, "_git", git)
     answer = runs.ask_git()
     assert answer.result(60) == runs.Git("abc", True, b"# branch.oid abc\0? x\0", ())
     asked_then = len(asked)
@@ -140,7 +142,7 @@ def test_what_stops_git_from_answering_is_raised_where_the_answer_is_wanted(monk
     def fail():
         raise OSError("disk full")
 
-    monkeypatch.setattr(runs, "_state", fail)
+    monkeypatch.setattr(provenance, "_state", fail)
     answer = runs.ask_git()
     with pytest.raises(OSError, match="disk full"):
         answer.result(60)
@@ -196,6 +198,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from boltlab import runs
+from boltlab.runs import provenance
 with runs.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(3600)

@@ -5,10 +5,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import history, runs
+from boltlab import runs
 from boltlab.config.trust import paths_inside
 from boltlab.ground import credentials
 from boltlab.ground.errors import DataError, UserError
+from boltlab.runs import index as history
 
 # Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
 # read, what is logged, how long the run is. (The command says it where a schedule follows the new length.)

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from boltlab import checkpoint, runs
-from boltlab.commands import differ
+from boltlab.runs import differences as differ
 
 pytestmark = pytest.mark.floats
 

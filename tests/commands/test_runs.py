@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import platform
 import re
 import sys
 import tarfile
@@ -13,9 +14,11 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from boltlab import history, runs, runs_table
-from boltlab.commands import runs_manage
+from boltlab import runs
 from boltlab.ground.errors import UserError
+from boltlab.runs import index as history
+from boltlab.runs import manage as runs_manage
+from boltlab.runs import table as runs_table
 
 
 def make_run(run, /, config=None, verb="train", **summary):
@@ -581,7 +584,7 @@ def test_what_is_no_run_of_the_log_folder_is_not_touched(boltlab, tmp_path, acti
 def test_a_run_at_work_is_not_touched(boltlab, action):
     folder, other = make_run("busy", status="running"), make_run("idle")
     sweep = make_sweep("sweep_x", 2)
-    runs.write_summary(sweep / "1", status="running", pid=os.getpid(), host=runs.platform.node())
+    runs.write_summary(sweep / "1", status="running", pid=os.getpid(), host=platform.node())
     with runs.lock(folder):
         before = everything()
         code, _, err = boltlab("runs", action, "idle", "busy", "yes=true")

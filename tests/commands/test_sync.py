@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -56,7 +57,7 @@ def several():
     recorded("train/sweep/0", "20260101_000000", "a", synced=True)
     recorded("train/newer", "20260104_000000", "c")  # it was resumed
     recorded("eval/of_newer", "20260105_000000", "e")
-    recorded("train/live", "20251231_000000", "r", status="running", pid=os.getpid(), host=runs.platform.node())
+    recorded("train/live", "20251231_000000", "r", status="running", pid=os.getpid(), host=platform.node())
 
 
 def test_a_dry_run_lists_all_in_order_and_imports_no_wandb(boltlab_process, several):

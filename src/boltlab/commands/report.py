@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from boltlab import history, runs
+from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.config.overrides import split_overrides
 from boltlab.ground.errors import UserError
+from boltlab.runs import index as history
+from boltlab.runs.filters import select
 
 
 def main(overrides: list[str]) -> int:
@@ -17,7 +19,7 @@ def main(overrides: list[str]) -> int:
     own, filters = split_overrides("report", overrides)
     config = compose("report", own).config
     known = history.rows(config.log_dir, config.verb)
-    chosen = history.select(known, filters)
+    chosen = select(known, filters)
     place = f"{config.log_dir}/{config.verb}"
     if not known:
         raise UserError(f"there is no run yet under {place}: train one with `boltlab train`, or give log_dir=…")

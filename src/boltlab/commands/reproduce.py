@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import history, resume, runs
-from boltlab.commands import differ, train
+from boltlab import resume, runs
+from boltlab.commands import train
 from boltlab.config.build import build
 from boltlab.config.check import process_count
 from boltlab.config.compose import Composed, compose
@@ -16,6 +16,8 @@ from boltlab.config.edit import edit
 from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.runs import differences as differ
+from boltlab.runs import index as history
 
 # What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.

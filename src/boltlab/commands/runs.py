@@ -9,11 +9,13 @@ import re
 import sys
 from typing import Any
 
-from boltlab import history, runs_table
-from boltlab.commands import runs_manage
 from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
 from boltlab.ground.errors import ConfigError, Mistake, suggest
+from boltlab.runs import index as history
+from boltlab.runs import manage as runs_manage
+from boltlab.runs import table as runs_table
+from boltlab.runs.filters import is_filter, select, unknown_key
 
 _KEYS = list(ROOTS["runs"].__dataclass_fields__)
 
@@ -31,10 +33,10 @@ def main(words: list[str]) -> int:
     own = [word for word in words if _key(word) in _KEYS]
     options = compose("runs", [_listed(word) for word in own]).config
     filters = [word for word in words if word not in own]
-    mistakes = [_misspelt(word) for word in filters if not history.is_filter(word)]
+    mistakes = [_misspelt(word) for word in filters if not is_filter(word)]
     everything = history.rows(options.log_dir, options.verb)
     if not everything:  # nothing tells which keys there are but our own
-        mistakes += [_misspelt(word) for word in filters if history.is_filter(word) and _near(_key(word))]
+        mistakes += [_misspelt(word) for word in filters if is_filter(word) and _near(_key(word))]
     if mistakes:
         raise ConfigError(mistakes)
     return show(everything, _selected(everything, filters), options)
@@ -65,7 +67,7 @@ def _listed(word: str) -> str:
 
 def _selected(everything: list[history.Row], filters: list[str]) -> list[history.Row]:
     try:
-        return history.select(everything, filters)
+        return select(everything, filters)
     except ConfigError as e:  # a key of ours may be what was meant
         for at, mistake in enumerate(e.mistakes):
             if "no run has" in mistake.message and "did you mean" not in mistake.message and _near(_key(mistake.where)):
@@ -78,7 +80,7 @@ def show(everything: list[history.Row], chosen: list[history.Row], options: Any)
     exported = options.format in ("csv", "json")
     problems = runs_table.column_mistakes(everything, options.columns) if everything else []
     if options.sort is not None and everything:
-        problems += history.unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")
+        problems += unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")
     if problems:
         raise ConfigError(problems)
     groups = runs_table.grouped(chosen) if options.seeds else [[row] for row in chosen]

@@ -6,6 +6,7 @@ number of trials that is asked for now. Beside one that is running, on any machi
 
 import math
 import os
+import platform
 import threading
 import time
 from contextlib import suppress
@@ -331,7 +332,7 @@ def _launch(launcher: Any, study: Study, options: Any) -> None:
     for number in range(len(folders), len(folders) + max(0, wanted - len(watch))):
         folder = study.top / "workers" / str(number)
         folder.mkdir(parents=True)
-        runs.write_summary(folder, status="queued", started=time.time(), pid=os.getpid(), host=runs.platform.node())
+        runs.write_summary(folder, status="queued", started=time.time(), pid=os.getpid(), host=platform.node())
         start.append(folder)
     launcher.run(study.top, start, watch, rendezvous.function_name(work))
 
@@ -346,7 +347,7 @@ def work(folder: Path) -> int:
         parts = [Part(label, texts) for label, texts in asked["parts"]]
         with signals.caught(), runs.lock(folder), runs.recorded(folder):
             begun = runs.read_summary(folder).get("begun") or time.time()  # a job that is requeued has begun before
-            here = {"pid": os.getpid(), "host": runs.platform.node(), "begun": begun}
+            here = {"pid": os.getpid(), "host": platform.node(), "begun": begun}
             runs.write_summary(folder, status="running", reason=None, **here)
             url = os.environ.get(URL)
             if url is None and asked["storage"] not in (None, "journal"):

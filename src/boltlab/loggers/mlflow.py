@@ -17,9 +17,10 @@ from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from boltlab import runs
 from boltlab.ground import credentials
 from boltlab.ground.errors import UserError
+from boltlab.ground.files import read_json
+from boltlab.loggers.place import place
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class MLFlowLogger(Logger):
         self._database = database
         self._dir, self._artifact_dir = Path(dir), artifact_dir
         self._experiment_name, self._log_model = experiment_name, log_model
-        sweep, kind = runs.place(self._dir)
+        sweep, kind = place(self._dir)
         name = self._dir.resolve().name
         self._run_name = run_name or (f"{sweep}/{name}" if sweep else name)
         self._tags = dict.fromkeys(tags or [], "true")
@@ -231,7 +232,7 @@ class MLFlowLogger(Logger):
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             experiment = client.get_experiment_by_name(self._experiment_name)
-        commit = runs.read_json(self._dir / "environment.json").get("git_commit")
+        commit = read_json(self._dir / "environment.json").get("git_commit")
         tags = self._tags | ({"mlflow.source.git.commit": commit} if commit else {})
         run = client.create_run(experiment.experiment_id, tags=resolve_tags(tags), run_name=self._run_name)
         self._client, self._id = client, run.info.run_id

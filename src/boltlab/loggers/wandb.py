@@ -16,7 +16,7 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from boltlab import runs
+from boltlab.loggers.place import place
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ class WandbLogger(LightningWandbLogger):
         kept = Path(dir) / RUN_ID
         if id is None and kept.is_file():
             id = kept.read_text(encoding="utf-8").strip()
-        sweep, kind = runs.place(Path(dir))
+        sweep, kind = place(Path(dir))
         own_name = Path(dir).resolve().name
         super().__init__(
             save_dir=dir,

@@ -14,11 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from boltlab import __version__, history, runs, runs_table
-from boltlab.history import Row, as_text, is_number
+from boltlab import __version__, runs
 from boltlab.report import plots
 from boltlab.report.read import Confusion, Evidence, Mistake, read
-from boltlab.runs_table import duration
+from boltlab.runs import index as history
+from boltlab.runs import table as runs_table
+from boltlab.runs.filters import as_text, is_number
+from boltlab.runs.index import Row
+from boltlab.runs.table import duration
 
 MAX_CURVES = 16  # runs in a plot
 MAX_PLOTS = 18

@@ -16,9 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from boltlab import history, runs
-from boltlab.commands import differ
+from boltlab import runs
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.loggers.place import place
+from boltlab.runs import differences as differ
+from boltlab.runs import index as history
+from boltlab.runs.filters import as_text, is_filter, select
 
 _ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
 _MOST_BYTES = 2_000_000  # that are read of a file to compare it
@@ -56,11 +59,11 @@ def _named(words: list[str], options: Any) -> list[str]:
         UserError: none does.
     """
     top = Path(options.log_dir) / options.verb
-    filters = [w for w in words if history.is_filter(w) and not Path(w).exists() and not (top / w).exists()]
+    filters = [w for w in words if is_filter(w) and not Path(w).exists() and not (top / w).exists()]
     if not filters:
         return words
     everything = history.rows(options.log_dir, options.verb)
-    chosen = history.select(everything, filters)
+    chosen = select(everything, filters)
     if not chosen:
         raise UserError(f"none of the {len(everything)} runs under {top} passes {' '.join(filters)}")
     return [word for word in words if word not in filters] + [str(row.folder) for row in chosen]
@@ -298,7 +301,7 @@ def note(words: list[str], options: Any) -> int:
 
 
 def _named_in_table(folder: Path) -> str:
-    sweep, _ = runs.place(folder)
+    sweep, _ = place(folder)
     return _printable(f"{sweep}/{folder.name}" if sweep else folder.name)
 
 
@@ -381,7 +384,7 @@ def _bytes(path: Path) -> bytes:
 
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
     def said(values: dict[str, Any], key: str) -> str:
-        return history.as_text(values[key]) if key in values else "–"
+        return as_text(values[key]) if key in values else "–"
 
     keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key, _NOTHING) != b.get(key, _NOTHING)]
     return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]

@@ -9,14 +9,12 @@ Run folders may come from anybody: what is read of them is bounded, and made of 
 
 import hashlib
 import json
-import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,8 @@ from typing import Any
 import yaml
 
 from boltlab import runs
-from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 MARKS = "marks.json"  # tags and note given afterwards: the summary of a run at work is the run's own to write
-
 _VERSION = 2
 _CONFIG, _SUMMARY = "config.yaml", "summary.json"
 _LARGEST = {_CONFIG: 1_000_000, _SUMMARY: 1_000_000, MARKS: 100_000}  # what has more bytes is not read
@@ -50,7 +46,6 @@ def under(*keys: str) -> re.Pattern[str]:
 
 
 _NOT_OF_RECIPE = under("seed", "data.seed", *HARMLESS)  # two runs are one where nothing else in their configs differs
-
 # Stamps of its files, status, start, recipe, number of the config's layout, what differs from its base, values as JSON.
 _Entry = tuple[str, str, float, str, int, list[int], str]
 
@@ -184,11 +179,8 @@ def _folders_in(folder: str) -> list[str]:
 
 def _settle(unsettled: list[Row]) -> None:
     """Asks for each run that is not at its end, in place: is its process alive, its job in the cluster's queue?"""
-    jobs: dict[Path, str] = {}
-    if any((row.folder / "job.json").exists() for row in unsettled):
-        from boltlab.launchers import slurm
-
-        jobs = slurm.states([row.folder for row in unsettled])
+    folders = [row.folder for row in unsettled]
+    jobs = runs.job_states(folders)
     for row in unsettled:
         row.status = runs.status(row.values, row.folder, jobs.get(row.folder))
         row.values["status"] = row.status
@@ -303,9 +295,6 @@ class _Index:
         return self._places[text]
 
 
-# ---------------------------------------------------------------- reading what may come from anybody
-
-
 def _load(text: str) -> Any:
     """
     Raises:
@@ -403,121 +392,3 @@ def _plain(value: Any) -> Any:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{text[:100]}… ({len(text)} characters, SHA-256 {digest})"
-
-
-# ---------------------------------------------------------------- choosing
-
-
-_FILTER = re.compile(r"(?P<key>[^=<>!~]+?)(?P<how><=|>=|!=|!~|==?|<|>|~)(?P<value>.*)", re.DOTALL)
-_ORDERED = {
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
-
-
-def is_filter(word: str) -> bool:
-    """Whether a word has the form of a filter."""
-    return _FILTER.fullmatch(word) is not None
-
-
-def select(rows: Sequence[Row], filters: Sequence[str]) -> list[Row]:
-    """The rows that every filter lets through: `data=mnist`, `best_val_acc>0.99`, `optimizer.lr<=0.1`, `name~lenet`
-    (contains), `seed!=3`, `name!~old`, `tags=good` (one of them), `started>=2026-11-20`.
-
-    Two numbers are compared as numbers, everything else as text, upper and lower case alike for `~`. A run that lacks
-    the key has no value there: only `!=`, `!~` and `=null` let it through.
-
-    Raises:
-        ConfigError: with all filters that cannot be read, or whose key no run has.
-    """
-    mistakes: list[Mistake] = []
-    tests = []
-    for text in filters:
-        fits = _FILTER.fullmatch(text)
-        if fits is None:
-            mistakes.append(Mistake(text, "is no filter: key=value, or one of != < <= > >= ~ (contains) !~"))
-            continue
-        key, how, value = fits["key"].strip(), fits["how"].replace("==", "="), fits["value"].strip()
-        if how + value[:1] in ("=>", "=<", "=~", "~="):
-            mistakes.append(
-                Mistake(text, f"has no operator {how + value[:1]}: there are = != < <= > >= ~ (contains) !~")
-            )
-            continue
-        if rows:
-            mistakes += unknown_key(rows, key, text)
-        wanted = _number(value)
-        if wanted is None and key in ("started", "ended"):
-            with suppress(ValueError):
-                wanted = datetime.fromisoformat(value).timestamp()
-        if how in _ORDERED and wanted is None:
-            mistakes.append(Mistake(text, f"{value!r} is no number{' and no date' * (key in ('started', 'ended'))}"))
-        tests.append((key, how, value, wanted))
-    if mistakes:
-        raise ConfigError(mistakes)
-    return [row for row in rows if all(_fits(row.get(key), how, value, wanted) for key, how, value, wanted in tests)]
-
-
-def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
-    """The mistake of a key that no row has, if it is one, with the nearest that there is."""
-    if any(key in row for row in rows):
-        return []
-    names = sorted({name for row in rows for name in row.values} | {"tags", "note"})
-    layouts = {id(row._layout): row._layout for row in rows}.values()  # a few, shared by all rows
-    known = sorted({name for layout in layouts for name in layout.keys} - set(names))
-    if key in names:
-        return []
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        cure = (
-            f"; did you mean '{key}._target_~{where.partition('=')[2].lstrip('=')}'?"
-            if where.startswith(f"{key}=")
-            else ""
-        )
-        return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}{cure}")]
-    nearest: list[str] = []
-    if "." not in key:  # best: best_val_acc; lr: optimizer.lr, and not model.optimizer.lr
-        nearest = [name for name in names if name.startswith(key)]
-        nearest += sorted((name for name in known if name.endswith(f".{key}")), key=lambda name: name.count("."))
-    otherwise = f"keys: {', '.join(names)}, and those of the configs, like optimizer.lr"
-    if nearest:
-        return [Mistake(where, f"no run has {key!r}: did you mean {nearest[0]!r}? {otherwise}")]
-    return [Mistake(where, suggest(f"no run has {key!r}", key, [*names, *known], otherwise))]
-
-
-def _fits(value: Any, how: str, text: str, wanted: float | None) -> bool:
-    if how.startswith("!"):
-        return not _fits(value, how[1:], text, wanted)
-    if how in _ORDERED:
-        return is_number(value) and _ORDERED[how](value, wanted)
-    if isinstance(value, list) and any(_fits(part, how, text, wanted) for part in value):
-        return True
-    if how == "~":
-        return value is not None and text.casefold() in as_text(value).casefold()
-    if wanted is not None and is_number(value):
-        return bool(value == wanted)
-    if value is None or isinstance(value, bool):
-        text = text.casefold()  # True is true
-    return as_text(value) == (text.replace(" ", "") if isinstance(value, list) else text)
-
-
-def as_text(value: Any) -> str:
-    """A value as it is written in a config or on the command line: true, null, [1,2]."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return f"[{','.join(map(as_text, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _number(text: str) -> float | None:
-    """None also for `nan`, which is compared as a text: as a number it is equal to none."""
-    try:
-        return None if math.isnan(number := float(text)) else number
-    except ValueError:
-        return None
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

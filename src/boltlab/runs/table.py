@@ -9,9 +9,11 @@ from collections.abc import Container, Sequence
 from datetime import datetime
 from typing import Any
 
-from boltlab import history
 from boltlab.ground.errors import Mistake
-from boltlab.history import Row, is_number
+from boltlab.runs import filters
+from boltlab.runs import index as history
+from boltlab.runs.filters import is_number
+from boltlab.runs.index import Row
 
 # Columns that are no key of a run, and the keys that they stand for in csv and json.
 _MADE = {"best": r"best_.*", "test": r"(test|val|train)_.*", "reached": "epochs|steps|step", "time": "seconds"}
@@ -36,7 +38,7 @@ def column_mistakes(rows: Sequence[Row], columns: Sequence[str] | None) -> list[
     """Columns that are neither ours nor a key of any run."""
     own = {*_DEFAULT, *_MADE}
     asked = [str(column) for column in columns or ()]
-    return [m for key in asked if key not in own for m in history.unknown_key(rows, key, f"columns=[…,{key},…]")]
+    return [m for key in asked if key not in own for m in filters.unknown_key(rows, key, f"columns=[…,{key},…]")]
 
 
 def grouped(rows: Sequence[Row]) -> list[list[Row]]:
@@ -65,7 +67,7 @@ def in_order(groups: list[list[Row]], sort: str) -> list[list[Row]]:
     else:
         down = key in ("started", "ended") or bool(_MEASURED.match(key) and not _SMALL_IS_GOOD.search(key))
     present.sort(key=lambda group: _number(group, key), reverse=down)
-    texts.sort(key=lambda group: history.as_text(_value(group, key)), reverse=down)
+    texts.sort(key=lambda group: filters.as_text(_value(group, key)), reverse=down)
     return [*present, *texts, *rest]
 
 
@@ -79,7 +81,7 @@ def counted(group: list[Row]) -> list[Row]:
     """The runs of a group that means are taken of: those finished, the newest of each seed. (The same seed once more,
     by `boltlab reproduce` or by hand, is no other sample.)"""
     finished = [row for row in reversed(group) if row.status == "finished"]
-    return [*{tuple(history.as_text(row.get(key)) for key in ("seed", "data.seed")): row for row in finished}.values()]
+    return [*{tuple(filters.as_text(row.get(key)) for key in ("seed", "data.seed")): row for row in finished}.values()]
 
 
 def _measured(group: list[Row], key: str) -> list[float]:
@@ -120,8 +122,8 @@ def _ordinary(values: list[float]) -> bool:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    found = {history.as_text(value): value for value in values}
-    return sorted(found.values(), key=lambda value: (not isinstance(value, int | float), history.as_text(value)))
+    found = {filters.as_text(value): value for value in values}
+    return sorted(found.values(), key=lambda value: (not isinstance(value, int | float), filters.as_text(value)))
 
 
 def records(
@@ -189,7 +191,7 @@ def differing(
     for key in keys:
         if of_seeds and key == "seed":
             continue
-        values = tuple(history.as_text(row.get(key, "")) for row in rows)
+        values = tuple(filters.as_text(row.get(key, "")) for row in rows)
         if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
             continue
         within = len(set(zip(kind, values, strict=True))) > len(set(kind))
@@ -225,10 +227,10 @@ def _cell(group: list[Row], name: str) -> str:
     if _MEASURED.match(key) and isinstance(value, int | float):
         return _metric(group, key)
     if isinstance(value, list):
-        return ",".join(map(history.as_text, value))
+        return ",".join(map(filters.as_text, value))
     if value is None:  # a value of null is told from none at all
         return "null" if any("." in key and key in row for row in group) else ""
-    return f"{value:g}" if isinstance(value, float) else history.as_text(value)
+    return f"{value:g}" if isinstance(value, float) else filters.as_text(value)
 
 
 def _metric(group: list[Row], key: str) -> str:

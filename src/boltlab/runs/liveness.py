@@ -1,0 +1,111 @@
+"""Whether a run is running: its lock, its process, and the status that follows."""
+
+import importlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boltlab.ground.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+from boltlab.runs.lookup import shown
+
+COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
+COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow", "pruned": "bright_black"}
+AT_WORK = ("queued", "preempted", "running")  # nobody else may begin it
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of the folder of a run or a sweep. The system frees it when this process dies.
+
+    Raises:
+        UserError: another process, named in the message, holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    holder = folder / ".lock-holder"  # Windows lets nobody read what is locked
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=1)  # not 0: `status` takes it for an instant
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise UserError(f"{shown(folder)} is being written by another process ({who}): let it end first") from None
+    with held:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> bool | None:
+    """Whether a process holds the folder; None where that cannot be told: no lock file, or another user's."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".lock").is_file():
+        return None
+    try:
+        with FileLock(folder / ".lock").acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return None
+
+
+def status(summary: dict[str, Any], folder: Path | None = None, job: str | None = None) -> str:
+    """The status of a run; one that says `running` while its process is gone was killed.
+
+    A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
+    `job`: what the cluster says, for a run that was given to one (`boltlab.launchers.slurm.states`).
+    """
+    state = str(summary.get("status", "unknown"))
+    if job in ("queued", "preempted") and state not in ("finished", "failed"):
+        return job
+    if job == "running" and state in ("queued", "interrupted"):  # its process begins, or ends
+        return "running"
+    if state == "queued" and job in (None, "gone", "cancelled"):
+        here = summary.get("host") in (None, platform.node())
+        left = job == "gone" or (job is None and here and not _alive(summary.get("pid")))
+        return "cancelled" if job == "cancelled" else "not started" if left else state
+    if state != "running" or job == "running":
+        return state
+    locked = _locked(folder) if folder is not None else None
+    if locked is None:
+        locked = summary.get("host") not in (None, platform.node()) or _alive(summary.get("pid"))
+    return "running" if locked else "killed"
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int) or not 0 < pid < 2**31:
+        return False
+    if sys.platform == "win32":  # os.kill(pid, 0) would end the process there
+        listing = subprocess.run(["tasklist", "/FI", f"PID eq {pid}"], capture_output=True, text=True, check=False)
+        return str(pid) in listing.stdout
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+# Modules that know the state of a run which was given to a cluster; one that was deleted is skipped.
+_CLUSTERS = ("boltlab.launchers.slurm",)
+
+
+def job_states(folders: Iterable[Path]) -> dict[Path, str]:
+    """The states that clusters know of runs that were given to them (those with a `job.json`): see `status`."""
+    given = [folder for folder in folders if (folder / "job.json").exists()]
+    known: dict[Path, str] = {}
+    for name in _CLUSTERS if given else ():
+        with suppress(ModuleNotFoundError):
+            known |= importlib.import_module(name).states(given)
+    return known

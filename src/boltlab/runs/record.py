@@ -1,0 +1,242 @@
+"""The files of a run folder: what is written before, at and after a run, and reading it again.
+
+logs/<verb>/<date>_<time>_<name>-<id>/
+    config.yaml        the resolved config        environment.json   commit, hardware, packages
+    overrides.yaml     what the command line said git.patch          uncommitted changes
+    metrics.csv        every logged value         summary.json       status, final and best metrics, times
+    classes.json       the class names            checkpoints/       best.ckpt, last.ckpt
+    data.json          what data each split had
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import OmegaConfDumper
+from omegaconf.errors import OmegaConfBaseException
+
+from boltlab.ground import credentials, started_by
+from boltlab.ground.errors import UserError
+from boltlab.ground.files import read_json, write_json, write_whole
+from boltlab.ground.signals import Stopped
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+from boltlab.runs.provenance import Git, ask_git, environment
+
+_ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
+# Stands for the run folder in the saved config, so that a folder that was moved still reads right.
+_HERE = "@RUN_DIR@"
+
+
+class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Plain values only, with numbers as OmegaConf writes them: 1e-3 is one, a date is a text."""
+
+
+_FLOAT = re.compile(
+    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]\d+)?|\.(inf|Inf|INF))$"
+    r"|\.(nan|NaN|NAN)$"
+)
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, fits) for tag, fits in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(getattr(yaml, "CDumper", yaml.Dumper)):  # type: ignore[misc]
+    """Texts that would be read as something else in quotes, as OmegaConf writes them."""
+
+
+_Dumper.add_representer(str, OmegaConfDumper.str_representer)
+
+
+def prepare(
+    folder: Path,
+    config: DictConfig,
+    overrides: list[str],
+    git: "Future[Git] | None" = None,
+    status: Literal["running", "queued"] = "running",
+) -> None:
+    """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before.
+
+    A queued run is started later, perhaps on another machine: what its environment is, is written then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / ".run").touch(exist_ok=False)  # of two at once, one
+    except FileExistsError:
+        raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
+    write_summary(folder, status=status, started=time.time(), pid=os.getpid(), host=platform.node())
+    write_summary(folder, start={"of": started_by.start()[0], "overrides": list(overrides)})
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
+    if status == "running":
+        _write_environment(folder, git)
+    class_names = config.get("data", {}).get("class_names")
+    if class_names:
+        (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
+    write_config(folder, config)  # at the end: a folder without it is no run yet
+
+
+def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
+    answer = (git or ask_git()).result()
+    (folder / "environment.json").write_text(json.dumps(environment(answer), indent=1), encoding="utf-8")
+    (folder / "git.patch").write_bytes(answer.patch)
+
+
+def record_start(folder: Path, config: DictConfig | None, git: "Future[Git] | None" = None) -> None:
+    """Writes that a queued run begins, here and now; the config, where it is not as it was queued."""
+    _write_environment(folder, git)
+    if config is not None:
+        write_config(folder, config)
+    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    write_summary(folder, **running, started=time.time())
+
+
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Writes the resolved config, secrets as references, and sets its `run_dir`."""
+    config.run_dir = _HERE
+    plain = credentials.plain(config)
+    text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+    write_whole(folder / "config.yaml", text.replace(_HERE, "${run_dir}"))
+    config.run_dir = str(folder)
+
+
+def record_resume(
+    folder: Path,
+    config: DictConfig,
+    overrides: list[str],
+    checkpoint: str | None,
+    changed: list[tuple[str, Any, Any]],
+    git: "Future[Git] | None" = None,
+) -> None:
+    """Writes that a run goes on: its config as it is now, and in the summary what was changed, when and where."""
+    write_config(folder, config)
+    summary, commit = read_summary(folder), (git or ask_git()).result().commit
+    this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
+    this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
+    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
+    start, restarts = started_by.start()
+    if start and not restarts:
+        running["start"] = {"of": start, "overrides": overrides}
+    write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
+
+
+def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
+    """The resolved config of a run, with `run_dir` where the folder stands now.
+
+    replaced: keys that the caller puts new values at; a reference to a secret there is left out.
+
+    A folder may come from anybody: what its config may build is checked against `boltlab.config.trust`, except for the
+    `own` run of this command, whose config was composed here.
+
+    Raises:
+        UserError: no config, one that cannot be read, or one that asks for what is not trusted.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if refers_to_itself(text):
+            raise ValueError("it refers to its own parts (*name), which no config of ours does")
+        # Both loaders make plain values only. The faster one, of what nobody else wrote: it fails on what is too deep.
+        config = OmegaConf.create(yaml.load(text, PlainLoader) if own else text)
+    except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
+        raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
+    if not isinstance(config, DictConfig) or not config:
+        raise UserError(f"{path} holds no config")
+    config.pop("steps_per_execution", None)  # of older versions: several steps at a time, equal to single ones
+    credentials.forget_references(config, replaced)
+    if not own:
+        from boltlab.config.trust import refuse_untrusted
+
+        refuse_untrusted(config, path)
+    config.run_dir = str(folder.resolve())
+    return config
+
+
+def refers_to_itself(text: str) -> bool:
+    """Whether a YAML text has an alias, `*name`."""
+    return bool(_ALIAS.search(text)) and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+
+
+def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
+    """Adds values to `summary.json`, whole or not at all."""
+    summary = {**read_summary(folder), **values}
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def end(folder: Path, **values: Any) -> dict[str, Any]:
+    """Writes how a run ended, with the time that it took."""
+    ended, summary = time.time(), read_summary(folder)
+    before = summary.get("resumed")  # the time between does not count
+    began = before[-1]["time"] - before[-1]["seconds"] if before else summary.get("started", ended)
+    return write_summary(folder, ended=ended, seconds=round(ended - began, 2), **values)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says; of the mistakes of a config, all of them."""
+    mistakes = [f"{m.where}: {m.message}" for m in getattr(error, "mistakes", [])]
+    text = "; ".join(mistakes) or getattr(error, "reason", None) or f"{type(error).__name__}: {error}"
+    return credentials.masked(str(text).splitlines()[0][:500])
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """Writes into the summary that what runs inside was interrupted, or failed and why; the error goes on.
+
+    Where the summary itself cannot be written, on a full disk, the error that ended the run is the one to tell of.
+    """
+    try:
+        yield
+    except Stopped as e:
+        with suppress(OSError):
+            end(folder, status="interrupted", reason=str(e))
+        raise
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+        with suppress(OSError):
+            end(folder, status="interrupted")
+        raise KeyboardInterrupt from None
+    except BaseException as e:
+        with suppress(OSError):
+            end(folder, status="failed", reason=reason(e), error=type(e).__name__)
+        raise
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json`, or nothing where there is none or it is broken."""
+    return sound(read_json(folder / "summary.json"))
+
+
+def sound(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary, which may come from anybody, without what is not of the kind that is read by its key."""
+    return {key: value for key, value in summary.items() if _sound(key, value)}
+
+
+def _sound(key: str, value: Any) -> bool:
+    if key in ("started", "ended", "seconds", "fit_seconds", "samples_per_second", "data_wait_share"):
+        return _number(value)
+    if key in ("best", "final", "test"):
+        return isinstance(value, dict) and all(map(_number, value.values()))
+    if key in ("pid", "epochs", "steps", "skipped_steps", "processes"):
+        return isinstance(value, int) and abs(value) < 1e15
+    if key == "resumed":
+        kept = ("time", "seconds")
+        return isinstance(value, list) and all(
+            isinstance(r, dict) and all(_number(r.get(k)) for k in kept) for r in value
+        )
+    return not isinstance(value, str) or value.isprintable()
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and (abs(value) < 1e15 or isinstance(value, float))
