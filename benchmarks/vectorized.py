@@ -21,7 +21,7 @@ from common import Row, in_turns, machine, show
 from boltlab import checkpoint, runs
 from boltlab.commands import train
 from boltlab.config.compose import Composed, compose
-from boltlab.launch import keep_freed_memory
+from boltlab.processes.launch import keep_freed_memory
 from boltlab.sweeps.stack import Stack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

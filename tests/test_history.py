@@ -15,8 +15,8 @@ from waiting import HANG
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError
-from boltlab.runs import filters
 from boltlab.runs import index as history
+from boltlab.runs.filters import select
 
 
 def make_run(run, /, config=None, marks=None, verb="train", **summary):
@@ -410,7 +410,7 @@ def several():
     ],
 )
 def test_filters(several, filters, wanted):
-    assert "".join(names(filters.select(several, filters))) == wanted
+    assert "".join(names(select(several, filters))) == wanted
 
 
 @pytest.mark.parametrize(
@@ -436,14 +436,14 @@ def test_filters(several, filters, wanted):
 )
 def test_a_filter_that_cannot_be_is_named(several, text, said):
     with pytest.raises(ConfigError) as caught:
-        filters.select(several, ["data=mnist", text, "xyzzy=1"])
+        select(several, ["data=mnist", text, "xyzzy=1"])
     (mistake, other) = caught.value.mistakes
     assert mistake.where == text and said in mistake.message
     assert other.where == "xyzzy=1" and "no run has 'xyzzy'" in other.message
 
 
 def test_where_there_is_no_run_no_filter_is_wrong():
-    assert filters.select([], ["anything=1"]) == []
+    assert select([], ["anything=1"]) == []
 
 
 def test_no_torch_and_no_hydra_for_the_rows():

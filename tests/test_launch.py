@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 from waiting import HANG
 
-from boltlab import launch
 from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
+from boltlab.processes import launch
 
 LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message": "RuntimeError: gone"}
 
@@ -84,7 +84,7 @@ def touched(*_):
     raise AssertionError("a device was touched")
 for name in ("_cuda_getDeviceCount", "_cuda_init"):
     setattr(torch._C, name, touched)
-import boltlab.preload
+import boltlab.processes.forked
 assert not torch.cuda.is_initialized()
 os.kill(os.getpid(), signal.SIGTERM)
 from boltlab.ground import signals

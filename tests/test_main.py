@@ -112,7 +112,7 @@ def test_the_console_script_is_the_same_command():
 def test_a_command_ends_as_python_ends_but_for_taking_objects_apart():
     code = """
 import atexit, os, sys, threading, time
-from boltlab.exits import leave
+from boltlab.processes.exits import leave
 class Kept:
     def __del__(self):
         os.write(1, b"taken apart\\n")
@@ -133,7 +133,7 @@ def test_a_command_ends_with_its_code_where_what_it_prints_has_no_reader(stream)
     reader, writer = os.pipe()
     os.close(reader)
     close = "sys.stdout.close()" if stream == "closed" else "print('said')"
-    code = f"import sys; from boltlab.exits import leave; {close}; leave(3)"
+    code = f"import sys; from boltlab.processes.exits import leave; {close}; leave(3)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=writer, stderr=-1, check=False)
     os.close(writer)

@@ -13,10 +13,10 @@ from waiting import until
 
 SERVER = """
 import json, os, sys
-import boltlab.commands.train, boltlab.config, boltlab.launch, boltlab.checkpoint, boltlab.trainer, boltlab.resume
+import boltlab.commands.train, boltlab.config, boltlab.processes.launch, boltlab.checkpoint, boltlab.trainer, boltlab.resume
 import boltlab.callbacks.last, boltlab.callbacks.progress, boltlab.models.classifier, boltlab.data.digits, torch
 from boltlab.__main__ import main
-from boltlab.launch import start_method
+from boltlab.processes.launch import start_method
 from multiprocessing import forkserver
 start_method()
 # The children share it; what its processes print is nobody's.
@@ -142,7 +142,7 @@ Last.{hook} = hook
 # Python for `before`: the processes of a run are forked from this one, which has imported everything.
 FORKED = """
 import socket, torch, traceback
-import boltlab.launch
+import boltlab.processes.launch
 from boltlab.config.check import process_count
 torch.set_num_threads(1)
 
@@ -179,6 +179,6 @@ def launch(entry, folder, config):
         raise boltlab.ground.errors.UserError(f"exit codes of the processes: {codes}")
 
 import boltlab.commands.eval, boltlab.commands.predict, boltlab.ground.errors
-for module in (boltlab.launch, boltlab.commands.eval, boltlab.commands.predict):
+for module in (boltlab.processes.launch, boltlab.commands.eval, boltlab.commands.predict):
     module.launch = launch
 """

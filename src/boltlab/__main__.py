@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"boltlab: there is no verb {verb!r}{hint} verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     from boltlab.config import project
-    from boltlab.exits import exit_code
     from boltlab.processes import rendezvous
+    from boltlab.processes.exits import exit_code
 
     # -word takes a tag away, a note may begin with anything
     marks = verb == "runs" and rest[:1] in (["tag"], ["note"])
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(verb: str, rest: list[str], marks: bool) -> int:
     import importlib
 
-    from boltlab.exits import exit_code
+    from boltlab.processes.exits import exit_code
 
     sweep = [] if marks else [a for a in rest if a in ("-m", "--multirun")]
     flags = [] if marks else [a for a in rest if a.startswith("-") and a not in sweep]
@@ -166,7 +166,7 @@ def _complete(rest: list[str]) -> int:
 
 def cli() -> NoReturn:
     """The program `boltlab`."""
-    from boltlab.exits import leave
+    from boltlab.processes.exits import leave
 
     leave(main())
 

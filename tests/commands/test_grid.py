@@ -108,7 +108,7 @@ def test_a_sweep_that_is_finished_is_shown_and_nothing_runs(boltlab, ends, monke
     (first,) = sweeps()
     count = len(jobs(first, "status"))
     kept = {path: path.read_bytes() for path in first.glob("**/*") if path.is_file()}
-    monkeypatch.setattr("boltlab.launchers.process.Job", None)
+    monkeypatch.setattr("boltlab.processes.launchers.process.Job", None)
     if started_again:
         monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 17", 1))
     code, out, _ = boltlab("train", "-m", *grid)

@@ -13,10 +13,11 @@ from waiting import HANG, until
 
 import boltlab
 from boltlab import checkpoint, runs
-from boltlab.commands import launched, train
+from boltlab.commands import train
 from boltlab.config import auto as machine
 from boltlab.config.compose import compose
-from boltlab.launchers import process
+from boltlab.processes import submit as launched
+from boltlab.processes.launchers import process
 
 pytestmark = pytest.mark.floats
 

@@ -10,11 +10,11 @@ from pausing import pause
 from warm import differences, outcome
 
 from boltlab import runs
-from boltlab.commands import launched
 from boltlab.config import trust
 from boltlab.ground.errors import UserError
-from boltlab.launchers import process
-from boltlab.launchers.joblib import Joblib
+from boltlab.processes import submit as launched
+from boltlab.processes.launchers import process
+from boltlab.processes.launchers.joblib import Joblib
 
 pytestmark = pytest.mark.floats
 
@@ -108,7 +108,7 @@ def test_a_mistyped_launcher_is_named(boltlab):
 
 
 def test_a_job_that_squeue_does_not_know_is_gone_if_it_is_ours(tmp_path, monkeypatch):
-    from boltlab.launchers import slurm
+    from boltlab.processes.launchers import slurm
 
     (tmp_path / "job.json").write_text('{"slurm": "7_0", "name": "a"}')
     nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")

@@ -14,7 +14,7 @@ from boltlab.config.edit import edit
 from boltlab.config.overrides import as_override, keys, split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.launch import launch
+from boltlab.processes.launch import launch
 from boltlab.trainer import make_trainer
 
 CHANGEABLE = ("data", "augment", "trainer", "precision")

@@ -16,12 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from boltlab import runs
-from boltlab.commands import launched, train
+from boltlab.commands import train
 from boltlab.config.compose import Composed, compose
 from boltlab.config.overrides import grid
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.processes import rendezvous
+from boltlab.processes import submit as launched
 from boltlab.resume import UNFINISHED
 
 # What a job may be besides the states of a run.

@@ -22,7 +22,7 @@ from boltlab.config.edit import edit
 from boltlab.config.overrides import keys, split_overrides
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.launch import launch
+from boltlab.processes.launch import launch
 
 
 def main(overrides: list[str]) -> int:

@@ -27,8 +27,8 @@ from boltlab.config.build import build
 from boltlab.config.check import locate
 from boltlab.data.cache import available_memory
 from boltlab.ground.errors import UserError
-from boltlab.launch import keep_freed_memory
 from boltlab.models.task import Task
+from boltlab.processes.launch import keep_freed_memory
 from boltlab.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)

@@ -15,18 +15,19 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 
-from boltlab import launch, runs
-from boltlab.commands import launched, train
+from boltlab import runs
+from boltlab.commands import train
 from boltlab.config.build import build
 from boltlab.config.check import process_count, settle
 from boltlab.config.compose import Composed, compose
 from boltlab.config.overrides import split_overrides, split_space, sweep_values
-from boltlab.exits import exit_code
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.launchers import process
-from boltlab.processes import rendezvous
+from boltlab.processes import launch, rendezvous
+from boltlab.processes import submit as launched
+from boltlab.processes.exits import exit_code
+from boltlab.processes.launchers import process
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps import study as studies
 from boltlab.sweeps.study import ASKED, URL, Study

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.commands import launched
 from boltlab.config import auto as machine
 from boltlab.config.build import build
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed, compose
 from boltlab.config.edit import edit
 from boltlab.config.overrides import keys
-from boltlab.exits import exit_code
 from boltlab.ground import credentials, signals, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
-from boltlab.launchers import process
 from boltlab.processes import rendezvous
+from boltlab.processes import submit as launched
+from boltlab.processes.exits import exit_code
+from boltlab.processes.launchers import process
 from boltlab.trainer import make_trainer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 def main(overrides: list[str]) -> int:
     """Trains once, or goes on with a run that was stopped (`resume=…`)."""
-    from boltlab import launch
+    from boltlab.processes import launch
 
     with signals.caught():
         launch.expect(overrides)
@@ -239,7 +239,7 @@ def _evaluated(folder: Path) -> str:
 
 
 def _execute(folder: Path, config: DictConfig) -> float | None:
-    from boltlab.launch import launch
+    from boltlab.processes.launch import launch
 
     if leader := rendezvous.leading():
         leader.begin(folder)

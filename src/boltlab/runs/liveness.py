@@ -63,7 +63,7 @@ def status(summary: dict[str, Any], folder: Path | None = None, job: str | None 
     """The status of a run; one that says `running` while its process is gone was killed.
 
     A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
-    `job`: what the cluster says, for a run that was given to one (`boltlab.launchers.slurm.states`).
+    `job`: what the cluster says, for a run that was given to one (`boltlab.processes.launchers.slurm.states`).
     """
     state = str(summary.get("status", "unknown"))
     if job in ("queued", "preempted") and state not in ("finished", "failed"):
@@ -98,7 +98,7 @@ def _alive(pid: Any) -> bool:
 
 
 # Modules that know the state of a run which was given to a cluster; one that was deleted is skipped.
-_CLUSTERS = ("boltlab.launchers.slurm",)
+_CLUSTERS = ("boltlab.processes.launchers.slurm",)
 
 
 def job_states(folders: Iterable[Path]) -> dict[Path, str]:

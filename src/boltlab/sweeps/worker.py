@@ -20,7 +20,7 @@ from typing import Any
 from boltlab import runs
 from boltlab.ground import signals
 from boltlab.ground.errors import UserError
-from boltlab.launchers.process import Job, Place
+from boltlab.processes.launchers.process import Job, Place
 from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides
 from boltlab.sweeps.study import Claimed, Lost, Study

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from boltlab import runs
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
-from boltlab.launchers import process
+from boltlab.processes.launchers import process
 
 
 class Ray:
@@ -76,7 +76,7 @@ class Ray:
 
 def _train(entry: str, folder: str, cwd: str) -> int:
     """A task: the run is a process of its own, which Ray's handlers of signals and its worker's memory do not reach."""
-    command = [sys.executable, "-m", "boltlab.launchers.process", entry, folder]
+    command = [sys.executable, "-m", "boltlab.processes.launchers.process", entry, folder]
     with subprocess.Popen(command, cwd=cwd, env=started_by.alone(os.environ)) as run:
         while run.poll() is None:
             try:

@@ -20,7 +20,7 @@ from boltlab.config.compose import Composed, compose
 from boltlab.config.edit import edit
 from boltlab.ground import started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.launchers import slurm
+from boltlab.processes.launchers import slurm
 
 NOT_STARTED = "not started"  # what a run may be besides the states in its summary
 

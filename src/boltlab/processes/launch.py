@@ -172,7 +172,7 @@ def start_method() -> str:
     second instead of eight."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.set_forkserver_preload(["boltlab.preload"])
+    multiprocessing.set_forkserver_preload(["boltlab.processes.forked"])
     return "forkserver"
 
 

@@ -1,6 +1,6 @@
 """One job of a launcher: a process of its own that goes on with a run folder, which alone says what to do.
 
-`python -m boltlab.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s instead of the 5 s that
+`python -m boltlab.processes.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s instead of the 5 s that
 torch takes to be imported, by forking a server that has imported everything.
 """
 
@@ -12,11 +12,10 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Literal
 
-from boltlab import launch
-from boltlab.exits import leave
 from boltlab.ground import signals
 from boltlab.ground.errors import UserError
-from boltlab.processes import rendezvous
+from boltlab.processes import launch, rendezvous
+from boltlab.processes.exits import leave
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
 started_by = 0  # in the process of a `Job`: the process that has started it

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs
-from boltlab.exits import leave
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
-from boltlab.launchers import process
+from boltlab.processes.exits import leave
+from boltlab.processes.launchers import process
 
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 _RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT")

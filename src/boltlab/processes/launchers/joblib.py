@@ -12,7 +12,7 @@ from annotated_types import Ge
 
 from boltlab import runs
 from boltlab.ground import signals
-from boltlab.launchers import process
+from boltlab.processes.launchers import process
 
 
 class Joblib:
