@@ -22,8 +22,9 @@ import torch
 from common import Row, in_turns, machine, show
 from torch import nn
 
-from boltlab import checkpoint, runs
+from boltlab import runs
 from boltlab.__main__ import main as boltlab
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.models.lenet import LeNet
 from boltlab.models.resnet import ResNet
 
@@ -40,7 +41,7 @@ def trained(net: nn.Module) -> dict[str, Any]:
 
 
 def ours(content: dict[str, Any], path: Path) -> None:
-    checkpoint.write(content, path)
+    checkpoint_file.write(content, path)
 
 
 def plain(content: dict[str, Any], path: Path) -> None:
@@ -76,17 +77,17 @@ def writing(folder: Path, rounds: int) -> None:
 def share(what: str, folder: Path, *overrides: str) -> None:
     """Trains, and prints how much of the time went into checkpoints."""
     took = []
-    write = checkpoint.write
+    write = checkpoint_file.write
 
     def timed(content: dict[str, Any], path: Path) -> None:
         took.append(seconds(write, content, path))
 
-    checkpoint.write = timed
+    checkpoint_file.write = timed
     try:
         if boltlab(["train", *overrides, "logger=csv", "test=false", f"log_dir={folder / 'logs'}"]):
             raise SystemExit(1)
     finally:
-        checkpoint.write = write
+        checkpoint_file.write = write
     training = runs.read_summary(runs.find("latest", folder / "logs"))["fit_seconds"]
     print("\n| training | seconds | in checkpoints | files | share |\n| --- | ---: | ---: | ---: | ---: |")
     print(f"| {what} | {training:.1f} | {sum(took):.2f} | {len(took)} | {sum(took) / training:.1%} |", flush=True)

@@ -30,7 +30,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from boltlab.config.build import build
 from boltlab.config.compose import compose
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 WARMUP = 32  # steps before the clock starts
 CLOCK = time.perf_counter

@@ -18,7 +18,8 @@ import loop as single
 import torch
 from common import Row, in_turns, machine, show
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands import train
 from boltlab.config.compose import Composed, compose
 from boltlab.processes.launch import keep_freed_memory
@@ -52,7 +53,7 @@ def stacked(composed: list[Composed], log_dir: Path) -> Stack:
         stack.train_epoch(epoch, lambda: None)
         stack.evaluate("val")
     for place in range(len(stack)):
-        checkpoint.write({"state_dict": stack.state_dict(place)}, log_dir / f"{place}.ckpt")
+        checkpoint_file.write({"state_dict": stack.state_dict(place)}, log_dir / f"{place}.ckpt")
     return stack
 
 
@@ -62,7 +63,7 @@ def exactness(overrides: list[str], own_seeds: bool) -> str:
     with tempfile.TemporaryDirectory() as name:
         stack = stacked(composed, Path(name))
         for place, folder in enumerate(separate(composed, Path(name))):
-            theirs = checkpoint.read(folder / "checkpoints/last.ckpt")["state_dict"]
+            theirs = checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"]
             ours = stack.state_dict(place)
             for key in (key for key in theirs if key.startswith("net.")):
                 worst = max(worst, float((ours[key] - theirs[key]).abs().max() / theirs[key].abs().max()))

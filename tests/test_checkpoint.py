@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from boltlab import checkpoint
-from boltlab.checkpoint import CheckpointError
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints.fetch import fetch
+from boltlab.checkpoints.file import CheckpointError
+from boltlab.runs import checkpoints
+from boltlab.training.load import load
 
 pytestmark = pytest.mark.floats
 
@@ -20,26 +23,26 @@ def content(**more):
 
 def test_reads_back_what_was_written_and_loads_with_plain_torch(tmp_path):
     path = tmp_path / "deep" / "last.ckpt"
-    checkpoint.write(content(config={"a": [1, None, "x"]}), path)
-    for loaded in (checkpoint.read(path), torch.load(path, weights_only=True)):
+    checkpoint_file.write(content(config={"a": [1, None, "x"]}), path)
+    for loaded in (checkpoint_file.read(path), torch.load(path, weights_only=True)):
         assert torch.equal(loaded["state_dict"]["weight"], torch.arange(1000.0))
         assert loaded["config"] == {"a": [1, None, "x"]}
-    assert checkpoint.verify(path) is None
+    assert checkpoint_file.verify(path) is None
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]  # nothing left beside it
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    checkpoint.write(content(epoch=1), path)
+    checkpoint_file.write(content(epoch=1), path)
 
     def full(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
-        checkpoint.write(content(epoch=2), path)
+        checkpoint_file.write(content(epoch=2), path)
     monkeypatch.undo()
-    assert checkpoint.read(path)["epoch"] == 1
+    assert checkpoint_file.read(path)["epoch"] == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -54,7 +57,7 @@ def test_values_become_plain():
         "d": np.arange(3),
         "e": torch.Size([2]),
     }
-    made = checkpoint.plain(given)
+    made = checkpoint_file.plain(given)
     assert made["a"] == 0.5 and type(made["a"]) is float
     assert made["b"] == "x" and made["c"] == (3, [1]) and type(made["c"][1][0]) is int
     assert torch.equal(made["d"], torch.arange(3)) and made["e"] == (2,)
@@ -62,18 +65,18 @@ def test_values_become_plain():
 
 def test_what_is_not_plain_is_refused_by_its_place():
     with pytest.raises(CheckpointError, match=r"checkpoint\.callbacks\.mine\.0 is a function"):
-        checkpoint.plain({"callbacks": {"mine": [lambda: 1]}})
+        checkpoint_file.plain({"callbacks": {"mine": [lambda: 1]}})
 
 
 def test_random_weights_are_never_found(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        checkpoint.find(tmp_path)
-    checkpoint.write(content(), tmp_path / "checkpoints" / "last.ckpt")
-    assert checkpoint.find(tmp_path).name == checkpoint.find(tmp_path, "last").name == "last.ckpt"
+        checkpoints.find(tmp_path)
+    checkpoint_file.write(content(), tmp_path / "checkpoints" / "last.ckpt")
+    assert checkpoints.find(tmp_path).name == checkpoints.find(tmp_path, "last").name == "last.ckpt"
     with pytest.raises(CheckpointError, match="no best checkpoint: checkpoint=last takes"):
-        checkpoint.find(tmp_path, "best")
-    checkpoint.write(content(), tmp_path / "checkpoints" / "best.ckpt")
-    assert checkpoint.find(tmp_path, "best").name == "best.ckpt"
+        checkpoints.find(tmp_path, "best")
+    checkpoint_file.write(content(), tmp_path / "checkpoints" / "best.ckpt")
+    assert checkpoints.find(tmp_path, "best").name == "best.ckpt"
 
 
 def resumable(step):
@@ -82,14 +85,14 @@ def resumable(step):
 
 def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path):
     folder = tmp_path / "checkpoints"
-    assert checkpoint.newest_good(tmp_path) == (None, [])
+    assert checkpoints.newest_good(tmp_path) == (None, [])
     for name, step in {"last": 5, "last-1": 4, "last-2": 3, "best": 9, "b": 2, "a": 10}.items():
-        checkpoint.write(resumable(step), folder / f"{name}.ckpt")
-    checkpoint.write(content(global_step=20), folder / "weights.ckpt")
-    checkpoint.write(content(global_step=20), folder / "last-3.ckpt")
+        checkpoint_file.write(resumable(step), folder / f"{name}.ckpt")
+    checkpoint_file.write(content(global_step=20), folder / "weights.ckpt")
+    checkpoint_file.write(content(global_step=20), folder / "last-3.ckpt")
     passed = []
     for name in ("last", "last-1", "last-2", "a", "best", "b"):
-        taken, warnings = checkpoint.newest_good(tmp_path)
+        taken, warnings = checkpoints.newest_good(tmp_path)
         assert taken == folder / f"{name}.ckpt"
         assert len(warnings) == len(passed)
         for damaged in passed:
@@ -100,7 +103,7 @@ def test_training_goes_on_from_the_newest_whole_checkpoint(tmp_path):
         taken.write_bytes(raw)
         passed.append(name)
     with pytest.raises(CheckpointError) as refused:
-        checkpoint.newest_good(tmp_path)
+        checkpoints.newest_good(tmp_path)
     for name in passed:
         assert f"{name}.ckpt is damaged" in str(refused.value)
     assert "weights.ckpt holds weights only" in str(refused.value)
@@ -137,16 +140,16 @@ def server(tmp_path):
 
 
 def test_a_checkpoint_behind_an_address_is_as_little_trusted_as_any_other(tmp_path, server, capsys):
-    checkpoint.write(content(), tmp_path / "web" / "good file.ckpt")
+    checkpoint_file.write(content(), tmp_path / "web" / "good file.ckpt")
     torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "web" / "evil.ckpt")
     (tmp_path / "web" / "raw").write_bytes(pickle.dumps(Evil()))
-    path = checkpoint.which_file(f"{server}/good%20file.ckpt?download=1", log_dir=tmp_path / "logs")
+    path = checkpoints.which_file(f"{server}/good%20file.ckpt?download=1", log_dir=tmp_path / "logs")
     assert path == tmp_path / "logs" / "fetched" / "good_file.ckpt"
-    assert checkpoint.read(path)["epoch"] == 3
+    assert checkpoint_file.read(path)["epoch"] == 3
     assert "0.0 MB" in capsys.readouterr().out
     for name in ("evil.ckpt", "raw"):
         with pytest.raises(CheckpointError, match=r"It would import .*nothing of it was run"):
-            checkpoint.load(f"{server}/{name}", log_dir=tmp_path / "logs")
+            load(f"{server}/{name}", log_dir=tmp_path / "logs")
     assert not (tmp_path / "executed").exists()
 
 
@@ -161,6 +164,6 @@ def test_what_cannot_be_fetched_is_named_and_leaves_nothing(tmp_path, server):
         "http://[/a.ckpt": "Invalid IPv6 URL",
     }.items():
         with pytest.raises(CheckpointError) as refused:
-            checkpoint.fetch(url, tmp_path / "fetched")
+            fetch(url, tmp_path / "fetched")
         assert url in str(refused.value) and why in str(refused.value)
     assert not (tmp_path / "fetched").exists() or not list((tmp_path / "fetched").iterdir())

@@ -15,8 +15,8 @@ import pytest
 import torch
 from waiting import HANG
 
-from boltlab.checkpoint import CheckpointError, read, verify, write
 from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints.file import CheckpointError, read, verify, write
 from boltlab.checkpoints.pickles import imports
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.config.check import direction
 from boltlab.config.compose import compose
@@ -290,7 +291,7 @@ def test_what_watches_another_metric_follows_that_one(tmp_path, monkeypatch):
 def contradict(folder, *nodes):
     """The run as an earlier version left it, where nobody had said `mode=min`."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    content = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    content = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     for whole in (config, content["config"]):
         for node in (whole, *(whole["callbacks"][name] for name in nodes)):
             assert node["mode"] == "min"
@@ -299,7 +300,7 @@ def contradict(folder, *nodes):
     assert len(states.keys() - content["callbacks"].keys()) == len(nodes)
     content["callbacks"] = states
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    checkpoint.write(content, folder / "checkpoints" / "last.ckpt")
+    checkpoint_file.write(content, folder / "checkpoints" / "last.ckpt")
 
 
 def test_a_run_whose_mode_is_wrong_goes_on_with_the_right_one(boltlab):

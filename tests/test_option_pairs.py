@@ -6,7 +6,7 @@ from itertools import combinations, product
 import pytest
 from warm import FORKED, only_run
 
-from boltlab import checkpoint
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config import check
 
 OPTIONS = {
@@ -108,7 +108,7 @@ def test_a_row_trains(warm, row):
     steps = 2 * BATCHES // row["trainer.accumulate_grad_batches"]
     assert summary["steps"] == (min(5, steps) if row["trainer.max_steps"] == 5 else steps)
     assert summary["processes"] == row["trainer.devices"] and summary["test"]
-    state = checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    state = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(bool(value.isfinite().all()) for value in state.values())
 
 

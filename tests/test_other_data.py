@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.data.tabular import CSV
 
 QUICK = ("model=linear", "trainer.max_epochs=3", "optimizer.lr=0.05", "logger=csv", "trainer.accelerator=cpu")
@@ -55,7 +56,7 @@ def training_rows(path, **options):
 
 
 def weights(run):
-    state = checkpoint.read(run / "checkpoints" / "best.ckpt")["state_dict"]
+    state = checkpoint_file.read(run / "checkpoints" / "best.ckpt")["state_dict"]
     return (state[f"net.layers.0.{name}"].double().numpy() for name in ("weight", "bias"))
 
 
@@ -114,7 +115,7 @@ def test_every_row_of_another_table_is_standardized_as_in_training(boltlab, trai
 
 
 def trained_config(run):
-    return checkpoint.read(run / "checkpoints" / "best.ckpt")["config"]
+    return checkpoint_file.read(run / "checkpoints" / "best.ckpt")["config"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("data=csv", "data.target=price", "data.task=regression")])
@@ -226,9 +227,9 @@ def test_a_run_from_before_this_was_kept(boltlab, trained, rows):
     flowers("b.csv", 90, 1.5, seed=1)
     expected = {path: evaluated(boltlab, f"data.path={path}")[0] for path in ("a.csv", "b.csv")}
     for path in (trained / "checkpoints").glob("*.ckpt"):
-        content = checkpoint.read(path)
+        content = checkpoint_file.read(path)
         assert set(content.pop("CSV")["fitted"]) == {"class_names", "features", "mean", "std"}
-        checkpoint.write(content, path)
+        checkpoint_file.write(content, path)
     if rows == "there":
         assert {path: evaluated(boltlab, f"data.path={path}")[0] for path in expected} == expected
         return
@@ -240,7 +241,7 @@ def test_a_run_from_before_this_was_kept(boltlab, trained, rows):
 
 def test_a_run_that_is_resumed_keeps_what_it_has_fitted(boltlab, trained):
     def state():
-        return checkpoint.read(trained / "checkpoints" / "last.ckpt")["CSV"]["fitted"]
+        return checkpoint_file.read(trained / "checkpoints" / "last.ckpt")["CSV"]["fitted"]
 
     def test_rows():
         return json.loads((trained / "data.json").read_text())["splits"]["test"]["values"]
@@ -258,7 +259,7 @@ def test_a_table_is_resumed_exactly(boltlab):
     whole = run_of(boltlab, *options, "trainer.max_epochs=4")
     run = run_of(boltlab, *options)
     assert boltlab("train", f"resume={run}", "trainer.max_epochs=4")[0] == 0
-    states = [checkpoint.read(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (whole, run)]
+    states = [checkpoint_file.read(each / "checkpoints" / "last.ckpt")["state_dict"] for each in (whole, run)]
     assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
 
 

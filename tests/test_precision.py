@@ -23,7 +23,7 @@ from boltlab import runs
 from boltlab.__main__ import main
 from boltlab.config.build import build
 from boltlab.config.compose import compose
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 QUICK = ("logger=csv", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false")
 DTYPES = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64": torch.float64, "bf16-mixed": torch.float32}

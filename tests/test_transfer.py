@@ -6,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from boltlab import checkpoint, load, runs, transfer
-from boltlab.checkpoint import CheckpointError
+from boltlab import load, runs
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints.file import CheckpointError
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.config.edit import edit
+from boltlab.runs import checkpoints
+from boltlab.training import init_from as transfer
 
 pytestmark = pytest.mark.floats
 
@@ -42,12 +45,12 @@ def made(*overrides):
 
 
 def test_a_run_begins_with_the_weights_of_another(boltlab, trained):
-    source = checkpoint.read(trained / "checkpoints" / "best.ckpt")
+    source = checkpoint_file.read(trained / "checkpoints" / "best.ckpt")
     code, out, err = boltlab("train", *QUICK, *STILL, "model=lenet_bn", "init_from=latest")
     assert code == 0, err
     folder = next(iter(runs.folders("logs")))
     assert folder != trained
-    found = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    found = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     weights = dict(load(trained).net.named_parameters())
     assert weights and all(torch.equal(found["state_dict"][f"net.{name}"], p) for name, p in weights.items())
     assert found["epoch"] == 0 and found["global_step"] == source["global_step"]  # counted anew
@@ -66,9 +69,9 @@ def test_a_run_begins_with_the_weights_of_another(boltlab, trained):
 
 def test_buffers_come_along_and_metrics_and_class_weights_do_not(trained):
     path = trained / "checkpoints" / "best.ckpt"
-    source = checkpoint.read(path)
+    source = checkpoint_file.read(path)
     source["state_dict"] |= {"train_metrics.samples": torch.tensor(5.0), "class_weights": torch.ones(10)}
-    checkpoint.write(source, path)
+    checkpoint_file.write(source, path)
     model = made("model=lenet_bn", f"init_from={path}", f"model.class_weights={[2.0] * 10}")
     state = model.state_dict()
     statistics = [key for key in net_of(source) if "running" in key]
@@ -78,7 +81,7 @@ def test_buffers_come_along_and_metrics_and_class_weights_do_not(trained):
 
 
 def test_other_classes_get_a_new_head_and_all_else_is_taken(trained, capsys, tmp_path):
-    source = net_of(checkpoint.read(trained / "checkpoints" / "best.ckpt"))
+    source = net_of(checkpoint_file.read(trained / "checkpoints" / "best.ckpt"))
     config = compose("train", [*QUICK, "model=lenet_bn", f"init_from={trained}", *SEVEN]).config
     transfer.settle(config)
     torch.manual_seed(1)
@@ -97,7 +100,7 @@ def test_other_classes_get_a_new_head_and_all_else_is_taken(trained, capsys, tmp
 
 def test_what_does_not_fit_is_named_and_listed_with_init_strict_false(boltlab, trained):
     wider = (*QUICK, "model=lenet_bn", f"init_from={trained}", "model.net.channels=[9,32]")
-    source = net_of(checkpoint.read(checkpoint.find(trained)))
+    source = net_of(checkpoint_file.read(checkpoints.find(trained)))
     first, old = next((key, list(value.shape)) for key, value in source.items() if value.ndim == 4)
     line = f"{first} {old} -> {[9, *old[1:]]}"
     code, _, err = boltlab("train", *wider)
@@ -117,7 +120,7 @@ def test_what_does_not_fit_is_named_and_listed_with_init_strict_false(boltlab, t
 
 
 def test_a_net_s_own_safetensors_fit_a_task_too(trained, tmp_path):
-    source = net_of(checkpoint.read(checkpoint.find(trained)))
+    source = net_of(checkpoint_file.read(checkpoints.find(trained)))
     for prefix in ("", "net."):  # as a task names them, and as the net itself does
         path = tmp_path / "weights.safetensors"
         save_file({key.removeprefix(prefix): value.contiguous() for key, value in source.items()}, path)

@@ -20,13 +20,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import boltlab as package
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config import trust
 from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
 from boltlab.config.sources import CONFIG_DIR, groups
 from boltlab.config.trust import UntrustedConfig, paths_inside, refuse_untrusted
 from boltlab.ground.errors import UserError
+from boltlab.runs import checkpoints
+from boltlab.training.load import restore
 
 # What touches the file `canary` where it is run or imported; `evil` is a module and a folder for torch.hub.
 TOUCH = "__import__('pathlib').Path('canary').touch()"
@@ -100,8 +103,8 @@ FORBIDDEN = [
     {"_target_": "boltlab.config.build.build", "config": {"x": {"_target_": "evil.Net"}}, "key": "x"},
     {"_target_": "boltlab.load", "run": "evil"},
     {"_target_": "boltlab.commands.train.main", "overrides": []},
-    {"_target_": "boltlab.checkpoint.SafeCheckpointIO", "config": {}},
-    {"_target_": "boltlab.checkpoint.hashlib.sha256"},
+    {"_target_": "boltlab.checkpoints.io.SafeCheckpointIO", "config": {}},
+    {"_target_": "boltlab.checkpoints.file.hashlib.sha256"},
     {"_target_": "lightning.pytorch.LightningModule.load_from_checkpoint", "checkpoint_path": "evil.pt"},
     {"_target_": "lightning.pytorch.cli.LightningCLI"},
     {"_target_": "lightning.pytorch.cli.SaveConfigCallback"},
@@ -181,9 +184,9 @@ def test_a_target_is_refused_wherever_it_stands(node):
     for path in forms:
         assert f"  {path}._target_=" in str(error.value) or f"  {path}." in str(error.value)
     with pytest.raises(UntrustedConfig):  # as a checkpoint's model it is no better
-        checkpoint.restore({"config": {"model": {**INSIDE, "net": node}}, "state_dict": {}})
+        restore({"config": {"model": {**INSIDE, "net": node}}, "state_dict": {}})
     with pytest.raises(UntrustedConfig):
-        checkpoint.restore({"config": {"model": {**INSIDE, "net": (HARMLESS, node)}}, "state_dict": {}})
+        restore({"config": {"model": {**INSIDE, "net": (HARMLESS, node)}}, "state_dict": {}})
     assert nothing_ran()
 
 
@@ -221,7 +224,7 @@ def test_a_checkpoint_builds_parts_of_models_only():
     for target in ("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.Trainer", "boltlab.data.digits.Digits"):
         refuse_untrusted({"x": {"_target_": target}}, "x")
         with pytest.raises(UntrustedConfig, match=r"model\.net\._target_=.*\n.*of no kind"):
-            checkpoint.restore({"config": {"model": {**INSIDE, "net": {"_target_": target}}}, "state_dict": {}})
+            restore({"config": {"model": {**INSIDE, "net": {"_target_": target}}}, "state_dict": {}})
 
 
 # ---------------------------------------------------------------- what must pass
@@ -302,7 +305,7 @@ def test_every_choice_and_recipe_composes_to_a_trusted_config(monkeypatch):
         "torchvision.models.detection.ssd300_vgg16",
         "torchvision.models.ResNet",
         "timm.create_model",
-        "boltlab.models.schedulers.Schedule",
+        "boltlab.optim.schedulers.Schedule",
         "boltlab.models.cnn.CNN",
         "datetime.timedelta",
     ],
@@ -379,10 +382,10 @@ def test_a_tampered_config_is_refused_by_every_command(path, value, boltlab, sen
 
 @pytest.mark.parametrize("node", [{"_target_": "evil.Net"}, ({"_target_": "os.system", "_args_": ["touch canary"]},)])
 def test_a_tampered_checkpoint_is_refused_by_every_command(node, boltlab, sent):
-    path = checkpoint.find(sent)
-    content = checkpoint.read(path)
+    path = checkpoints.find(sent)
+    content = checkpoint_file.read(path)
     content["config"]["model"]["net"]["more"] = node
-    checkpoint.write(content, path)
+    checkpoint_file.write(content, path)
     for command in commands(sent):
         code, _, err = boltlab(*command)
         assert code == 1 and "model.net.more" in err
@@ -393,10 +396,10 @@ def test_a_tampered_checkpoint_is_refused_by_every_command(node, boltlab, sent):
 
 
 def test_a_checkpoint_without_its_config_is_refused(boltlab, sent):
-    path = checkpoint.find(sent)
-    content = checkpoint.read(path)
+    path = checkpoints.find(sent)
+    content = checkpoint_file.read(path)
     for config in (None, {}, {"model": "evil.Net"}, {"model": [HARMLESS]}):
-        checkpoint.write({**content, "config": config}, path)
+        checkpoint_file.write({**content, "config": config}, path)
         for command in commands(sent):
             code, _, err = boltlab(*command)
             assert code == 1 and "config" in err

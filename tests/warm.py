@@ -13,7 +13,8 @@ from waiting import until
 
 SERVER = """
 import json, os, sys
-import boltlab.commands.train, boltlab.config, boltlab.processes.launch, boltlab.checkpoint, boltlab.trainer, boltlab.resume
+import boltlab.commands.train, boltlab.processes.launch, boltlab.training.load, boltlab.training.trainer
+import boltlab.training.resume
 import boltlab.callbacks.last, boltlab.callbacks.progress, boltlab.models.classifier, boltlab.data.digits, torch
 from boltlab.__main__ import main
 from boltlab.processes.launch import start_method

@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from boltlab import checkpoint, load, runs
+from boltlab import load, runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.config.compose import compose
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 pytestmark = pytest.mark.floats
 
@@ -52,7 +53,7 @@ def fit(folder, *overrides, epochs=2, ckpt_path=None, broken_in=None):
     with suppress(Broken):
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     newest = max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    return checkpoint.read(newest), steps.kept
+    return checkpoint_file.read(newest), steps.kept
 
 
 def net(state):
@@ -115,7 +116,7 @@ def test_the_average_is_validated_saved_and_loaded(boltlab):
     )
     assert code == 0, err
     folder = next(iter(runs.folders("logs")))
-    content = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    content = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     model = load(folder, "last")
     assert all(torch.equal(p, content["state_dict"][f"net.{name}"]) for name, p in model.net.named_parameters())
     with (folder / "metrics.csv").open() as file:

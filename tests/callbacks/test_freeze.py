@@ -4,11 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 pytestmark = pytest.mark.floats
 
@@ -101,7 +102,7 @@ def test_two_processes_train_as_one_does(boltlab_process, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = next(iter(runs.folders("logs"))) / "checkpoints"
     first, second = (
-        {name: checkpoint.read(folder / file)["state_dict"][f"net.{name}"] for name in before}
+        {name: checkpoint_file.read(folder / file)["state_dict"][f"net.{name}"] for name in before}
         for file in ("last-1.ckpt", "last.ckpt")
     )
     assert {name.split(".")[1] for name in changed(before, first)} == {"4"}

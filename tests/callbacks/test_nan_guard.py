@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from boltlab import checkpoint, runs
+from boltlab import runs
 from boltlab.callbacks.nan_guard import NaNGuard, NonFiniteLoss
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
-from boltlab.trainer import make_trainer as make_train_trainer
+from boltlab.training.trainer import make_trainer as make_train_trainer
 
 pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
 
@@ -143,7 +144,7 @@ def test_what_is_kept_is_the_state_before_and_the_samples(run_dir, monkeypatch):
     batch = torch.load(run_dir / "nan" / "batch.pt", weights_only=True)
     assert torch.equal(batch["x"], data.samples("train", record["indices"], augment=True)[0])
     assert torch.equal(batch["y"], seen[5])
-    state = checkpoint.read(run_dir / "nan" / "state.ckpt")
+    state = checkpoint_file.read(run_dir / "nan" / "state.ckpt")
     for name, before in zip([name for name, _ in model.named_parameters()], weights[2], strict=True):
         assert torch.equal(state["state_dict"][name], before)
     assert {float(s["step"]) for s in state["optimizer_states"][0]["state"].values()} == {2}
@@ -226,7 +227,7 @@ def test_a_skipped_step_leaves_nothing_behind(run_dir, monkeypatch, how, recipe,
     counted = [pair for batch, pair in enumerate(losses) if batch not in skipped_batches]
     mean = sum(loss * weight for loss, weight in counted) / sum(weight for _, weight in counted)
     torch.testing.assert_close(trainer.callback_metrics["train_loss"], mean, check_dtype=False)
-    last = checkpoint.read(run_dir / "checkpoints" / "last.ckpt")
+    last = checkpoint_file.read(run_dir / "checkpoints" / "last.ckpt")
     assert [state for key, state in last["callbacks"].items() if "NaNGuard" in key] == [
         {"skipped": [8 if accumulated == 1 else 3]}
     ]
@@ -247,8 +248,8 @@ def test_more_bad_steps_than_allowed_end_the_run_also_over_a_resume(run_dir, mon
     with pytest.raises(NonFiniteLoss, match=r"more than callbacks.nan_guard.skip_steps=2 .* nan at step 6 \(epoch 1,"):
         resumed.fit(model, datamodule=data, ckpt_path=str(run_dir / "checkpoints" / "last.ckpt"))
     assert resumed.global_step == 5
-    kept = checkpoint.read(run_dir / "again" / "nan" / "state.ckpt")
-    before = checkpoint.read(run_dir / "checkpoints" / "last.ckpt")
+    kept = checkpoint_file.read(run_dir / "again" / "nan" / "state.ckpt")
+    before = checkpoint_file.read(run_dir / "checkpoints" / "last.ckpt")
     assert all(torch.equal(value, before["state_dict"][key]) for key, value in kept["state_dict"].items())
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from boltlab.callbacks.overhead import STEP_HOOKS, FetchClock, spare
 from boltlab.config.build import build
 from boltlab.config.compose import compose
-from boltlab.trainer import make_trainer as make_train_trainer
+from boltlab.training.trainer import make_trainer as make_train_trainer
 
 
 class Fetches(pl.LightningDataModule):

@@ -9,7 +9,7 @@ from rich.console import Console
 from boltlab.callbacks.progress import ProgressLines, _clock
 from boltlab.callbacks.throughput import Throughput
 from boltlab.config.compose import compose
-from boltlab.trainer import make_trainer as make_trainer_of
+from boltlab.training.trainer import make_trainer as make_trainer_of
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from boltlab.commands import bench, probe
+from boltlab.commands import bench
 from boltlab.commands.bench import Figures, candidates, verdict
 from boltlab.config.compose import compose
+from boltlab.training import probe
 
 pytestmark = pytest.mark.slow
 

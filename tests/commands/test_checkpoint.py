@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import boltlab as package
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 
 pytestmark = pytest.mark.floats
 
@@ -56,7 +57,7 @@ def test_show_says_what_is_in_a_checkpoint_and_builds_nothing(boltlab, folder, m
     assert shown["best"].startswith("val_acc 0.")
     assert shown["data"] == "boltlab.data.digits.Digits" and shown["optimizer"] == "torch.optim.AdamW"
     assert "to go on from   yes" in out
-    content = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    content = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     floats = [value.numel() for value in content["state_dict"].values() if value.dtype == torch.float32]
     assert f"weights float32 {sum(floats):,} numbers in {len(floats)} tensors" in out
 
@@ -102,9 +103,9 @@ def test_a_foreign_file_is_converted_and_run_only_where_it_is_trusted(boltlab):
         assert Path("executed").exists()
         Path("executed").unlink()
         for made in ("bare.ckpt", "plain.ckpt"):
-            content = checkpoint.read(Path(made))["state_dict"]
+            content = checkpoint_file.read(Path(made))["state_dict"]
             assert content.keys() == weights.keys() and all(torch.equal(content[key], weights[key]) for key in weights)
-        assert checkpoint.read(Path("plain.ckpt")).get("global_step") == (7 if name == "foreign.ckpt" else None)
+        assert checkpoint_file.read(Path("plain.ckpt")).get("global_step") == (7 if name == "foreign.ckpt" else None)
         Path("plain.ckpt").unlink()
     for arguments in (("none.pt",), ("none.pt", "trust=true"), ("nowhere.pt",), ("nowhere.pt", "trust=true")):
         code, _, err = boltlab("checkpoint", "convert", *arguments, "output=plain.ckpt")
@@ -143,7 +144,7 @@ def test_no_run_and_no_file_are_errors_of_one_line(boltlab):
 
 
 def test_an_output_is_never_overwritten_and_says_what_it_is(boltlab, tmp_path):
-    checkpoint.write({"state_dict": {"net.a": torch.ones(1)}}, tmp_path / "a.ckpt")
+    checkpoint_file.write({"state_dict": {"net.a": torch.ones(1)}}, tmp_path / "a.ckpt")
     (tmp_path / "there.safetensors").write_text("mine")
     for words, message in (
         (("export", "a.ckpt", "output=there.safetensors"), "is there already"),
@@ -156,7 +157,7 @@ def test_an_output_is_never_overwritten_and_says_what_it_is(boltlab, tmp_path):
 
 
 def test_a_damaged_file_of_ours_is_not_made_good(boltlab, tmp_path):
-    checkpoint.write({"state_dict": {"net.a": torch.ones(100)}}, tmp_path / "a.ckpt")
+    checkpoint_file.write({"state_dict": {"net.a": torch.ones(100)}}, tmp_path / "a.ckpt")
     raw = bytearray((tmp_path / "a.ckpt").read_bytes())
     raw[len(raw) // 2] ^= 1
     (tmp_path / "a.ckpt").write_bytes(raw)
@@ -169,7 +170,7 @@ def test_a_damaged_file_of_ours_is_not_made_good(boltlab, tmp_path):
 @pytest.mark.parametrize("odd", [{"state_dict": [1]}, {"state_dict": {1: 2}}, {"config": "abc"}, {"callbacks": [1]},
                                  {"loops": 5}, {"config": {"data": 3}}])  # fmt: skip
 def test_a_file_of_odd_shape_is_one_line(boltlab, tmp_path, odd):
-    checkpoint.write({"state_dict": {"net.a": torch.ones(1)}, **odd}, tmp_path / "a.ckpt")
+    checkpoint_file.write({"state_dict": {"net.a": torch.ones(1)}, **odd}, tmp_path / "a.ckpt")
     for words in (("show", "a.ckpt"), ("export", "a.ckpt", "output=b.safetensors")):
         code, _, err = boltlab("checkpoint", *words)
         assert code == 1 and err.count("\n") == 1 and f"{tmp_path}" not in err.partition("a.ckpt")[2]

@@ -1,6 +1,7 @@
 import pytest
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands.eval import same_kind
 from boltlab.ground.errors import UserError
 
@@ -92,9 +93,9 @@ def test_a_damaged_checkpoint_is_named(boltlab, trained):
 
 def test_a_checkpoint_of_other_code_is_refused(boltlab, trained):
     path = trained / "checkpoints" / "best.ckpt"
-    content = checkpoint.read(path)
+    content = checkpoint_file.read(path)
     content["state_dict"]["net.more.weight"] = content["state_dict"].pop("net.layers.0.weight")
-    checkpoint.write(content, path)
+    checkpoint_file.write(content, path)
     code, _, err = boltlab("eval", "run=latest")
     assert code == 1 and "net.layers.0.weight" in err and "net.more.weight" in err
 

@@ -5,7 +5,8 @@ import subprocess
 
 import pytest
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 
 QUICK = ["model=linear", "logger=csv", "test=false", "~callbacks.progress", "~callbacks.summary"]
 
@@ -67,7 +68,7 @@ def test_a_disk_that_is_full_before_a_run_ends_it_before_the_first_epoch(boltlab
 
 def test_a_disk_that_fills_up_during_a_run_costs_no_older_checkpoint(boltlab, disk, monkeypatch):
     place = disk(2000)
-    write, written = checkpoint.write, []
+    write, written = checkpoint_file.write, []
 
     def write_until_full(content, path):
         written.append(path.name)
@@ -75,14 +76,14 @@ def test_a_disk_that_fills_up_during_a_run_costs_no_older_checkpoint(boltlab, di
             fill(place)
         write(content, path)
 
-    monkeypatch.setattr(checkpoint, "write", write_until_full)
+    monkeypatch.setattr("boltlab.checkpoints.io.write", write_until_full)
     code, _, err = boltlab("train", *QUICK, "trainer.max_epochs=9", f"log_dir={place}")
     assert code == 1 and err.count("\n") == 1, err  # one line, also where the summary finds no room
     assert f"{written[-1]}: No space left on device; what stood there is untouched" in err
     folder = runs.find("latest", place)
     assert sorted(os.listdir(folder / "checkpoints")) == ["best.ckpt", "last.ckpt"]
     for name in ("best", "last"):
-        assert checkpoint.read(folder / "checkpoints" / f"{name}.ckpt")["global_step"] >= 21
+        assert checkpoint_file.read(folder / "checkpoints" / f"{name}.ckpt")["global_step"] >= 21
     assert not list(folder.glob(".summary-*"))
 
 

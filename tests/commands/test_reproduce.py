@@ -10,7 +10,8 @@ import torch
 import yaml
 from PIL import Image
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.runs import differences as differ
 
 pytestmark = pytest.mark.floats
@@ -65,7 +66,9 @@ def test_a_run_is_reproduced_to_the_bit(boltlab, run):
     assert summary["reproduces"] == str(run.resolve()) and summary["reproduced"] is True
     assert summary["name"] == "digits_linear" and again.name.split("_", 2)[2].startswith("digits_linear")
     # what must be equal is, also by a comparison of its own
-    first, second = (checkpoint.read(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (run, again))
+    first, second = (
+        checkpoint_file.read(folder / "checkpoints" / "last.ckpt")["state_dict"] for folder in (run, again)
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -100,9 +103,9 @@ def test_a_run_whose_config_was_edited_is_not_the_same(boltlab, run):
 def test_digits(boltlab, run):
     """A weight and a metric that differ in their last bits: not to the bit, but to six digits."""
     path = run / "checkpoints" / "last.ckpt"
-    content = checkpoint.read(path)
+    content = checkpoint_file.read(path)
     content["state_dict"]["net.layers.0.weight"][0, 0] += 1e-6
-    checkpoint.write(content, path)
+    checkpoint_file.write(content, path)
     summary = runs.read_summary(run)
     edit_json(run / "summary.json", test={**summary["test"], "test_loss": summary["test"]["test_loss"] * (1 + 2e-7)})
     code, out, _ = boltlab("reproduce", f"run={run}", "digits=6")
@@ -199,7 +202,7 @@ def test_a_run_that_its_config_alone_does_not_explain_is_refused(boltlab, run, s
 def test_weights_that_a_run_began_with_are_those(boltlab, run):
     from safetensors.torch import save_file
 
-    weights = checkpoint.read(run / "checkpoints" / "best.ckpt")["state_dict"]
+    weights = checkpoint_file.read(run / "checkpoints" / "best.ckpt")["state_dict"]
     save_file({key: value for key, value in weights.items() if key.startswith("net.")}, "begin.safetensors")
     assert boltlab("train", *QUICK, "init_from=begin.safetensors")[0] == 0
     second = next(runs.folders("logs"))
@@ -352,7 +355,7 @@ def test_the_first_row_that_differs(tmp_path):
 )
 def test_weights(tmp_path, change, detail):
     def write(name, weights):
-        checkpoint.write({"state_dict": weights, "global_step": 3}, tmp_path / name / "checkpoints" / "last.ckpt")
+        checkpoint_file.write({"state_dict": weights, "global_step": 3}, tmp_path / name / "checkpoints" / "last.ckpt")
 
     def fresh():
         return {"net.a": torch.zeros(2), "net.b": torch.tensor([math.nan, 1.0])}

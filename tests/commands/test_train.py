@@ -12,7 +12,8 @@ import yaml
 from waiting import HANG, until
 
 import boltlab
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands import train
 from boltlab.config import auto as machine
 from boltlab.config.compose import compose
@@ -62,7 +63,7 @@ def test_last_is_the_newest_step_where_the_metric_gets_worse_every_epoch(boltlab
     with (folder / "metrics.csv").open() as file:
         worse = [float(row["val_loss"]) for row in csv.DictReader(file) if row.get("val_loss")]
     assert len(worse) == 3 and worse[0] < worse[1] < worse[2]  # the first is the best
-    last, best = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    last, best = (checkpoint_file.read(folder / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
     steps = runs.read_summary(folder)["steps"]
     assert (last["global_step"], best["global_step"]) == (steps, steps // 3)
     assert not torch.equal(last["state_dict"]["net.layers.0.weight"], best["state_dict"]["net.layers.0.weight"])
@@ -73,7 +74,7 @@ def test_checkpoints_are_plain_verified_and_load_as_a_model(boltlab):
     folder = only_run()
     for name in ("best", "last"):
         path = folder / "checkpoints" / f"{name}.ckpt"
-        assert checkpoint.verify(path) is None
+        assert checkpoint_file.verify(path) is None
         content = torch.load(path, weights_only=True)
         assert content["config"]["data"]["num_classes"] == 10
         assert not any("_orig_mod" in key for key in content["state_dict"])
@@ -87,7 +88,7 @@ def load_model(folder):
 
 
 def best_weights(folder):
-    return checkpoint.read(folder / "checkpoints" / "best.ckpt")["state_dict"]
+    return checkpoint_file.read(folder / "checkpoints" / "best.ckpt")["state_dict"]
 
 
 def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(boltlab):
@@ -110,7 +111,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoints(boltla
     folder = only_run()
     assert runs.read_summary(folder)["status"] == "failed"
     for path in (folder / "checkpoints").glob("*.ckpt"):
-        weights = checkpoint.read(path)["state_dict"]
+        weights = checkpoint_file.read(path)["state_dict"]
         assert all(value.isfinite().all() for value in weights.values())
 
 

@@ -6,8 +6,10 @@ import torch
 import yaml
 
 from boltlab import runs
-from boltlab.commands import grid, probe, tune
+from boltlab.commands import grid
 from boltlab.config.compose import compose
+from boltlab.training import probe
+from boltlab.training import search as tune
 
 pytestmark = pytest.mark.floats
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from warm import at_step, differences, only_run, outcome
 
-from boltlab import checkpoint
+from boltlab.checkpoints import file as checkpoint_file
 
 # 1,293 training images of digits: 11 batches an epoch, the last of 13.
 pytestmark = [pytest.mark.floats, pytest.mark.faults]
@@ -416,9 +416,11 @@ def test_the_state_of_a_gradient_scaler_survives(tmp_path):
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=7)
     scaler.scale(torch.ones(1))
     state = MixedPrecision("16-mixed", "cpu", scaler).state_dict()
-    checkpoint.write({"state_dict": {}, "MixedPrecision": state}, tmp_path / "a.ckpt")
+    checkpoint_file.write({"state_dict": {}, "MixedPrecision": state}, tmp_path / "a.ckpt")
     other = torch.amp.GradScaler("cpu")
-    MixedPrecision("16-mixed", "cpu", other).load_state_dict(checkpoint.read(tmp_path / "a.ckpt")["MixedPrecision"])
+    MixedPrecision("16-mixed", "cpu", other).load_state_dict(
+        checkpoint_file.read(tmp_path / "a.ckpt")["MixedPrecision"]
+    )
     assert other.get_scale() == 512.0 and other.state_dict() == scaler.state_dict()
 
 
@@ -518,7 +520,8 @@ def test_an_override_that_cannot_start_does_not_stand_in_the_way(run, wrong):
 def test_stopped_while_it_searches_its_learning_rate(run, signum):
     overrides = (*QUICK, "optimizer.lr=auto", "test=false", "trainer.max_epochs=1")
     die = f"""
-from boltlab.commands import probe, tune
+from boltlab.training import probe
+from boltlab.training import search as tune
 def search(config): os.kill(os.getpid(), {int(signum)})
 tune.search = search
 """

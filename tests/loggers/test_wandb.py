@@ -234,7 +234,7 @@ def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
 )
 def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, expected):
     """The accuracy is made to be best in the second of three epochs."""
-    from boltlab import checkpoint
+    from boltlab.checkpoints import file as checkpoint_file
     from boltlab.models.task import Task
 
     log_dict = Task.log_dict
@@ -262,7 +262,7 @@ def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, exp
         assert {*artifact["aliases"]} == {alias, "latest", f"epoch-{epoch}", f"step-{steps}"}
         (file,) = contents(artifact)
         kept = Path(file["local_path"])  # a copy: best.ckpt may be replaced before the upload
-        assert kept.is_relative_to(folder.parent.resolve()) and checkpoint.read(kept)["epoch"] == epoch
+        assert kept.is_relative_to(folder.parent.resolve()) and checkpoint_file.read(kept)["epoch"] == epoch
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a whole group of processes at once")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from boltlab.models.muon import Muon, orthogonalize
+from boltlab.optim.muon import Muon, orthogonalize
 
 pytestmark = pytest.mark.floats
 

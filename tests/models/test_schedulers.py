@@ -6,7 +6,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from boltlab.ground.errors import UserError
-from boltlab.models.schedulers import Constant, Cosine, Exponential, MultiStep, OneCycle, Plateau, Schedule, Step
+from boltlab.optim.schedulers import Constant, Cosine, Exponential, MultiStep, OneCycle, Plateau, Schedule, Step
 
 pytestmark = pytest.mark.floats
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.models.classifier import Classifier
-from boltlab.models.schedulers import Constant, Cosine
 from boltlab.models.task import EpochMeans, decayed_parameters
+from boltlab.optim.schedulers import Constant, Cosine
 
 pytestmark = pytest.mark.floats
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix
 
 import boltlab as package
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.runs import checkpoints
 
 pytestmark = [
     pytest.mark.floats,
@@ -90,14 +92,14 @@ def test_eval_of_train_takes_each_training_sample_once_in_order(boltlab, inside,
 
 def test_eval_of_another_batch_size_gives_the_data_module_its_state(boltlab, inside, trained):
     run = trained("labels")
-    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    content = checkpoint_file.read(run / "checkpoints" / "best.ckpt")
     assert content["MultiLabelData"]["mean"].shape == (6,)
     content["MultiLabelData"]["mean"] = content["MultiLabelData"]["mean"] + 1
     other = Path("shifted") / "checkpoints" / "best.ckpt"
     other.parent.mkdir(parents=True)
     for name in ("config.yaml", "summary.json"):
         (other.parents[1] / name).write_bytes((run / name).read_bytes())
-    checkpoint.write(content, other)
+    checkpoint_file.write(content, other)
     data = data_of("labels")
     data.load_state_dict(content["MultiLabelData"])
     expected = with_lightning(other.parents[1], "labels", "test", datamodule=data)
@@ -149,7 +151,7 @@ def test_predict_names_the_columns_of_a_dict(boltlab, inside, trained):
 
 def _test_loader(kind, run):
     data = data_of(kind)
-    data.load_state_dict(checkpoint.read(run / "checkpoints" / "best.ckpt").get(type(data).__qualname__, {}))
+    data.load_state_dict(checkpoint_file.read(run / "checkpoints" / "best.ckpt").get(type(data).__qualname__, {}))
     data.setup("test")
     return data.test_dataloader()
 
@@ -184,8 +186,8 @@ def test_bench_measures_the_training_step_or_says_what_it_needs(boltlab, inside,
 def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(inside):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from boltlab.commands import probe
     from boltlab.config.compose import compose
+    from boltlab.training import probe
 
     config = compose("train", overrides("forecaster")).config
     found = {}
@@ -207,8 +209,8 @@ def test_a_measured_step_is_the_training_step_and_its_flops_those_of_torch(insid
 
 
 def test_a_measured_fit_leaves_the_weights_of_a_module_with_a_schedule(inside):
-    from boltlab.commands import probe
     from boltlab.config.compose import compose
+    from boltlab.training import probe
 
     moved = []
 
@@ -222,7 +224,7 @@ def test_a_measured_fit_leaves_the_weights_of_a_module_with_a_schedule(inside):
 
 
 def test_a_batch_size_is_found_for_batches_of_any_kind(boltlab, inside, monkeypatch):
-    monkeypatch.setattr("boltlab.commands.tune.SECONDS_PER_SIZE", 0.01)
+    monkeypatch.setattr("boltlab.training.search.SECONDS_PER_SIZE", 0.01)
     for kind in ("forecaster", "lstm"):
         code, out, err = boltlab(
             "train", *overrides(kind), "data.batch_size=auto", "trainer.max_epochs=1", "test=false"
@@ -249,7 +251,7 @@ def test_doctor_and_checkpoint_serve_plain_modules(boltlab, inside, trained):
     code, out, _ = boltlab("checkpoint", "show", str(path))
     assert code == 0 and "cells.models.VAE" in out
     assert boltlab("checkpoint", "export", str(path), "output=vae.safetensors")[0] == 0
-    exported, state = load_file("vae.safetensors"), checkpoint.read(path)["state_dict"]
+    exported, state = load_file("vae.safetensors"), checkpoint_file.read(path)["state_dict"]
     assert exported.keys() == state.keys() and all(torch.equal(exported[key], state[key]) for key in state)
     Path("vae.safetensors").unlink()
 
@@ -258,8 +260,8 @@ def test_doctor_and_checkpoint_serve_plain_modules(boltlab, inside, trained):
 @pytest.mark.parametrize("kind", ["vae", "gan", "lit"])
 def test_init_from_takes_every_tensor_of_any_module(boltlab, inside, trained, kind, form, tmp_path):
     run = trained(kind)
-    state = checkpoint.read(checkpoint.find(run))["state_dict"]
-    source = {"run": run, "checkpoint": checkpoint.find(run)}.get(form, tmp_path / "weights.pt")
+    state = checkpoint_file.read(checkpoints.find(run))["state_dict"]
+    source = {"run": run, "checkpoint": checkpoints.find(run)}.get(form, tmp_path / "weights.pt")
     if form == "state dict":
         torch.save(state, source)
     elif form == "safetensors":
@@ -269,14 +271,14 @@ def test_init_from_takes_every_tensor_of_any_module(boltlab, inside, trained, ki
     none = ("callbacks=[last]", "test=false", "trainer.max_epochs=1", "trainer.limit_train_batches=1")
     code, out, err = boltlab("train", *overrides(kind), *still, *none, f"init_from={source}")
     assert code == 0, err
-    found = checkpoint.read(next(runs.folders("logs")) / "checkpoints" / "last.ckpt")["state_dict"]
+    found = checkpoint_file.read(next(runs.folders("logs")) / "checkpoints" / "last.ckpt")["state_dict"]
     moving = {key for key in state if "running_" in key or "num_batches" in key}  # a norm's statistics follow the data
     assert all(torch.equal(found[key], state[key]) for key in state.keys() - moving)
     assert f"{len(state)} of {len(state)} tensors" in out
 
 
 def test_init_from_reports_what_is_reshaped_missing_and_unexpected(boltlab, inside, trained, tmp_path):
-    state = checkpoint.read(checkpoint.find(trained("lstm")))["state_dict"]
+    state = checkpoint_file.read(checkpoints.find(trained("lstm")))["state_dict"]
     state["extra.weight"] = torch.zeros(2)
     del state["embedding.weight"]
     torch.save({"state_dict": state}, tmp_path / "w.pt")
@@ -301,7 +303,7 @@ def test_ema_guard_and_throughput_serve_manual_optimization(boltlab, inside):
     code, _, err = boltlab("train", *overrides("gan"), *more)
     assert code == 0, err
     run = next(runs.folders("logs"))
-    content = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    content = checkpoint_file.read(run / "checkpoints" / "last.ckpt")
     weight = "generator.0.weight"
     assert not torch.equal(content["state_dict"][weight], content["current_model_state"][weight])
     assert runs.read_summary(run)["samples_per_second"] > 0
@@ -338,10 +340,10 @@ def test_nets_and_partials_of_a_module_stay_out_of_its_checkpoints(inside, train
 
 def test_a_module_that_compiles_its_net_loads_under_the_names_of_the_net(inside, trained, tmp_path):
     run = trained("lit")
-    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    content = checkpoint_file.read(run / "checkpoints" / "best.ckpt")
     state = content["state_dict"]
     content["state_dict"] = {key.replace("net.", "net._orig_mod.", 1): value for key, value in state.items()}
-    checkpoint.write(content, tmp_path / "compiled.ckpt")
+    checkpoint_file.write(content, tmp_path / "compiled.ckpt")
     loaded = package.load(tmp_path / "compiled.ckpt").state_dict()
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[key], state[key]) for key in state)
 

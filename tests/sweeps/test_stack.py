@@ -5,7 +5,8 @@ import csv
 import pytest
 import torch
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands import train
 from boltlab.config.compose import compose
 from boltlab.sweeps.stack import Stack
@@ -64,7 +65,7 @@ def test_a_stack_trains_what_boltlab_train_trains(case, tmp_path):
     for place in (0, 2):  # of the other, `seed` is that of the first
         folder = runs.new_folder(tmp_path, "train", "alone")
         train.run(jobs[place], folder)
-        state, alone = stack.state_dict(place), checkpoint.read(folder / "checkpoints/last.ckpt")["state_dict"]
+        state, alone = stack.state_dict(place), checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"]
         for name in (name for name in alone if name.startswith("net.")):
             torch.testing.assert_close(state[name], alone[name], rtol=1e-9, atol=1e-11, msg=f"{case} {place} {name}")
         for epoch, row in enumerate(rows(folder)):
@@ -81,7 +82,7 @@ def test_float32_and_bf16_stay_close(tmp_path):
             stack.train_epoch(epoch, lambda: None)
         folder = runs.new_folder(tmp_path, "train", "alone")
         train.run(job, folder)
-        state, alone = stack.state_dict(1), checkpoint.read(folder / "checkpoints/last.ckpt")["state_dict"]
+        state, alone = stack.state_dict(1), checkpoint_file.read(folder / "checkpoints/last.ckpt")["state_dict"]
         for name in (name for name in alone if name.startswith("net.")):
             assert state[name].dtype == alone[name].dtype == torch.float32
             assert (state[name] - alone[name]).norm() < near * alone[name].norm(), (precision, name)

@@ -8,7 +8,8 @@ import optuna
 import pytest
 import torch
 
-from boltlab import checkpoint, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.compose import compose
 from boltlab.ground import signals
 from boltlab.sweeps.stack import Stack
@@ -86,7 +87,7 @@ def test_a_pruner_ends_some_of_a_stack(boltlab, monkeypatch):
         run = folder() / str(t.number)
         summary = runs.read_summary(run)
         assert summary["status"] == "pruned" and summary["epochs"] == len(rows(run)) < 5
-        assert checkpoint.read(run / "checkpoints/last.ckpt")["Digits"]["fitted"]
+        assert checkpoint_file.read(run / "checkpoints/last.ckpt")["Digits"]["fitted"]
     for t in by_state["COMPLETE"]:
         assert len(rows(folder() / str(t.number))) == 5
 

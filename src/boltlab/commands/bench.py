@@ -109,8 +109,8 @@ def main(overrides: list[str]) -> int:
 def measure(config: DictConfig, seconds: float) -> Figures:
     """All figures of a train config, each part over about that many seconds, and what other settings make of it."""
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.commands import probe
-    from boltlab.plain import describe
+    from boltlab.training import probe
+    from boltlab.training.plain import describe
 
     found: list[Figures] = []
     hints: dict[str, Any] = {}
@@ -191,7 +191,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
 
 def whole(config: DictConfig, seconds: float) -> float:
     """Samples per second of a training with its loader, the better of two times."""
-    from boltlab.commands import probe
+    from boltlab.training import probe
 
     rates: list[float] = []
 
@@ -208,7 +208,7 @@ def whole(config: DictConfig, seconds: float) -> float:
 def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> Rate:
     """The loader alone, its batches on the device and normalized."""
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.commands import probe
+    from boltlab.training import probe
 
     device = trainer.strategy.root_device
     start, samples = 0.0, 0
@@ -230,7 +230,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
     are slow, fewer are left out: the loader is not what such a step waits for.
     """
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.commands.probe import synchronize
+    from boltlab.training.probe import synchronize
 
     patience = 2 * seconds + 1
     begin, start, samples, waited, counted = time.perf_counter(), 0.0, 0, 0.0, 0
@@ -284,7 +284,7 @@ def _peak_flops(device: Any, precision: str) -> float:
     import torch
 
     from boltlab.commands.doctor import matmul
-    from boltlab.commands.probe import synchronize
+    from boltlab.training.probe import synchronize
 
     bits, _, _ = precision.partition("-")
     dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)

@@ -40,14 +40,14 @@ def _output_mistakes(output: str | None, suffix: str) -> list[Mistake]:
 
 def verify(run: str, options: Any) -> int:
     """One line a file, all checkpoints of a run."""
-    from boltlab import checkpoint
+    from boltlab.checkpoints import file as checkpoint_file
 
     paths = [Path(run)]
     if not paths[0].is_file() and paths[0].suffix != ".ckpt":
         paths = sorted((runs.find(run, options.log_dir) / "checkpoints").glob("*.ckpt"))
     if not paths:
         raise UserError(f"run={run} has no checkpoint")
-    problems = [checkpoint.verify(path) for path in paths]
+    problems = [checkpoint_file.verify(path) for path in paths]
     for path, problem in zip(paths, problems, strict=True):
         print(f"{runs.shown(path.resolve())}  {problem or 'good'}")
     return int(any(problems))
@@ -114,14 +114,14 @@ def convert(run: str, options: Any) -> int:
     """The weights of a file of another program as one of ours; `trust=true` runs whatever the file says."""
     import torch
 
-    from boltlab import checkpoint
     from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.runs import checkpoints
 
     path = Path(run)
     if not path.is_file():
         if path.suffix and "://" not in run:
             raise UserError(f"{run}: there is no such file")
-        path = checkpoint.which_file(run, options.checkpoint, options.log_dir)
+        path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
     if options.trust:
         try:
             content = torch.load(path, map_location="cpu", weights_only=False)
@@ -143,12 +143,13 @@ def convert(run: str, options: Any) -> int:
 
 
 def _read(run: str, options: Any) -> tuple[Path, dict[str, Any]]:
-    from boltlab import checkpoint
+    from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.runs import checkpoints
 
     path = Path(run)
     if not path.is_file():
-        path = checkpoint.which_file(run, options.checkpoint, options.log_dir)
-    return path, checkpoint.read(path)
+        path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
+    return path, checkpoint_file.read(path)
 
 
 _ACTIONS = {

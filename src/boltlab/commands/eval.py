@@ -15,7 +15,7 @@ from boltlab.config.overrides import as_override, keys, split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.processes.launch import launch
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 CHANGEABLE = ("data", "augment", "trainer", "precision")
 
@@ -65,10 +65,10 @@ def kind_of(run: Path, asked: str | None) -> str:
     Raises:
         CheckpointError: the run has no such checkpoint.
     """
-    from boltlab import checkpoint
+    from boltlab.runs import checkpoints
 
-    path = checkpoint.find(run, asked)
-    return asked or ("best" if path == checkpoint.best(run) else "last")
+    path = checkpoints.find(run, asked)
+    return asked or ("best" if path == checkpoints.best(run) else "last")
 
 
 def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABLE) -> None:
@@ -96,13 +96,16 @@ def measure(folder_name: str) -> None:
     """What every process of an evaluation does: its part of the split; the metrics are those of all of them."""
     from lightning.pytorch import seed_everything
 
-    from boltlab import checkpoint, other_data
+    from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.runs import checkpoints
+    from boltlab.training import other_data
+    from boltlab.training.load import restore
 
     folder = Path(folder_name)
     with signals.caught():
         config, asked = runs.load_config(folder, own=True), runs.read_summary(folder)
-        content = checkpoint.read(checkpoint.find(Path(asked["evaluated"]), asked["checkpoint"]))
-        model = checkpoint.restore(content)
+        content = checkpoint_file.read(checkpoints.find(Path(asked["evaluated"]), asked["checkpoint"]))
+        model = restore(content)
         same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
         (data, said), split = other_data.build_data(config, content, Path(asked["evaluated"])), asked["split"]
         trainer = make_trainer(config)
@@ -129,9 +132,9 @@ def evaluate(trainer: Any, model: Any, data: Any, split: Literal["train", "val",
     Raises:
         UserError: module or data module lack what that calls.
     """
-    from boltlab import plain
     from boltlab.data.base import DataModule
     from boltlab.models.task import Task
+    from boltlab.training import plain
 
     verb = f"eval split={split}"
     if isinstance(data, DataModule) and (split != "val" or isinstance(model, Task)):

@@ -23,7 +23,7 @@ from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.processes import rendezvous
 from boltlab.processes import submit as launched
-from boltlab.resume import UNFINISHED
+from boltlab.training.resume import UNFINISHED
 
 # What a job may be besides the states of a run.
 BEFORE = "finished before"

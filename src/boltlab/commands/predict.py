@@ -140,8 +140,10 @@ def predict(
     """
     import torch
 
-    from boltlab import checkpoint as checkpoints
+    from boltlab.checkpoints import file as checkpoint_file
     from boltlab.ground.errors import DataError
+    from boltlab.runs import checkpoints
+    from boltlab.training.load import fitted, restore
 
     if not _takes_images(config):
         raise UserError(
@@ -149,14 +151,14 @@ def predict(
             " called on the batches of predict_dataloader or test_dataloader"
         )
     where = place(device, devices, rank)
-    content = checkpoints.read(checkpoints.find(folder, checkpoint))
-    model = checkpoints.restore(content)
+    content = checkpoint_file.read(checkpoints.find(folder, checkpoint))
+    model = restore(content)
     try:
         model = model.to(where)
     except (RuntimeError, AssertionError) as e:
         raise UserError(f"device={device}: {str(e).splitlines()[0]}") from e
     data = build(config, "data")
-    names = list(checkpoints.fitted(content)["class_names"] or config.data.class_names)
+    names = list(fitted(content)["class_names"] or config.data.class_names)
 
     def load(path: Path) -> Any:
         try:

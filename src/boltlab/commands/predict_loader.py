@@ -12,14 +12,17 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
 
-from boltlab import checkpoint, plain
 from boltlab.callbacks.throughput import batch_samples
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands.predictions import place, write
 from boltlab.config.edit import edit
 from boltlab.config.overrides import keys
 from boltlab.ground.errors import ConfigError, Mistake
-from boltlab.other_data import build_data
-from boltlab.trainer import make_trainer
+from boltlab.runs import checkpoints
+from boltlab.training import plain
+from boltlab.training.load import restore
+from boltlab.training.other_data import build_data
+from boltlab.training.trainer import make_trainer
 
 _OF_IMAGES = {
     "top_k": "belongs to input=: here predict_step says what is given",
@@ -48,8 +51,8 @@ def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str
             shapes = plain.describe(batches[0]) if batches else "nothing"
             what = f"predict_step gives {shapes} for a batch, no values of samples: output={output.stem}.pt"
             raise ConfigError([Mistake(f"output={options.output}", what)])
-        with checkpoint.whole(output) as file:
-            torch.save(checkpoint.plain(joined(batches)), file)
+        with checkpoint_file.whole(output) as file:
+            torch.save(checkpoint_file.plain(joined(batches)), file)
         print(f"{sum(sizes)} samples  {output}")
     else:
         write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
@@ -84,12 +87,12 @@ def predicted(
     trained: DictConfig, folder: Path, options: DictConfig, for_run: list[str]
 ) -> tuple[list[Any], list[int]]:
     """What `predict_step` gives for each batch, and the samples of each."""
-    content = checkpoint.read(checkpoint.find(folder, options.checkpoint))
+    content = checkpoint_file.read(checkpoints.find(folder, options.checkpoint))
     trained.update({"callbacks": {}, "logger": {}, "test": False})
     accelerator = place(options.device).type
     trained.trainer.update({"strategy": "auto", "accelerator": accelerator, "enable_progress_bar": False})
     config = edit(trained, for_run, settled=True)
-    model = checkpoint.restore(content)
+    model = restore(content)
     data, _ = build_data(config, content, folder)
     plain.need("predict", model, data, "predict_step", "predict_dataloader", "test_dataloader")
     loader = "test_dataloader" if plain.lacks("predict_dataloader", data, model) else "predict_dataloader"

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab import resume, runs
+from boltlab import runs
 from boltlab.commands import train
 from boltlab.config.build import build
 from boltlab.config.check import process_count
@@ -18,6 +18,7 @@ from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.runs import differences as differ
 from boltlab.runs import index as history
+from boltlab.training import resume
 
 # What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.

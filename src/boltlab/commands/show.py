@@ -46,8 +46,8 @@ def _show_batch(config: DictConfig, data: Any) -> int:
     """Of a plain data module: the first images of the split's loader, each under its class where a batch says it."""
     import torch
 
-    from boltlab import plain
     from boltlab.data.grid import draw_images
+    from boltlab.training import plain
 
     loader = f"{config.split}_dataloader"
     if lack := plain.lacks(loader, data):

@@ -25,7 +25,7 @@ from boltlab.processes import rendezvous
 from boltlab.processes import submit as launched
 from boltlab.processes.exits import exit_code
 from boltlab.processes.launchers import process
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -78,9 +78,10 @@ def _state(path: Path, config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, holds weights only, or belongs to another model, optimizer or schedule.
     """
-    from boltlab import checkpoint, resume
+    from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.training import resume
 
-    content = checkpoint.read(path)
+    content = checkpoint_file.read(path)
     if not {"optimizer_states", "loops", "config"} <= content.keys():
         raise UserError(f"ckpt_path={path} holds weights only: init_from={path} begins with them")
     resume.check(content, OmegaConf.merge(config, {"resume_changed": "restart_epoch"}), path)  # type: ignore[arg-type]
@@ -124,7 +125,7 @@ def say_unused(composed: Composed) -> None:
 def settle_weights(composed: Composed) -> None:
     """Finds what `init_from` means, and that it is whole, before anything is started."""
     if composed.config.init_from:
-        from boltlab import transfer
+        from boltlab.training import init_from as transfer
 
         transfer.settle(composed.config)
 
@@ -144,9 +145,9 @@ def run(
         runs.prepare(folder, composed.config, composed.overrides, git)
         runs.write_summary(folder, name=name_of(composed), **{k: composed.choices.get(k) for k in ("data", "model")})
         if begin is not None:
-            from boltlab import checkpoint
+            from boltlab.checkpoints import file as checkpoint_file
 
-            checkpoint.write(begin, folder / "checkpoints" / "last.ckpt")
+            checkpoint_file.write(begin, folder / "checkpoints" / "last.ckpt")
             runs.write_summary(folder, ckpt_path=begin["ckpt_path"])
         return _execute(folder, composed.config)
 
@@ -160,19 +161,21 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     Raises:
         UserError: it is finished, another process is at it, or what changed does not allow it to go on exactly.
     """
-    from boltlab import checkpoint, resume
+    from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.runs import checkpoints
+    from boltlab.training import resume
 
     if "evaluated" in runs.read_summary(folder):
         raise UserError(f"{runs.shown(folder)} is an evaluation, no training: resume={_evaluated(folder)}")
     runs.refuse_links(folder)
     with runs.lock(folder):
-        checkpoint.clean_leftovers(folder)
+        checkpoint_file.clean_leftovers(folder)
         before, summary = runs.load_config(folder, own, keys(overrides)), runs.read_summary(folder)
         if OmegaConf.select(before, "optimizer.lr") == "auto":  # stopped in its search: the model refers to it again
             before.model.optimizer = "${optimizer}"
         before.resume_changed = None  # it was said of an earlier time
         machine.reopen(before)
-        newest, warnings = checkpoint.newest_good(folder)
+        newest, warnings = checkpoints.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)
         if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
@@ -190,13 +193,13 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
             config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
         where, changed = "has no checkpoint yet: it begins again", []
         if newest is not None:
-            content = checkpoint.read(newest)
+            content = checkpoint_file.read(newest)
             try:
                 resume.refuse_finished(content, config, folder)
                 changed = resume.check(content, config, folder)
                 where = f"goes on from {newest.name}, {resume.place(content)}"
             except (AttributeError, KeyError, TypeError, ValueError) as e:
-                raise checkpoint.CheckpointError(f"{newest} is not as boltlab writes it: no {e}") from e
+                raise checkpoint_file.CheckpointError(f"{newest} is not as boltlab writes it: no {e}") from e
             schedule = config.get("scheduler")
             if resume.longer(content, config) and schedule and "Constant" not in schedule._target_:
                 where += "; the learning rate follows the schedule of the new length"
@@ -247,7 +250,7 @@ def _execute(folder: Path, config: DictConfig) -> float | None:
     try:
         with runs.recorded(folder):
             if any(OmegaConf.select(config, key) == "auto" for key in SEARCHED):
-                from boltlab.commands import tune
+                from boltlab.training import search as tune
 
                 runs.write_summary(folder, found=tune.search(config))
                 runs.write_config(folder, config)
@@ -275,19 +278,23 @@ def _fit(folder: Path, config: DictConfig) -> None:
     import lightning.pytorch as pl
     import torch
 
-    from boltlab import checkpoint, resume, transfer
-    from boltlab.fit_watch import FitWatch, best_path, keep_replaced
-    from boltlab.plain import lacks
+    from boltlab.checkpoints import file as checkpoint_file
+    from boltlab.runs import checkpoints
+    from boltlab.training import init_from as transfer
+    from boltlab.training import resume
+    from boltlab.training.fit_watch import FitWatch, best_path, keep_replaced
+    from boltlab.training.load import fitted
+    from boltlab.training.plain import lacks
 
     pl.seed_everything(config.seed, verbose=False)
     started = time.perf_counter()
     data, model = build(config, "data"), build(config, "model")
-    newest, _ = checkpoint.newest_good(folder)
+    newest, _ = checkpoints.newest_good(folder)
     if newest is None and config.get("init_from"):
         transfer.initialize(model, config, folder)
     if newest is not None and hasattr(data, "fitted"):  # before Lightning, which restores it after it was fitted anew
         content = torch.load(newest, map_location="cpu", weights_only=True, mmap=True)
-        data.load_state_dict({"fitted": checkpoint.fitted(content)})
+        data.load_state_dict({"fitted": fitted(content)})
         del content
     adapt = None if newest is None else partial(resume.adapt, config=config, data=data)
     trainer = make_trainer(config, adapt)
@@ -298,7 +305,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
     if newest is not None:  # before the weights are loaded: float64 ones would be rounded
         model = trainer.precision_plugin.convert_module(model)
     for callback in trainer.checkpoint_callbacks if trainer.is_global_zero and not trainer.fast_dev_run else ():
-        checkpoint.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
+        checkpoint_file.check_folder(Path(callback.dirpath or folder), sum(p.nbytes for p in model.parameters()))
     for logger in trainer.loggers:
         logger.log_hyperparams(credentials.plain(config))
     if trainer.is_global_zero:
@@ -343,7 +350,7 @@ def _fit(folder: Path, config: DictConfig) -> None:
 
 def _write_fitted(folder: Path, config: DictConfig, trainer: Any, final: dict[str, float], seconds: float) -> None:
     """What is known when the training has ended; a run that only had to be tested keeps what it knew."""
-    from boltlab.fit_watch import best_callback
+    from boltlab.training.fit_watch import best_callback
 
     before = runs.read_summary(folder)
     parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)

@@ -189,7 +189,7 @@ def _kinds() -> tuple[type, ...]:
     from torchvision import transforms
 
     from boltlab.data.augment import Augment
-    from boltlab.models.schedulers import Schedule
+    from boltlab.optim.schedulers import Schedule
 
     # torchvision's first transforms have no class in common.
     v1 = transforms.transforms

@@ -12,8 +12,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab.ground.errors import UserError
-from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Compile, Logged, Task, logged
+from boltlab.optim.schedulers import Schedule
 
 
 class Classifier(Task):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Compile, Logged, Task, logged
+from boltlab.optim.schedulers import Schedule
 
 
 class ExactR2(R2Score):

@@ -19,8 +19,8 @@ from boltlab.callbacks.exact_mean import ExactMean
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import spare
 from boltlab.data.samplers import random_key
-from boltlab.models.schedulers import Schedule
-from boltlab.models.sync_batch_norm import CPUSyncBatchNorm, synchronized
+from boltlab.optim.schedulers import Schedule
+from boltlab.strategies.sync_batch_norm import CPUSyncBatchNorm, synchronized
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
 Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]

@@ -25,7 +25,8 @@ from boltlab import runs  # noqa: E402  # a signal may come from here on
 from boltlab.config.validate import imports  # noqa: E402
 
 _MODULES = (
-    *("commands.train", "launch", "trainer", "checkpoint", "resume", "transfer", "trust"),
+    *("commands.train", "processes.launch", "training.trainer", "training.load", "training.resume", "config.trust"),
+    *("training.init_from",),
     *("models.classifier", "models.regressor", "models.mlp", "data.images", "data.augment", "data.digits"),
     *("callbacks.last", "callbacks.progress", "callbacks.throughput", "loggers.csv", "data.fingerprint"),
 )

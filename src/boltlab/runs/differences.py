@@ -189,7 +189,7 @@ def _metric(what: str, a: float | None, b: float | None) -> Result:
 
 def weights(name: str, then: Path, now: Path) -> Result:
     """The weights of one checkpoint file of two runs; what metrics have counted is left out."""
-    from boltlab import checkpoint
+    from boltlab.checkpoints import file as checkpoint_file
 
     files = [side / "checkpoints" / name for side in (then, now)]
     what = f"weights of {text(name)}"
@@ -197,8 +197,8 @@ def weights(name: str, then: Path, now: Path) -> Result:
         a_shown, b_shown = ("there" if file.is_file() else "no file" for file in files)
         return Result(what, a_shown, b_shown, None)
     try:
-        contents = [checkpoint.read(file) for file in files]
-    except checkpoint.CheckpointError as e:
+        contents = [checkpoint_file.read(file) for file in files]
+    except checkpoint_file.CheckpointError as e:
         return Result(what, "", "", None, text(e))
     a_shown, b_shown = (f"step {text(content.get('global_step'))}" for content in contents)
     ours, theirs = (

@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab.config import renamed
 from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json, write_json, write_whole
@@ -154,6 +155,8 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")
+    if any(old in text for old in renamed.TARGETS):
+        config = cast(DictConfig, OmegaConf.create(renamed.current(OmegaConf.to_container(config))))
     config.pop("steps_per_execution", None)  # of older versions: several steps at a time, equal to single ones
     credentials.forget_references(config, replaced)
     if not own:

@@ -20,7 +20,8 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import checkpoint, resume, runs
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed, compose
@@ -29,13 +30,14 @@ from boltlab.ground.errors import Mistake, UserError
 from boltlab.loggers.csv import CSVLogger
 from boltlab.models.classifier import Classifier
 from boltlab.models.regressor import Regressor
-from boltlab.models.schedulers import Schedule
 from boltlab.models.task import Task
+from boltlab.optim.schedulers import Schedule
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.stack import RULES, Stack
 from boltlab.sweeps.study import Claimed, Lost, Study
 from boltlab.sweeps.table import Table
 from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
+from boltlab.training import resume
 
 AT_ONCE = 32  # trials, where `workers` does not say
 FREE = ("lr", "weight_decay", "momentum", "betas", "eps")  # of the optimizer, in which nets of a stack may differ
@@ -378,7 +380,7 @@ class _Training:
         shared[type(self.stack.data).__qualname__] = self.stack.data.state_dict()
         for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
             content = {**shared, "state_dict": self.stack.state_dict(place, best)}
-            checkpoint.write(content, net.folder / "checkpoints" / f"{name}.ckpt")
+            checkpoint_file.write(content, net.folder / "checkpoints" / f"{name}.ckpt")
         known = {"best": {} if net.best is None else {net.config.monitor: net.best}}
         known["final"] = {key: value for key, value in net.rows[-1].items() if key != "epoch"}
         parameters = sum(p.numel() for p in self.stack.models[place].parameters() if p.requires_grad)

@@ -21,9 +21,9 @@ from boltlab import runs
 from boltlab.ground import signals
 from boltlab.ground.errors import UserError
 from boltlab.processes.launchers.process import Job, Place
-from boltlab.resume import UNFINISHED
 from boltlab.sweeps.space import overrides
 from boltlab.sweeps.study import Claimed, Lost, Study
+from boltlab.training.resume import UNFINISHED
 
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 2.0  # between two looks at what others are at work on

@@ -1,7 +1,7 @@
 """One job of a launcher: a process of its own that goes on with a run folder, which alone says what to do.
 
-`python -m boltlab.processes.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s instead of the 5 s that
-torch takes to be imported, by forking a server that has imported everything.
+`python -m boltlab.processes.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s, by forking a
+server that has imported everything, instead of the 5 s that importing torch takes.
 """
 
 import multiprocessing

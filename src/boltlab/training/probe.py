@@ -21,7 +21,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from torch.utils.flop_counter import FlopCounterMode
 
-from boltlab import plain, transfer
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.config.build import build
 from boltlab.config.check import locate
@@ -29,7 +28,9 @@ from boltlab.data.cache import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.models.task import Task
 from boltlab.processes.launch import keep_freed_memory
-from boltlab.trainer import make_trainer
+from boltlab.training import init_from as transfer
+from boltlab.training import plain
+from boltlab.training.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
 ENDLESS = 10**9

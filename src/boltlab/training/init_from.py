@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchmetrics import Metric
 
-from boltlab import checkpoint, runs
-from boltlab.checkpoint import CheckpointError
-from boltlab.checkpoints.file import read_foreign
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints.fetch import fetch
+from boltlab.checkpoints.file import CheckpointError, read_foreign
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.models.task import Task
+from boltlab.runs import checkpoints
 
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 
@@ -30,13 +32,13 @@ def find(init_from: str, log_dir: str) -> Path:
         UserError: no such file or run, no checkpoint in it, or a damaged one.
     """
     if "://" in init_from:
-        return checkpoint.fetch(init_from, Path(log_dir) / "fetched").resolve()
+        return fetch(init_from, Path(log_dir) / "fetched").resolve()
     path = Path(init_from)
     if path.suffix not in SUFFIXES:
-        path = checkpoint.find(runs.find(init_from, log_dir))
+        path = checkpoints.find(runs.find(init_from, log_dir))
     elif not path.is_file():
         raise UserError("there is no such file")
-    if path.suffix == ".ckpt" and (problem := checkpoint.verify(path)):
+    if path.suffix == ".ckpt" and (problem := checkpoint_file.verify(path)):
         raise CheckpointError(f"{path} {problem}")
     return path.resolve()
 
@@ -119,7 +121,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (OSError, SafetensorError) as e:
             raise CheckpointError(f"init_from={path} cannot be read: {e}") from e
-    content = checkpoint.read(path) if path.suffix == ".ckpt" else read_foreign(path)
+    content = checkpoint_file.read(path) if path.suffix == ".ckpt" else read_foreign(path)
     known = content if isinstance(content, dict) else {}
     nested = next((known[key] for key in ("state_dict", "model") if isinstance(known.get(key), dict)), known)
     return {str(key): value for key, value in nested.items() if isinstance(value, Tensor)}

@@ -60,7 +60,7 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
     Raises:
         UserError: not even the smallest fits.
     """
-    from boltlab.commands import probe
+    from boltlab.training import probe
 
     trial = _trial(config)
     trial.data.batch_size = SMALLEST_BATCH
@@ -111,8 +111,8 @@ def _try_size(step: Any, batch: Any, size: int) -> tuple[float, int]:
     import torch
 
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.commands import probe
-    from boltlab.plain import rows
+    from boltlab.training import probe
+    from boltlab.training.plain import rows
 
     device, given = step.model.device, batch_samples(batch)
     larger = rows(batch, torch.arange(size, device=device) % given, given)
@@ -136,7 +136,7 @@ def lr(config: DictConfig) -> tuple[float, str]:
     Raises:
         UserError: no learning rate made the loss smaller.
     """
-    from boltlab.commands import probe
+    from boltlab.training import probe
 
     lowest, highest = LR_RANGE
     tried: list[float] = []

@@ -7,14 +7,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from boltlab import checkpoint, runs
+from boltlab import runs
 from boltlab.config.build import build
 from boltlab.config.trust import refuse_untrusted
 from boltlab.data.base import DataModule, Split
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.tabular import TableDataModule
 from boltlab.ground.errors import DataError, UserError
-from boltlab.plain import take_over
+from boltlab.training.load import fitted
+from boltlab.training.plain import take_over
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FILES_COMPARED = 200  # of each split of a folder that may be a copy, byte by byte
@@ -37,7 +38,7 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
     Raises:
         UserError: an old run has not kept what it fitted, and its training data are gone.
     """
-    data, fitted = build(config, "data"), checkpoint.fitted(content)
+    data, fitted = build(config, "data"), fitted(content)
     if not isinstance(data, DataModule):
         take_over(data, content)
         return data, ""

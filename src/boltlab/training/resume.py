@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
+from boltlab.config import renamed
 from boltlab.config.trust import paths_inside
 from boltlab.ground import credentials
 from boltlab.ground.errors import DataError, UserError
@@ -31,6 +32,8 @@ RESTORED = ("model", "optimizer", "scheduler")
 
 def changes(before: Any, after: Any, path: str = "", free: tuple[str, ...] = FREE) -> list[tuple[str, Any, Any]]:
     """(key path, value before, value after) of all that differs between two plain configs, the free keys left out."""
+    if not path:
+        before = renamed.current(before)
     if path in free:
         return []
     if isinstance(before, dict) and isinstance(after, dict):

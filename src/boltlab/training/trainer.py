@@ -24,8 +24,8 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     import torch
     from lightning.pytorch.callbacks import ProgressBar
 
-    from boltlab import precision
-    from boltlab.checkpoint import SafeCheckpointIO
+    from boltlab.checkpoints.io import SafeCheckpointIO
+    from boltlab.training import precision
     from boltlab.training.loaders import Seam, prepare
     from boltlab.training.resume_state import Resume
 
@@ -107,7 +107,7 @@ def _environment(config: DictConfig) -> Any:
 def _batch_norm(config: DictConfig) -> list[Any]:
     if not config.trainer.get("sync_batchnorm"):
         return []
-    from boltlab.models.sync_batch_norm import SyncBatchNormPlugin
+    from boltlab.strategies.sync_batch_norm import SyncBatchNormPlugin
 
     return [SyncBatchNormPlugin()]
 

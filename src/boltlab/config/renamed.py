@@ -1,0 +1,26 @@
+"""Names that have moved: the configs of older runs are read with today's."""
+
+from typing import Any
+
+# Module or class; what lies below a module has moved with it.
+TARGETS = {
+    "boltlab.launchers": "boltlab.processes.launchers",
+    "boltlab.models.muon": "boltlab.optim.muon",
+    "boltlab.models.schedulers": "boltlab.optim.schedulers",
+}
+
+
+def current(config: Any) -> Any:
+    """A plain config with each `_target_` under its name of today."""
+    if isinstance(config, list):
+        return [current(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: _today(value) if key == "_target_" else current(value) for key, value in config.items()}
+
+
+def _today(target: Any) -> Any:
+    for old, new in TARGETS.items() if isinstance(target, str) else ():
+        if target == old or target.startswith(f"{old}."):
+            return new + target[len(old) :]
+    return target

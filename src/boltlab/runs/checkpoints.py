@@ -1,0 +1,132 @@
+"""The checkpoints of a run: the best, the newest that is whole, and the file that `run=` means."""
+
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boltlab import runs
+from boltlab.checkpoints.fetch import fetch
+from boltlab.checkpoints.file import (
+    CheckpointError,
+    verify,
+)
+from boltlab.config.trust import paths_inside
+
+
+def find(folder: Path, which: str | None = None) -> Path:
+    """The checkpoint of a run: `best`, `last`, or with None the best where one was chosen, else the last (printed).
+
+    Raises:
+        CheckpointError: the run has none of that name. Random weights are never used in its place.
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    path = last if which == "last" else best(folder)
+    if path is None and which is None and last.is_file():
+        print(f"{runs.shown(folder)} has no best checkpoint: its last one is used", file=sys.stderr, flush=True)
+        path = last
+    if path is not None and path.is_file():
+        return path
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        raise CheckpointError(f"the run {folder} has no checkpoint: was it stopped before its first epoch ended?")
+    raise CheckpointError(
+        f"the run {folder} has no {which or 'best or last'} checkpoint"
+        + (": checkpoint=last takes the weights that it ended with" if which == "best" and last.is_file() else "")
+    )
+
+
+def best(folder: Path) -> Path | None:
+    """The file that the run's ModelCheckpoint names as its `best_model_path`; None where it chose none.
+
+    A finished run has written it down. Of any other the newest checkpoint knows it, for Lightning saves the state of
+    its callbacks with each; a run whose checkpoints hold weights only has its best in `best.ckpt`.
+    """
+    summary = runs.read_summary(folder)
+    if summary.get("status") == "finished" and isinstance(name := summary.get("best_checkpoint"), str):
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):  # a run folder from elsewhere may name any file
+            raise CheckpointError(
+                f"the best checkpoint of {folder} lies outside of it: init_from={path}, or checkpoint=last"
+            )
+        return folder / name if path.is_file() else None
+    newest: tuple[tuple[int, int], dict[str, Any]] | None = None
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        try:  # the tensors stay on the disk
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            age = (content["global_step"], path.stat().st_mtime_ns)
+        except Exception:  # damaged: whoever reads it says so
+            continue
+        if content.get("callbacks") and (newest is None or age > newest[0]):
+            newest = age, content
+    if newest is not None:
+        config, states = newest[1].get("config") or {}, paths_inside(folder, newest[1]["callbacks"])
+        found = [state for state in states.values() if isinstance(state, dict) and state.get("monitor")]
+        found = [state for state in found if "best_model_path" in state]
+        found.sort(key=lambda state: state["monitor"] != config.get("monitor"))  # the run's own metric first
+        if found:
+            return Path(found[0]["best_model_path"]) if found[0]["best_model_path"] else None
+    path = folder / "checkpoints" / "best.ckpt"
+    return path if path.is_file() else None
+
+
+def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a run goes on from: the first of `last`, `last-1`, …, then the newest step, that is whole.
+
+    Returns:
+        The file, None where the run has no checkpoint; and a line for each damaged file that was passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and training can go on from none of them; all are named.
+    """
+    files = sorted((folder / "checkpoints").glob("*.ckpt"))
+    family = {int(m[1] or 0): f for f in files if (m := re.fullmatch(r"last(?:-(\d+))?\.ckpt", f.name))}
+    damaged: dict[Path, str] = {}
+    unusable: dict[Path, str] = {}
+    others: list[tuple[int, Path]] = []
+    taken = None
+    for path in [*(family[i] for i in sorted(family)), *(f for f in files if f not in family.values())]:
+        if problem := verify(path):
+            damaged[path] = problem
+            continue
+        try:  # nothing but names and plain values is read: the tensors stay on the disk
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            damaged[path] = "holds more than tensors and plain values"
+            continue
+        if not {"optimizer_states", "loops"} <= content.keys():
+            unusable[path] = "holds weights only"
+        elif _within_a_step(content):
+            unusable[path] = "stands within accumulated batches"
+        elif path in family.values():
+            taken = path
+            break
+        else:
+            others.append((content["global_step"], path))
+    if taken is None and others:
+        taken = max(others, key=lambda other: other[0])[1]
+    if taken is None and damaged:
+        reasons = "; ".join(f"{path.name} {why}" for path, why in (damaged | unusable).items())
+        raise CheckpointError(f"{folder / 'checkpoints'}: training can go on from none of the files there: {reasons}")
+    return taken, [
+        f"the checkpoint {path} {why}; {taken.name} is taken instead" for path, why in damaged.items() if taken
+    ]
+
+
+def _within_a_step(content: dict[str, Any]) -> bool:
+    """Whether gradients of accumulated batches are missing: `best` may be saved by a validation between two steps."""
+    try:
+        progress = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = content["config"]["trainer"]["accumulate_grad_batches"]
+        return bool(progress["current"]["ready"] % batches) and not progress["is_last_batch"]
+    except (KeyError, TypeError):
+        return False
+
+
+def which_file(run: str | Path, checkpoint: str | None = None, log_dir: str | Path = "logs") -> Path:
+    """The file that `run` means: `latest`, a run folder, part of its name, a checkpoint file, or the URL of one."""
+    if str(run).startswith(("http://", "https://")):
+        return fetch(str(run), Path(log_dir) / "fetched")
+    return Path(run) if Path(run).suffix == ".ckpt" else find(runs.find(str(run), log_dir), checkpoint)

@@ -1,0 +1,88 @@
+"""A trained module out of a checkpoint."""
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from boltlab.checkpoints.file import (
+    CheckpointError,
+    read,
+)
+from boltlab.config import renamed
+from boltlab.config.build import build
+from boltlab.config.check import locate
+from boltlab.config.trust import refuse_untrusted
+from boltlab.models.task import Task
+from boltlab.optim.schedulers import Schedule
+from boltlab.runs.checkpoints import which_file
+
+
+def load(
+    run: str | Path = "latest",
+    checkpoint: str | None = None,
+    device: str = "cpu",
+    log_dir: str = "logs",
+) -> LightningModule:
+    """The trained model of a run, in evaluation mode.
+
+    Args:
+        run: `latest`, a run folder, part of its name, a checkpoint file, or the http address of one.
+        checkpoint: `best` or `last`; None takes the best where the run has chosen one.
+        device: where the model is put, as torch names devices.
+        log_dir: where runs are looked for.
+
+    Returns:
+        The LightningModule; a shipped classifier, called on normalized images [B, C, H, W], gives logits
+        [B, num_classes].
+
+    Raises:
+        UserError: no such run, no checkpoint, or a damaged one.
+    """
+    content = read(which_file(run, checkpoint, log_dir), map_location=device)
+    return restore(content).to(device)
+
+
+def fitted(content: dict[str, Any]) -> dict[str, Any]:
+    """What the data module of a run has fitted on its training samples; of an old checkpoint, the class names alone."""
+    data = (content.get("config") or {}).get("data") or {}
+    states = (part["fitted"] for part in content.values() if isinstance(part, dict) and "fitted" in part)
+    found = next((state for state in states if isinstance(state, dict)), {})
+    return copy.deepcopy({"class_names": data.get("class_names"), **found})  # the file may be mapped into memory
+
+
+def restore(content: dict[str, Any]) -> LightningModule:
+    """Builds the module that a checkpoint's own config describes and gives it the checkpoint's weights, as Lightning's
+    `load_from_checkpoint` does: a module that builds layers in `configure_model`, or changes the content in
+    `on_load_checkpoint`, is asked to."""
+    config = content.get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
+    kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
+    config = renamed.current(config)
+    refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)
+    kind = locate(config["model"].get("_target_"))
+    ours = inspect.isclass(kind) and issubclass(kind, Task)
+    own = {"compile": False} if ours else {}
+    model: LightningModule = build({"model": {**config["model"], **own}}, "model")
+    # A compiled net's names, unless this one is compiled as well.
+    weights = {key.replace("_orig_mod.", ""): value for key, value in content["state_dict"].items()}
+    if ours:  # what the metrics have counted belongs to the training run: a model to use starts from zero
+        weights = {key: value for key, value in weights.items() if "_metrics." not in key}
+    else:
+        model.configure_model()
+        if any("_orig_mod." in key for key in model.state_dict()):
+            weights = dict(content["state_dict"])
+        content = {**content, "state_dict": weights}
+        model.on_load_checkpoint(content)
+        weights = content["state_dict"]
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    wrong = [key for key in (*missing, *unexpected) if not (ours and "_metrics." in key)]
+    if wrong and model.strict_loading:
+        raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
+    return model.eval()
