@@ -50,6 +50,7 @@ lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m yamllint --no-warnings -d relaxed configs .github .pre-commit-config.yaml
 	@$(PY) -m mypy
+	@.venv/bin/lint-imports
 
 format: .venv/.dev ## put the code into style
 	@$(PY) -m ruff check --fix .
