@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
     import torch
     torch.set_num_threads(1)
     kept = GlobalHydra.instance().hydra
-    from boltlab.commands import train
+    from boltlab.training import start as train
     from boltlab.config.compose import compose
     folder = Path(HydraConfig.get().runtime.output_dir) / "run"
     job = compose("train", SHORT + [f"optimizer.lr={config.lr}"])
@@ -85,7 +85,7 @@ LOOP = """
 import sys
 from pathlib import Path
 from boltlab import runs
-from boltlab.commands import train
+from boltlab.training import start as train
 from boltlab.config.compose import compose
 for number in range(int(sys.argv[1])):
     train.run(compose("train", sys.argv[2:]), runs.new_folder("logs", "train", "loop"))

@@ -20,10 +20,10 @@ from common import Row, in_turns, machine, show
 
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.commands import train
 from boltlab.config.compose import Composed, compose
 from boltlab.processes.launch import keep_freed_memory
 from boltlab.sweeps.stack import Stack
+from boltlab.training import start as train
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MODELS = 32

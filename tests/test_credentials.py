@@ -112,7 +112,7 @@ URL_PASSWORD, NETRC_PASSWORD, FILE_SECRET = "pw-of-url-4242", "pw-of-netrc-5151"
 
 PROGRAM = """
 import os, sys
-import boltlab.commands.train as train
+from boltlab.training import fit as train
 from boltlab.__main__ import main
 tell = train.tell_loggers
 def fail(trainer, **parts):  # after all is written and logged

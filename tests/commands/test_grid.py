@@ -10,7 +10,7 @@ import pytest
 from waiting import HANG, until
 
 from boltlab import runs
-from boltlab.commands import train
+from boltlab.training import start as train
 
 QUICK = ("model=linear", "trainer.max_epochs=1", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 QUICK += ("callbacks=[best,last]", "test=false", "optimizer=sgd")

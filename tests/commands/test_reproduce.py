@@ -274,7 +274,7 @@ def test_a_broken_data_json_is_no_crash(boltlab, run, content):
 def test_two_runs_are_compared_without_a_training(boltlab, run, monkeypatch):
     assert boltlab("train", *QUICK, "seed=1")[0] == 0
     other = next(runs.folders("logs"))
-    monkeypatch.setattr("boltlab.commands.train.run", None)
+    monkeypatch.setattr("boltlab.training.start.run", None)
     before = {p: p.read_bytes() for p in Path("logs").rglob("*") if p.is_file()}
     code, out, err = boltlab("reproduce", f"run={run}", f"compare={other}")
     assert code == 1, err

@@ -14,11 +14,11 @@ from waiting import HANG, until
 import boltlab
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.commands import train
 from boltlab.config import auto as machine
 from boltlab.config.compose import compose
 from boltlab.processes import submit as launched
 from boltlab.processes.launchers import process
+from boltlab.training import start as train
 
 pytestmark = pytest.mark.floats
 

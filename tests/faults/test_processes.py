@@ -124,7 +124,7 @@ def test_two_processes_go_on_to_the_same_bits(warm, tmp_path, whole, rank, step,
         assert json.loads((folder / "summary.json").read_text())["reason"].startswith(f"rank {rank} was killed")
     child = start(warm, tmp_path, "a", "train", "resume=latest", NO_FAULT="1").wait()
     assert child.code == 0, child.stderr
-    assert "goes on from last.ckpt" in child.stdout
+    assert "resumes from last.ckpt" in child.stdout
     assert differences(whole, outcome(folder)) == []
 
 
@@ -200,7 +200,7 @@ def test_two_agents_restart_a_killed_process_and_go_on_to_the_same_bits(tmp_path
                 agent.kill()
     texts = [(tmp_path / name).read_text() for name in ("agent-0", "agent-1")]
     assert codes == [0, 0], texts
-    assert sum("goes on from last.ckpt, step 11, 1 epochs done" in text for text in texts) == 1
+    assert sum("resumes from last.ckpt, step 11, 1 epochs done" in text for text in texts) == 1
     assert differences(whole, outcome(only_run(tmp_path / "logs"))) == []
 
 
@@ -261,5 +261,5 @@ def test_a_sharded_run_goes_on_to_the_same_bits(warm, tmp_path):
     child = start(warm, tmp_path, "stopped", "train", "resume=latest", NO_FAULT="1").wait()
     assert child.code == 0, child.stderr
     # In mid-epoch; in which one depends on how fast the machine comes to the step that the processes agree on.
-    assert re.search(r"goes on from last\.ckpt, step \d+, \d epochs done, after batch \d+ of epoch \d", child.stdout)
+    assert re.search(r"resumes from last\.ckpt, step \d+, \d epochs done, after batch \d+ of epoch \d", child.stdout)
     assert differences(outcome(folders["whole"]), outcome(folders["stopped"])) == []

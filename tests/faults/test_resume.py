@@ -121,7 +121,7 @@ def test_sigterm_saves_at_its_step_and_the_run_goes_on_to_the_same_bits(run, ste
     assert saved <= step + 1
     assert f"boltlab train resume={found.relative_to(found.parents[2])}" in child.stderr
     child, found = run("stopped", "train", f"resume={found.name}")
-    assert f"goes on from last.ckpt, step {saved}," in child.stdout
+    assert f"resumes from last.ckpt, step {saved}," in child.stdout
     assert_same(expected, found)
 
 
@@ -149,7 +149,7 @@ def test_sigusr2_saves_and_trains_on(run):
     before = at_step(4, signal.SIGUSR2) + at_step(8).replace('"sent"', '"killed"').replace("Last.sent", "Last.killed")
     run("a", *QUICK, before=before, code=-signal.SIGKILL)
     child, _ = run("a", "train", "resume=latest")
-    assert "goes on from last.ckpt, step 5," in child.stdout
+    assert "resumes from last.ckpt, step 5," in child.stdout
 
 
 def test_the_second_ctrl_c_ends_at_once(warm, tmp_path):
@@ -331,7 +331,7 @@ def test_a_damaged_last_is_passed_over_with_one_line(run):
     last = found / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-500])
     child, found = run("a", "train", "resume=latest")
-    assert "goes on from last-1.ckpt, step 11," in child.stdout
+    assert "resumes from last-1.ckpt, step 11," in child.stdout
     assert child.stderr.count("last.ckpt") == 1 and "last-1.ckpt is taken instead" in child.stderr
     assert_same(expected, found)
 
@@ -344,7 +344,7 @@ def test_a_stale_file_of_lightnings_requeue_is_not_taken(run):
     shutil.copy(expected / "checkpoints" / "last.ckpt", found / "hpc_ckpt_1.ckpt")
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     child, found = run("a", "train", "resume=latest", **slurm, SLURM_JOB_NAME="job", SLURM_NTASKS_PER_NODE="1")
-    assert "goes on from last.ckpt, step 15," in child.stdout
+    assert "resumes from last.ckpt, step 15," in child.stdout
     assert_same(expected, found)
 
 
@@ -395,7 +395,7 @@ def test_a_stopped_grid_ends_and_its_job_goes_on(run, warm, tmp_path):
     assert "interrupted" in child.stdout and "not started" in child.stdout
     child = warm(*grid, folder=tmp_path / "a").wait()
     assert child.code == 0, child.stderr
-    assert "goes on from last.ckpt, step 16," in child.stdout
+    assert "resumes from last.ckpt, step 16," in child.stdout
     _, expected = run("whole", *QUICK, "seed=1")
     (top,) = Path(tmp_path, "a", "logs", "train").iterdir()
     assert sorted(p.name for p in top.iterdir() if p.is_dir()) == ["0", "1"]
@@ -495,7 +495,7 @@ def test_killed_between_its_last_two_files(run):
     _, expected = run("whole", *overrides)
     run("a", *overrides, before=die, code=-signal.SIGKILL)
     child, found = run("a", "train", "resume=latest")
-    assert "goes on from best-3.ckpt" in child.stdout
+    assert "resumes from best-3.ckpt" in child.stdout
     assert differences(outcome(expected)["state_dict"], outcome(found)["state_dict"]) == []
 
 
@@ -528,7 +528,7 @@ tune.search = search
     code = -signum if signum == signal.SIGKILL else 143
     child, found = run("a", *overrides, before=die, code=code)
     if signum == signal.SIGTERM:
-        assert "to go on: boltlab train" in child.stderr
+        assert "to resume: boltlab train" in child.stderr
         assert json.loads((found / "summary.json").read_text())["status"] == "interrupted"
     run(
         "a",

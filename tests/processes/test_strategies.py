@@ -13,8 +13,9 @@ from waiting import HANG
 
 import boltlab as package
 from boltlab import runs
-from boltlab.commands.train import fit, name_of
 from boltlab.config.compose import compose
+from boltlab.training.fit import fit
+from boltlab.training.start import name_of
 
 pytestmark = [pytest.mark.floats, pytest.mark.slow]
 
@@ -33,10 +34,12 @@ RUNS = {
 }
 SCRIPT = """
 import sys, torch
-from boltlab.commands.train import fit
+from pathlib import Path
+from boltlab.runs import load_config
+from boltlab.training.fit import fit
 torch.set_num_threads(1)
 for folder in sys.argv[1:]:
-    fit(folder)
+    fit(folder, load_config(Path(folder), own=True))
 """
 
 
@@ -51,7 +54,7 @@ def trained(tmp_path_factory):
         runs.prepare(folders[name], composed.config, composed.overrides)
         runs.write_summary(folders[name], name=name_of(composed))
     for name in ("half", "one"):
-        fit(str(folders[name]))
+        fit(str(folders[name]), runs.load_config(folders[name]))
     shutil.copytree(folders["half"] / "checkpoints", folders["continued"] / "checkpoints")
     (root / "script.py").write_text(SCRIPT, encoding="utf-8")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -111,7 +114,7 @@ def test_one_process_goes_on_with_a_sharded_run(trained, boltlab):
     assert code == 1 and "resume_changed=restart_epoch" in err
     code, out, err = boltlab("train", f"resume={trained['fsdp'].name}", log_dir, *more, "resume_changed=restart_epoch")
     assert code == 0, err
-    assert "goes on from last.ckpt" in out and runs.read_summary(trained["fsdp"])["epochs"] == 3
+    assert "resumes from last.ckpt" in out and runs.read_summary(trained["fsdp"])["epochs"] == 3
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_the_job_file_is_queued_again_at_its_time_limit_and_goes_on(cluster, tmp
     (folder,) = runs.folders("logs")
     cluster.wait_for("its end", lambda: runs.read_summary(folder)["status"] == "finished")
     said = Path("out").read_text()
-    assert "goes on from last.ckpt, step " in said and "stopped by SIGUSR1" in said, said
+    assert "resumes from last.ckpt, step " in said and "stopped by SIGUSR1" in said, said
     assert len(runs.read_summary(folder)["resumed"]) == 1 and len(list(runs.folders("logs"))) == 1
 
 

@@ -7,9 +7,9 @@ import torch
 
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.commands import train
 from boltlab.config.compose import compose
 from boltlab.sweeps.stack import Stack
+from boltlab.training import start as train
 
 pytestmark = pytest.mark.floats
 

@@ -180,7 +180,7 @@ def test_without_last_the_file_of_model_checkpoint_is_as_good(run, row):
         _, killed = run(place, *overrides, before=at(place), code=-signal.SIGKILL)
         (killed / "checkpoints" / "last.ckpt").unlink()
         child, found = run(place, "train", "resume=latest")
-        assert "goes on from last" not in child.stdout
+        assert "resumes from last" not in child.stdout
         assert_same(whole, found)
 
 

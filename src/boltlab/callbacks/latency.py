@@ -19,6 +19,10 @@ class Latency(Callback):
         self.repeats = repeats
         self.latency_ms: float | None = None
 
+    def run_summary(self) -> dict[str, Any]:
+        """What the summary of a run notes."""
+        return {} if self.latency_ms is None else {"latency_ms": self.latency_ms}
+
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "samples"):

@@ -73,6 +73,10 @@ class NaNGuard(Callback):
     def skipped_steps(self) -> int:
         return len(self.skipped)
 
+    def run_summary(self) -> dict[str, Any]:
+        """What the summary of a run notes."""
+        return {"skipped_steps": self.skipped_steps}
+
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": list(self.skipped)} if self.skipped else {}
 

@@ -48,6 +48,11 @@ class Throughput(Callback):
         samples, seconds, _ = self._epoch_start
         return (self.samples - samples) / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
+    def run_summary(self) -> dict[str, Any]:
+        """What the summary of a run notes."""
+        names = ("samples_per_second", "data_wait_share")
+        return {name: getattr(self, name) for name in names} if self.samples_per_second else {}
+
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self.samples, self.steps, self.seconds = 0, 0, 0.0
         self._mark = None

@@ -5,16 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.commands.train import numbers, print_metrics, tell_loggers
 from boltlab.config.compose import compose
 from boltlab.config.edit import edit
 from boltlab.config.overrides import as_override, keys, split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.processes.launch import launch
+from boltlab.training.outcome import numbers, print_metrics, tell_loggers
 from boltlab.training.trainer import make_trainer
 
 CHANGEABLE = ("data", "augment", "trainer", "precision")
@@ -36,9 +36,9 @@ def main(overrides: list[str]) -> int:
     summary = runs.read_summary(source)
     which = kind_of(source, options.checkpoint)
     folder = runs.new_folder(options.log_dir, "eval", f"{summary.get('name', 'run')}_{options.split}")
-    runs.prepare(folder, config, overrides)
-    known = {key: summary.get(key) for key in ("name", "data", "model")}
-    runs.write_summary(folder, **known, evaluated=str(source), split=options.split, checkpoint=which)
+    known: dict[str, Any] = {key: summary.get(key) for key in ("name", "data", "model")}
+    known |= {"evaluated": str(source), "split": options.split, "checkpoint": which}
+    config = runs.prepare(folder, config, overrides, **known)
     with runs.recorded(folder):
         launch(measure, folder, config)
     title = f"{options.split} split, {which} checkpoint of {runs.shown(source)}"
@@ -92,7 +92,7 @@ def refuse_trained(overrides: list[str], changeable: tuple[str, ...] = CHANGEABL
         raise ConfigError(mistakes)
 
 
-def measure(folder_name: str) -> None:
+def measure(folder_name: str, config: DictConfig) -> None:
     """What every process of an evaluation does: its part of the split; the metrics are those of all of them."""
     from lightning.pytorch import seed_everything
 
@@ -103,7 +103,7 @@ def measure(folder_name: str) -> None:
 
     folder = Path(folder_name)
     with signals.caught():
-        config, asked = runs.load_config(folder, own=True), runs.read_summary(folder)
+        asked = runs.read_summary(folder)
         content = checkpoint_file.read(checkpoints.find(Path(asked["evaluated"]), asked["checkpoint"]))
         model = restore(content)
         same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))

@@ -16,13 +16,13 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from boltlab import runs
-from boltlab.commands import train
 from boltlab.config.compose import Composed, compose
 from boltlab.config.overrides import grid
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.processes import rendezvous
 from boltlab.processes import submit as launched
+from boltlab.training import start as training
 from boltlab.training.resume import UNFINISHED
 
 # What a job may be besides the states of a run.
@@ -46,13 +46,13 @@ def main(overrides: list[str]) -> int:
 
 def _main(overrides: list[str]) -> int:
     whole = compose("train", overrides, sweep=True)
-    train.say_unused(whole)
+    training.say_unused(whole)
     jobs = _compose_all(grid(overrides))
     launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
     top = _newest(Path(whole.config.log_dir), known)
     if top is None:
-        top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{train.name_of(whole)}")
+        top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{training.name_of(whole)}")
     elif len((sweep := _Sweep(top, overrides, jobs, known, launcher)).before) == len(jobs):
         done = f"all jobs of this command are finished ({len(jobs)})"
         print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)
@@ -68,7 +68,7 @@ def _compose_all(combinations: list[list[str]]) -> list[Composed]:
     for combination in combinations:
         try:
             jobs.append(compose("train", combination))
-            train.settle_weights(jobs[-1])
+            training.settle_weights(jobs[-1])
         except ConfigError as e:
             mistakes += e.mistakes
     if mistakes:
@@ -157,13 +157,13 @@ class _Sweep:
                 continue
             if status not in UNFINISHED or folder is None:
                 folder = _fresh(self.top, number)
-                launched.queue(self.jobs[number], folder, train.name_of(self.jobs[number]))
+                launched.queue(self.jobs[number], folder, training.name_of(self.jobs[number]))
             start.append(folder)
         if watch and not self.launcher.watches:
             print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)
         self.write()
         if start or watch:
-            self.launcher.run(self.top, start, watch, rendezvous.function_name(train.job))
+            self.launcher.run(self.top, start, watch, rendezvous.function_name(training.job))
 
     def run_job(self, number: int, job: Composed) -> None:
         heading = f"job {number}  {self.titles[number]}"
@@ -177,9 +177,9 @@ class _Sweep:
         try:
             newest = _newest_start(self.top, number)
             if newest is not None and _status(newest) in UNFINISHED:
-                train.go_on(newest, [text for text in job.overrides if "${oc.env:" in text])
+                training.go_on(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
-                train.run(job, _fresh(self.top, number))
+                training.run(job, _fresh(self.top, number))
             self.write()
         except UserError as e:
             self.failed(number, str(e))

@@ -99,7 +99,7 @@ def together(
     config.trainer.devices = asked["devices"]
     with tempfile.TemporaryDirectory(prefix="boltlab-predict-", dir=where) as name:
         shared = Path(name).resolve()
-        runs.write_config(shared, config)
+        config = runs.write_config(shared, config)
         named = {"folder": str(folder), "files": list(map(str, files))}
         (shared / "asked.json").write_text(json.dumps(named | asked))
         launch(predict_part, shared, config)
@@ -108,13 +108,13 @@ def together(
         yield from islice(parts[batch % len(parts)], asked["batch_size"])
 
 
-def predict_part(folder_name: str) -> None:
+def predict_part(folder_name: str, config: Any) -> None:
     """What every process of a prediction does."""
     shared, rank = Path(folder_name), int(os.environ["RANK"])
     with signals.caught():
         asked = json.loads((shared / "asked.json").read_text())
         asked |= {"folder": Path(asked["folder"]), "files": list(map(Path, asked["files"])), "rank": rank}
-        rows = list(predict(runs.load_config(shared, own=True), **asked))
+        rows = list(predict(config, **asked))
         _part(shared, rank).write_text(json.dumps(rows))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab import runs
-from boltlab.commands import train
 from boltlab.config.build import build
 from boltlab.config.check import process_count
 from boltlab.config.compose import Composed, compose
@@ -19,6 +18,7 @@ from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.runs import differences as differ
 from boltlab.runs import index as history
 from boltlab.training import resume
+from boltlab.training import start as training
 
 # What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
 # The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
@@ -67,10 +67,10 @@ def _main(overrides: list[str]) -> int:
         )
     known = {"experiment": summary.get("name"), **{key: summary.get(key) for key in ("data", "model")}}
     composed = Composed("train", config, overrides, known)
-    folder = runs.new_folder(options.log_dir, "train", train.name_of(composed))
+    folder = runs.new_folder(options.log_dir, "train", training.name_of(composed))
     runs.write_summary(folder, reproduces=str(source))
     print(flush=True)
-    train.run(composed, folder, git)
+    training.run(composed, folder, git)
     code = show_results(source, folder, options.digits)
     runs.write_summary(folder, reproduced=code == 0)
     return code

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from omegaconf import OmegaConf
 
 from boltlab import runs
-from boltlab.commands import train
 from boltlab.config.build import build
 from boltlab.config.check import process_count, settle
 from boltlab.config.compose import Composed, compose
@@ -32,6 +31,7 @@ from boltlab.sweeps import space as spaces
 from boltlab.sweeps import study as studies
 from boltlab.sweeps.study import ASKED, URL, Study
 from boltlab.sweeps.worker import FROM_SUMMARY, Part, Worker
+from boltlab.training import start as training
 
 TRIALS = 20  # where their number is not given
 _composing = threading.Lock()  # Hydra has one global state
@@ -112,7 +112,7 @@ def _main(overrides: list[str]) -> int:
     elif sweep.engine == "vectorized":
         at_once = options.workers if isinstance(options.workers, int) else vectorized.AT_ONCE
         deadline = time.time() + 60 * sweep.timeout_minutes if sweep.timeout_minutes else None
-        vectorized.Vectorized(study, parts, at_once, train.name_of, deadline).run()
+        vectorized.Vectorized(study, parts, at_once, training.name_of, deadline).run()
     else:
         _work(study, parts, _places(base, options.workers, study), sweep.timeout_minutes, live=True)
     return _end(study)
@@ -218,7 +218,7 @@ def _check(
             mistakes += [_of_objective(metric, mistake) for mistake in e.mistakes]
     if mistakes:
         raise ConfigError(mistakes)
-    train.settle_weights(found[0])
+    training.settle_weights(found[0])
     return found, objectives
 
 
@@ -300,8 +300,8 @@ def _begin(overrides: list[str], folder: Path) -> None:
     """Makes the run of a trial, whole and checked, for a process of this machine to begin it."""
     with _composing:
         job = compose("train", overrides)
-        train.settle_weights(job)
-        launched.queue(job, folder, train.name_of(job), auto=())
+        training.settle_weights(job)
+        launched.queue(job, folder, training.name_of(job), auto=())
 
 
 def _work(
@@ -316,7 +316,7 @@ def _work(
 
     deadline = (begun or time.time()) + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
-    worker = Worker(study, parts, places, _begin, rendezvous.function_name(train.job), deadline, table.say)
+    worker = Worker(study, parts, places, _begin, rendezvous.function_name(training.job), deadline, table.say)
     with table.shown(worker.at_work):
         worker.run(table.update)
 

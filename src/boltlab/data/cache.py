@@ -10,7 +10,7 @@ size and format wanted, the decoder), so it never goes stale; an old one is neve
     lock         held (flock) by the process that builds
 
 Images come in the order of their index, each stretch synced to disk before its lines of the index. So whatever kills
-the process leaves a beginning that is right, and the next one goes on from there.
+the process leaves a beginning that is right, and the next one resumes from there.
 """
 
 import errno

@@ -35,6 +35,8 @@ from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError, WorkerError
 from boltlab.processes import rendezvous
 
+Entry = Callable[[str, DictConfig], Any]  # what a process of a run does, with its folder and its config
+
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
 _TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
 _hiding_main = threading.Lock()
@@ -67,8 +69,10 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> None:
-    """Runs `entry(folder)` in as many processes as the config asks for; `entry` stands at the top of a module.
+def launch(entry: Entry, folder: Path, config: DictConfig) -> None:
+    """Runs `entry(folder, config)` in as many processes as the config asks for; `entry` stands at the top of a module.
+
+    config: what the folder's config.yaml holds, as it is read again.
 
     `max_restarts` of the config: how often the processes are started again after one of them has failed; `entry` then
     finds the folder as they have left it.
@@ -82,7 +86,7 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
     leader = rendezvous.leading()
     keep_freed_memory()
     if leader is not None:
-        _lead(leader, entry, folder)
+        _lead(leader, entry, folder, config)
         return
     nodes = int(config.trainer.get("num_nodes", 1))
     if nodes > 1:
@@ -91,11 +95,11 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
             " with torchrun (scripts/torchrun.sh), or with srun (scripts/slurm.sbatch)"
         )
     if processes == 1 and not restarts:
-        entry(str(folder))
+        entry(str(folder), config)
         return
     for restart in range(restarts + 1):
         try:
-            _start(entry, folder, processes)
+            _start(entry, folder, config, processes)
             return
         except ProcessFailed as e:
             if restart == restarts or e.told_to_stop:
@@ -105,8 +109,8 @@ def launch(entry: Callable[[str], Any], folder: Path, config: DictConfig) -> Non
             runs.write_summary(folder, restarts=[*told, {"time": time.time(), "reason": e.reason}])
 
 
-def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
-    """Runs `entry(folder)` once in several processes of this machine."""
+def _start(entry: Entry, folder: Path, config: DictConfig, processes: int) -> None:
+    """Runs `entry` once in several processes of this machine."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -133,7 +137,7 @@ def _start(entry: Callable[[str], Any], folder: Path, processes: int) -> None:
     try:
         with signals.caught(at_once=_kill, forward=partial(_forward, folder)), nothing_to_import():
             try:
-                elastic_launch(settings, _rank)(entry, str(folder), os.getcwd(), dict(os.environ))
+                elastic_launch(settings, _rank)(entry, str(folder), config, os.getcwd(), dict(os.environ))
             finally:
                 told = signals.inbox.stop
     except ChildFailedError as e:
@@ -242,7 +246,7 @@ def begin_forked(cwd: str, environment: dict[str, str]) -> None:
     os.environ.update({**started_by.alone(environment), **own})
 
 
-def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[str, str]) -> None:
+def _rank(entry: Entry, folder: str, config: DictConfig, cwd: str, environment: dict[str, str]) -> None:
     """One process of several: how it ended is left where the parent finds it."""
     begin_forked(cwd, environment)
     keep_freed_memory()
@@ -261,7 +265,7 @@ def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[
         with _last_word(Path(folder)), signals.caught():
             if told.exists():
                 raise signals.Stopped(int(told.read_text()), at_once=True)
-            entry(folder)
+            entry(folder, config)
     except signals.Stopped:  # no failure
         pass
     except BaseException as e:
@@ -274,16 +278,16 @@ def _rank(entry: Callable[[str], Any], folder: str, cwd: str, environment: dict[
 # ---------------------------------------------------------------- processes from outside
 
 
-def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
-    """Runs `entry(folder)` as rank 0 of processes from outside.
+def _lead(leader: Any, entry: Entry, folder: Path, config: DictConfig) -> None:
+    """Runs `entry` as rank 0 of processes from outside.
 
     Where another process fails, its launcher sends this one a signal to stop; the failure is what is told.
     """
     _clear(folder)
     leader.order(follow, entry, folder)
     try:
-        with _last_word(folder), rendezvous.joined(*_group(folder)):
-            entry(str(folder))
+        with _last_word(folder), rendezvous.joined(*_group(config)):
+            entry(str(folder), config)
     except BaseException as e:
         leader.alone = True
         signals.inbox.deferred = True  # the launcher's signal must not hide the cause
@@ -297,8 +301,8 @@ def _lead(leader: Any, entry: Callable[[str], Any], folder: Path) -> None:
         raise
 
 
-def follow(entry: Callable[[str], Any], folder: Path) -> None:
-    """Runs `entry(folder)` as one of the processes that rank 0 leads; what it raises is printed before it ends.
+def follow(entry: Entry, folder: Path) -> None:
+    """Runs `entry` as one of the processes that rank 0 leads; what it raises is printed before it ends.
 
     Raises:
         Stopped: all of them were told to stop, and did.
@@ -306,8 +310,9 @@ def follow(entry: Callable[[str], Any], folder: Path) -> None:
     keep_freed_memory()
     rank = os.environ["RANK"]
     try:
-        with _last_word(folder), rendezvous.joined(*_group(folder)):
-            entry(str(folder))
+        config = runs.load_config(folder, own=True)
+        with _last_word(folder), rendezvous.joined(*_group(config)):
+            entry(str(folder), config)
     except signals.Stopped:
         raise
     except BaseException as e:
@@ -320,11 +325,10 @@ def follow(entry: Callable[[str], Any], folder: Path) -> None:
         raise SystemExit(1) from None
 
 
-def _group(folder: Path) -> tuple[bool, str | None, timedelta]:
+def _group(config: DictConfig) -> tuple[bool, str | None, timedelta]:
     """Of a run's process group: whether it is on GPUs, the backend that the strategy names, the timeout."""
     import torch
 
-    config = runs.load_config(folder, own=True)
     on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     strategy = config.trainer.get("strategy")
     timeout = timedelta(seconds=config.get("timeout_seconds", 300.0))

@@ -80,9 +80,8 @@ def queue(job: Composed, folder: Path, name: str, auto: Iterable[str] | None = N
     job.config.update({**dict.fromkeys(at_auto(job) if auto is None else auto, "auto"), "launcher": None})
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
-        runs.prepare(folder, job.config, job.overrides, status="queued")
         chosen = {key: job.choices.get(key) for key in ("data", "model")}
-        runs.write_summary(folder, name=name, **chosen)
+        runs.prepare(folder, job.config, job.overrides, status="queued", name=name, **chosen)
 
 
 def run(job: Composed, name: str, entry: str) -> Path:

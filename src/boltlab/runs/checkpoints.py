@@ -73,7 +73,7 @@ def best(folder: Path) -> Path | None:
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint that a run goes on from: the first of `last`, `last-1`, …, then the newest step, that is whole.
+    """The checkpoint that a run resumes from: the first of `last`, `last-1`, …, then the newest step, that is whole.
 
     Returns:
         The file, None where the run has no checkpoint; and a line for each damaged file that was passed over.

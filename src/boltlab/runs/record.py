@@ -66,25 +66,28 @@ def prepare(
     overrides: list[str],
     git: "Future[Git] | None" = None,
     status: Literal["running", "queued"] = "running",
-) -> None:
-    """Writes into a new folder all that is known before the run starts; `git` is asked here if it was not before.
+    **known: Any,
+) -> DictConfig:
+    """Writes into a new folder what is known before the run starts, `known` into its summary; returns its config as it
+    is read again. `git` is asked here if it was not before.
 
-    A queued run is started later, perhaps on another machine: what its environment is, is written then.
+    A queued run is started later, perhaps on another machine: its environment is written then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         (folder / ".run").touch(exist_ok=False)  # of two at once, one
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
-    write_summary(folder, status=status, started=time.time(), pid=os.getpid(), host=platform.node())
-    write_summary(folder, start={"of": started_by.start()[0], "overrides": list(overrides)})
+    start = {"of": started_by.start()[0], "overrides": list(overrides)}
+    began = {"status": status, "started": time.time(), "pid": os.getpid(), "host": platform.node(), "start": start}
+    write_summary(folder, **began, **known)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     if status == "running":
         _write_environment(folder, git)
     class_names = config.get("data", {}).get("class_names")
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
-    write_config(folder, config)  # at the end: a folder without it is no run yet
+    return write_config(folder, config)  # at the end: a folder without it is no run yet
 
 
 def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
@@ -93,22 +96,27 @@ def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
     (folder / "git.patch").write_bytes(answer.patch)
 
 
-def record_start(folder: Path, config: DictConfig | None, git: "Future[Git] | None" = None) -> None:
-    """Writes that a queued run begins, here and now; the config, where it is not as it was queued."""
+def record_start(
+    folder: Path, config: DictConfig, git: "Future[Git] | None" = None, written: bool = False
+) -> DictConfig:
+    """Writes that a queued run begins, here and now, and its config where that is not `written`; returns the config as
+    it is read again."""
     _write_environment(folder, git)
-    if config is not None:
-        write_config(folder, config)
+    if not written:
+        config = write_config(folder, config)
     running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
     write_summary(folder, **running, started=time.time())
+    return config
 
 
-def write_config(folder: Path, config: DictConfig) -> None:
-    """Writes the resolved config, secrets as references, and sets its `run_dir`."""
+def write_config(folder: Path, config: DictConfig) -> DictConfig:
+    """Writes the resolved config, secrets as references, and sets its `run_dir`; returns it as it is read again."""
     config.run_dir = _HERE
     plain = credentials.plain(config)
-    text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
-    write_whole(folder / "config.yaml", text.replace(_HERE, "${run_dir}"))
+    text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False).replace(_HERE, "${run_dir}")
+    write_whole(folder / "config.yaml", text)
     config.run_dir = str(folder)
+    return parse_config(folder, text, own=True)
 
 
 def record_resume(
@@ -118,9 +126,10 @@ def record_resume(
     checkpoint: str | None,
     changed: list[tuple[str, Any, Any]],
     git: "Future[Git] | None" = None,
-) -> None:
-    """Writes that a run goes on: its config as it is now, and in the summary what was changed, when and where."""
-    write_config(folder, config)
+) -> DictConfig:
+    """Writes that a run resumes: its config as it is now, and in the summary what was changed, when and where; returns
+    the config as it is read again."""
+    config = write_config(folder, config)
     summary, commit = read_summary(folder), (git or ask_git()).result().commit
     this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
     this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
@@ -129,6 +138,7 @@ def record_resume(
     if start and not restarts:
         running["start"] = {"of": start, "overrides": overrides}
     write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
+    return config
 
 
 def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
@@ -142,16 +152,33 @@ def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -
     Raises:
         UserError: no config, one that cannot be read, or one that asks for what is not trusted.
     """
+    return parse_config(folder, config_text(folder), own, replaced)
+
+
+def config_text(folder: Path) -> str:
+    """What stands in the config.yaml of a run.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml")
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
+
+
+def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
+    """The config of a run out of the text of its config.yaml: see `load_config`."""
+    path = folder / "config.yaml"
+    try:
         if refers_to_itself(text):
             raise ValueError("it refers to its own parts (*name), which no config of ours does")
         # Both loaders make plain values only. The faster one, of what nobody else wrote: it fails on what is too deep.
         config = OmegaConf.create(yaml.load(text, PlainLoader) if own else text)
-    except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
+    except (ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as e:
         raise UserError(f"{path} cannot be read: {' '.join(str(e).split())}"[:500]) from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} holds no config")

@@ -245,7 +245,7 @@ def _metric(group: list[Row], key: str) -> str:
 
 
 def _reached(row: Row) -> tuple[int | None, str]:
-    """How far a run has come: a killed one goes on from there."""
+    """How far a run has come: a killed one resumes from there."""
     for key, unit in (("epochs", "epoch"), ("steps", "step"), ("step", "step")):
         if isinstance(row.values.get(key), int):
             return row.values[key], unit

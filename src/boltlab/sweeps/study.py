@@ -6,7 +6,7 @@
     best.yaml      the best config, as an experiment          report.html, *.png
 
 Workers, threads of one command or commands on several machines, share the study and nothing else. A trial whose worker
-is gone is taken by another one, and goes on from its own checkpoint.
+is gone is taken by another one, and resumes from its own checkpoint.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ from boltlab.ground import credentials
 def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | None = None, **arguments: Any) -> Any:
     """The Trainer that a config describes, with its callbacks, its loggers and our checkpoint files.
 
-    adapt: changes the content of a checkpoint in place before a fit goes on from it.
+    adapt: changes the content of a checkpoint in place before a fit resumes from it.
     """
     import torch
     from lightning.pytorch.callbacks import ProgressBar

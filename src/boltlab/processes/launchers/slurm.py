@@ -2,7 +2,7 @@
 
 In the job, each task that `srun` starts becomes (`exec`) a process of ours: submitit's own handling of signals, its
 pickled results and its requeueing stay out of it. A job that is requeued, by Slurm because of another partition or a
-broken node, by `scontrol requeue`, or by itself at its time limit, goes on from the newest checkpoint.
+broken node, by `scontrol requeue`, or by itself at its time limit, resumes from the newest checkpoint.
 """
 
 import os

@@ -1,0 +1,157 @@
+"""What each process of a training does.
+
+From the command to the last checkpoint:
+
+    commands.train.main     reads the command line, composes and checks the config
+    start.Start             plans the run: new, or resumed from its newest checkpoint
+    Start.execute           writes config and environment into the run folder
+    processes.launch        starts `fit` once in each process
+        fit                 seed; build data module and module; make the Trainer
+            trainer.fit     for each epoch, for each batch of training.loaders: seed its draws, step, callbacks;
+                            validate; callbacks.last and best write checkpoints
+            trainer.test    the best checkpoint, or the last weights
+    Start.execute           prints what the run has reached
+"""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+
+from boltlab import runs
+from boltlab.checkpoints import file as checkpoint_file
+from boltlab.config.build import build
+from boltlab.ground import credentials, signals
+from boltlab.ground.signals import Stopped
+from boltlab.runs import checkpoints
+from boltlab.training import init_from, resume
+from boltlab.training.fit_watch import FitWatch, best_callback, best_path, keep_replaced
+from boltlab.training.load import fitted
+from boltlab.training.outcome import numbers, tell_loggers
+from boltlab.training.plain import lacks
+from boltlab.training.trainer import make_trainer
+
+
+def fit(folder_name: str, config: DictConfig) -> None:
+    """Entry point of each process: trains from the folder's newest checkpoint, then tests."""
+    folder = Path(folder_name)
+    with signals.caught(at_once=lambda signum: runs.end(folder, status="interrupted")):
+        pl.seed_everything(config.seed, verbose=False)
+        training = _Training(folder, config)
+        training.fit()
+        training.finish(training.test())
+
+
+class _Training:
+    """The training of one run in this process."""
+
+    def __init__(self, folder: Path, config: DictConfig) -> None:
+        self.folder, self.config, self.began = folder, config, time.perf_counter()
+        self.data, self.model = build(config, "data"), build(config, "model")
+        self.newest, _ = checkpoints.newest_good(folder)
+        self._give_state()
+        adapt = None if self.newest is None else partial(resume.adapt, config=config, data=self.data)
+        self.trainer: Any = make_trainer(config, adapt)
+        self.watch = FitWatch()
+        self.trainer.callbacks.insert(0, self.watch)
+        self.leads = self.trainer.is_global_zero  # writes into the folder
+        if self.newest is not None:  # before the weights are loaded: float64 ones would be rounded
+            self.model = self.trainer.precision_plugin.convert_module(self.model)
+
+    def _give_state(self) -> None:
+        """Weights of `init_from`, and what the data module of a run that resumes has fitted."""
+        if self.newest is None:
+            if self.config.get("init_from"):
+                init_from.initialize(self.model, self.config, self.folder)
+        elif hasattr(self.data, "fitted"):  # before Lightning, which restores it after it was fitted anew
+            content = torch.load(self.newest, map_location="cpu", weights_only=True, mmap=True)
+            self.data.load_state_dict({"fitted": fitted(content)})
+
+    def fit(self) -> None:
+        trainer, folder = self.trainer, self.folder
+        if self.leads:
+            self._check_folders()
+        for logger in trainer.loggers:
+            logger.log_hyperparams(credentials.plain(self.config))
+        if self.leads:
+            print(f"{runs.shown(folder)}\n", flush=True)
+        trainer.ckpt_path = self.newest and str(self.newest)  # not as an argument of fit, so that `setup` knows it
+        try:
+            trainer.fit(self.model, datamodule=self.data)
+        except Stopped:
+            if self.leads:
+                runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
+            raise
+        trainer.ckpt_path = None
+        final = self._final()
+        if self.watch.replaced:
+            final |= keep_replaced(trainer, self.model, self.data, folder, self.config.monitor)
+        if self.leads:
+            self._record(final)
+
+    def _check_folders(self) -> None:
+        config, data, folder = self.config, self.data, self.folder
+        if config.get("data_fingerprint") != "none":
+            data.on_load = partial(resume.record_data, folder, config, data, goes_on=self.newest is not None)
+        needed = sum(parameter.nbytes for parameter in self.model.parameters())
+        for callback in () if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
+            checkpoint_file.check_folder(Path(callback.dirpath or folder), needed)
+
+    def _final(self) -> dict[str, float]:
+        """The newest value of each metric."""
+        if not hasattr(self.model, "known_metrics"):
+            return numbers(self.trainer.callback_metrics)
+        self.model.log_restored()
+        return dict(self.model.known_metrics())
+
+    def _record(self, final: dict[str, float]) -> None:
+        """Writes what is known when training has ended; a run that only had to be tested keeps what it knew."""
+        trainer, folder, before = self.trainer, self.folder, runs.read_summary(self.folder)
+        parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
+        values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+        values |= {"parameters": parameters, "processes": trainer.world_size}
+        if (best := best_callback(trainer, self.config.monitor)) is not None:
+            score: Any = best.best_model_score
+            values["best"] = {best.monitor: float(score)}
+            values["best_checkpoint"] = os.path.relpath(best.best_model_path, folder)
+        if final:
+            values["final"] = final
+        for callback in trainer.callbacks:
+            values |= getattr(callback, "run_summary", dict)()
+        seconds = before.get("fit_seconds", 0.0) + time.perf_counter() - self.began
+        known = runs.write_summary(folder, fit_seconds=round(seconds, 2), **values)
+        tell_loggers(trainer, best=known.get("best", {}), final=known.get("final", {}))
+        for logger in trainer.loggers:
+            for name, path in (("best", self._best()), ("last", self._last())):
+                if hasattr(logger, "log_checkpoint") and path is not None and path.is_file():
+                    logger.log_checkpoint(path, name)
+
+    def _best(self) -> Path | None:
+        return best_path(self.trainer, self.config.monitor)
+
+    def _last(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def test(self) -> dict[str, Any]:
+        """Tests the best checkpoint, else the last one, else the weights in memory; returns what the summary notes."""
+        lacking = lacks("test_step", self.model) or lacks("test_dataloader", self.data, self.model)
+        if not self.config.test or lacking or self.trainer.fast_dev_run:
+            if self.config.test and lacking and self.leads:
+                print(f"{lacking}: nothing is tested", flush=True)
+            return {"test": {}}
+        best, last = self._best(), self._last()
+        path = best or (last if last.is_file() else None)
+        self.trainer.test(self.model, datamodule=self.data, ckpt_path=path and str(path), verbose=False)
+        return {"test": numbers(self.trainer.callback_metrics), "tested": "best" if best else "last"}
+
+    def finish(self, tested: dict[str, Any]) -> None:
+        if self.leads:
+            runs.end(self.folder, status="finished", **tested)
+            tell_loggers(self.trainer, test=tested["test"])
+        for logger in self.trainer.loggers:
+            getattr(logger, "finish", lambda: None)()  # a W&B run stays open between fit and test
