@@ -16,10 +16,10 @@ from pydantic import ConfigDict, TypeAdapter
 
 from boltlab.config import overrides as command_line
 from boltlab.config import roots, sources
-from boltlab.config.check import _fits, type_problem
 from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
 from boltlab.config.sources import CONFIG_DIR
+from boltlab.config.types import _fits, type_problem
 from boltlab.ground.errors import ConfigError
 
 ROOT_KEYS = (

@@ -13,8 +13,8 @@ import yaml
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
-from boltlab.config.check import direction
 from boltlab.config.compose import compose
+from boltlab.config.modes import direction
 from boltlab.ground.errors import ConfigError
 
 pytestmark = pytest.mark.floats

@@ -7,7 +7,7 @@ import pytest
 from warm import FORKED, only_run
 
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.config import check
+from boltlab.config import rules
 
 OPTIONS = {
     "scheduler": ["one_cycle", "constant", "cosine", "exponential", "multistep", "plateau", "step"],
@@ -30,7 +30,7 @@ SAID_AS = {
     "regressor": ("data=diabetes", "model=mlp_regressor"),
     "16-true": ("precision=16-true", "optimizer=sgd", "optimizer.lr=0.001"),
 }
-# What stands in check.PAIRS: its place there, the options, and what is said beside them.
+# What stands in rules.PAIRS: its place there, the options, and what is said beside them.
 REFUSED = [
     (0, {"trainer": "fsdp", "precision": "64"}, ()),
     (0, {"trainer": "fsdp", "precision": "16-mixed"}, ()),
@@ -113,18 +113,18 @@ def test_a_row_trains(warm, row):
 
 
 def test_every_refused_pair_stands_here():
-    assert sorted({place for place, _, _ in REFUSED}) == list(range(len(check.PAIRS))) and len(check.PAIRS) <= 10
+    assert sorted({place for place, _, _ in REFUSED}) == list(range(len(rules.PAIRS))) and len(rules.PAIRS) <= 10
 
 
 @pytest.mark.parametrize(("place", "options", "beside"), REFUSED)
 def test_a_refused_pair_is_named_before_anything_starts(boltlab, place, options, beside, tmp_path):
     code, _, err = boltlab(*said(options), *beside)
-    assert code == 2 and "cannot be combined with" in err and check.PAIRS[place].cure in err
+    assert code == 2 and "cannot be combined with" in err and rules.PAIRS[place].cure in err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("place", "options", "beside"), {refused[0]: refused for refused in REFUSED}.values())
 def test_a_refused_pair_fails_where_nobody_refuses_it(warm, place, options, beside):
     """If not, torch or Lightning can do it by now, and the pair need not be refused."""
-    child = warm(*said(options), *beside, before="import boltlab.config.check\nboltlab.check.PAIRS.clear()").wait()
-    assert child.code and check.PAIRS[place].reason in child.stderr
+    child = warm(*said(options), *beside, before="from boltlab.config import rules\nrules.PAIRS.clear()").wait()
+    assert child.code and rules.PAIRS[place].reason in child.stderr

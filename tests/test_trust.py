@@ -99,7 +99,7 @@ FORBIDDEN = [
     {"_target_": "boltlab.runs.provenance.os.system", "_args_": ["touch canary"]},
     {"_target_": "boltlab.runs.provenance.Path", "_args_": ["x"]},
     {"_target_": "boltlab.runs.write_summary", "folder": "."},
-    {"_target_": "boltlab.config.check.locate", "name": "evil.Net"},
+    {"_target_": "boltlab.config.locate.locate", "name": "evil.Net"},
     {"_target_": "boltlab.config.build.build", "config": {"x": {"_target_": "evil.Net"}}, "key": "x"},
     {"_target_": "boltlab.load", "run": "evil"},
     {"_target_": "boltlab.commands.train.main", "overrides": []},

@@ -144,7 +144,7 @@ Last.{hook} = hook
 FORKED = """
 import socket, torch, traceback
 import boltlab.processes.launch
-from boltlab.config.check import process_count
+from boltlab.config.devices import process_count
 torch.set_num_threads(1)
 
 def launch(entry, folder, config):

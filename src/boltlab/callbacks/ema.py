@@ -26,7 +26,7 @@ class EMA(Callback):
         UserError: the strategy shards the weights.
     """
 
-    averages_weights = True  # see check.PAIRS
+    averages_weights = True  # see PAIRS in config/rules.py
 
     def __init__(
         self,

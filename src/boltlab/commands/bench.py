@@ -16,8 +16,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from boltlab.config.check import process_count
 from boltlab.config.compose import compose
+from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from boltlab import runs
 from boltlab.config.build import build
-from boltlab.config.check import process_count
 from boltlab.config.compose import Composed, compose
+from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
 from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from boltlab import runs
 from boltlab.config.build import build
-from boltlab.config.check import process_count, settle
 from boltlab.config.compose import Composed, compose
+from boltlab.config.devices import process_count
+from boltlab.config.modes import settle
 from boltlab.config.overrides import split_overrides, split_space, sweep_values
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked

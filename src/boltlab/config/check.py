@@ -6,69 +6,24 @@ add three things of its own, each a static or class method that builds nothing:
     discover(arguments) -> dict                        values for what stands at "auto" and only the data can tell
     check_arguments(arguments) -> [(argument, message)]  mistakes that several arguments make together
     logged_metrics(arguments) -> set or dict           the metric names that can be monitored; a dict says of each
-                                                       whether larger is better, None where its name tells that
-"""
+                                                       whether larger is better, None where its name tells that"""
 
-import difflib
-import importlib
 import inspect
-import json
-import operator
-import pkgutil
-import re
-import types
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab.config.devices import process_count
+from boltlab.config.locate import locate
+from boltlab.config.modes import mode_key, settle
+from boltlab.config.rules import RULES
+from boltlab.config.types import UNKNOWN, Built, holds_built, show, type_problem
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
-
-# Last words of metric names that say what is better; what has another last word is not guessed.
-_LARGER_IS_BETTER = {"acc", "accuracy", "f1", "auroc", "precision", "recall", "iou", "r2"}
-_SMALLER_IS_BETTER = {"loss", "mse", "mae", "rmse", "error", "perplexity"}
-
-
-def direction(metric: str, known: Mapping[str, bool | None]) -> Literal["min", "max"] | None:
-    """What is better of a metric: as `known` has it, whose values are torchmetrics' `higher_is_better`, or as the last
-    word of its name says; None where neither does."""
-    larger = known.get(metric)
-    if larger is None:  # without what Lightning appends
-        word = re.split(r"[\W_]+", re.sub(r"(_step|_epoch)?(/dataloader_idx_\d+)?$", "", metric.lower()))[-1]
-        larger = True if word in _LARGER_IS_BETTER else False if word in _SMALLER_IS_BETTER else None
-    return None if larger is None else "max" if larger else "min"
-
-
-def settle(key: str, mode: str, metric: str, known: Mapping[str, bool | None]) -> tuple[str, list[Mistake]]:
-    """The mode of a metric, min or max, where `mode` is one of these or auto; and what is wrong with it."""
-    better = direction(metric, known)
-    if mode != "auto" and better in (None, mode):
-        return mode, []
-    if mode == "auto" and better is not None:
-        return better, []
-    message = f"nothing says whether {metric} is better when it is larger or smaller: {key}=max or {key}=min"
-    if better is not None:
-        what = "smaller" if better == "min" else "larger"
-        message = f"{metric} is better when it is {what}: {key}={better}, or leave {key}=auto"
-    return mode, [Mistake(f"{key}={mode}", message)]
-
-
-class _Built:
-    """Stands for an object that a `_target_` node will become: its class, or None where that cannot be told."""
-
-    def __init__(self, target: Any):
-        self.kind = target if inspect.isclass(target) else None
-
 
 # What `boltlab train` finds by itself where it stands at "auto".
 SEARCHED = ("optimizer.lr", "data.batch_size")
-
-_UNKNOWN = object()  # a value whose mistake is listed already
 
 
 class Checker:
@@ -90,7 +45,7 @@ class Checker:
             if key not in fields:
                 allowed = f"keys: {', '.join(fields)}"
                 self.add(
-                    f"{key}={_show(self.config[key])}", suggest(f"there is no key {key!r}", key, list(fields), allowed)
+                    f"{key}={show(self.config[key])}", suggest(f"there is no key {key!r}", key, list(fields), allowed)
                 )
         for key, spec in fields.items():
             if OmegaConf.is_missing(self.config, key):
@@ -100,7 +55,7 @@ class Checker:
                 value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
                 if message := type_problem(value, spec.type):
                     self.unknown_roots.add(key)
-                    self.add(f"{key}={_show(value)}", message)
+                    self.add(f"{key}={show(value)}", message)
 
     def groups(self) -> None:
         for key in ("data", "model", "optimizer", "trainer"):
@@ -139,41 +94,41 @@ class Checker:
         return plain
 
     def walk(self, node: Any, path: str) -> Any:
-        """Checks a node and all below it; returns its plain value, or `_Built` for what will be an object."""
+        """Checks a node and all below it; returns its plain value, or `Built` for what will be an object."""
         if isinstance(node, ListConfig):
             return [self._child(node, i, f"{path}.{i}") for i in range(len(node))]
         values = {str(key): self._child(node, key, f"{path}.{key}" if path else str(key)) for key in node}
         name = values.pop("_target_", None)
         if name is None:
             return values
-        if name is _UNKNOWN:
-            return _Built(None)
+        if name is UNKNOWN:
+            return Built(None)
         try:
             target = locate(name)
         except ConfigError as e:
             self.found += [Mistake(f"{path}._target_={name}", m.message) for m in e.mistakes]
-            return _Built(None)
+            return Built(None)
         partial = values.get("_partial_") is True
         arguments = {key: value for key, value in values.items() if not key.startswith("_")}
         before = len(self.found)
         self._call(name.rsplit(".", 1)[-1], target, arguments, path, partial)
         if len(self.found) == before:
             self.calls.append((path, target, arguments))
-        return _Built(None if partial else target)
+        return Built(None if partial else target)
 
     def _child(self, parent: Any, key: Any, path: str) -> Any:
         if OmegaConf.is_missing(parent, key):
             if "." in path:  # the root keys are named by `roots`
                 self.add(path, f"is missing: give {path}=…")
-            return _UNKNOWN
+            return UNKNOWN
         reference = OmegaConf.is_interpolation(parent, key)
         if reference and str(parent._get_node(key)._value()).strip("${}") in self.unknown_roots:
-            return _UNKNOWN
+            return UNKNOWN
         try:
             child = parent[key]
         except OmegaConfBaseException as e:
             self.add(path, str(e).splitlines()[0])
-            return _UNKNOWN
+            return UNKNOWN
         if not OmegaConf.is_config(child):
             return child
         if not reference:
@@ -182,36 +137,26 @@ class Checker:
         return Checker(self.config).walk(child, path)
 
     def _call(self, short: str, target: Any, arguments: dict[str, Any], path: str, partial: bool) -> None:
-        try:
-            signature = inspect.signature(target, eval_str=True)
-        except NameError:  # an annotation that names what is imported for type checkers only
-            signature = inspect.signature(target)
-        except ValueError:  # some builtins have none
+        parameters = _parameters(target)
+        if parameters is None:
             return
-        every = signature.parameters.values()
-        parameters = {p.name: p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-        is_open = any(p.kind is p.VAR_KEYWORD for p in every)
+        known = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         for key, value in arguments.items():
-            where = (
-                f"{path}.{key}" if _holds_built(value) or isinstance(value, dict) else f"{path}.{key}={_show(value)}"
-            )
-            if key not in parameters:
+            whole = holds_built(value) or isinstance(value, dict)
+            where = f"{path}.{key}" if whole else f"{path}.{key}={show(value)}"
+            if key not in known:
                 if not is_open:
-                    allowed = f"it takes: {', '.join(parameters)}"
-                    self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(parameters), allowed))
-            elif value == "auto" and (f"{path}.{key}" in self.searched or key == _mode_key(target)):
+                    allowed = f"it takes: {', '.join(known)}"
+                    self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(known), allowed))
+            elif value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
                 continue
-            elif message := type_problem(value, parameters[key].annotation):
+            elif message := type_problem(value, known[key].annotation):
                 self.add(where, f"{short} {message}")
-        if partial:
-            return
-        for key, parameter in parameters.items():
-            if (
-                parameter.default is parameter.empty
-                and key not in arguments
-                and parameter.kind is not parameter.POSITIONAL_ONLY
-            ):
-                self.add(f"{path}.{key}", f"{short} needs it: give +{path}.{key}=…")
+        needed = [p for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
+        for parameter in () if partial else needed:
+            if parameter.name not in arguments:
+                self.add(f"{path}.{parameter.name}", f"{short} needs it: give +{path}.{parameter.name}=…")
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
         """Mistakes that only several values together make.
@@ -221,31 +166,10 @@ class Checker:
         for key in self.searched:
             if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
                 self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
-        for path, target, arguments in self.calls:
-            for argument, message in getattr(target, "check_arguments", lambda _: [])(arguments):
-                self.add(f"{path}.{argument}={_show(arguments.get(argument))}", message)
-        for key in ("callbacks", "logger", "plugins"):
-            if key in (self.config.get("trainer") or {}):
-                what = "are chosen by the group of that name" if key != "plugins" else "are the train command's own"
-                self.add(f"trainer.{key}", f"{key} {what}")
         if modes and isinstance(self.config.get("monitor"), str):
             self._modes(open_mode)
-        self._needs_a_checkpoint()
-        for pair in PAIRS:
-            if (where := pair.one(self)) and (other := pair.other(self)):
-                self.add(where, f"cannot be combined with {other}: {pair.cure}")
-        group = self._strategy()
-        batch_size = (self.config.get("data") or {}).get("batch_size")
-        # A plain data module's is of each process.
-        shards = any(path == "data" and hasattr(target, "num_train_batches") for path, target, _ in self.calls)
-        if shards and self.config.get("trainer") is not None and isinstance(batch_size, int):
-            processes = max(1, process_count(self.config) // group)
-            if batch_size % processes:
-                near = batch_size + processes - batch_size % processes
-                message = (
-                    f"is the global batch, divided over {processes} processes: take a multiple, for example {near}"
-                )
-                self.add(f"data.batch_size={batch_size}", message)
+        for rule in RULES:
+            self.found += [Mistake(where, message) for where, message in rule(self.config, self.calls)]
 
     def _modes(self, open_mode: bool) -> None:
         """Fills in which way each monitored metric gets better, where that is not said, and refuses the wrong way."""
@@ -258,7 +182,7 @@ class Checker:
         config.mode, mistakes = settle("mode", "auto" if open_mode else config.mode, config.monitor, known)
         self.found += mistakes
         for path, target, arguments in self.calls:
-            monitor, key = arguments.get("monitor"), _mode_key(target)
+            monitor, key = arguments.get("monitor"), mode_key(target)
             if key is None or not isinstance(monitor, str):
                 continue
             node: Any = OmegaConf.select(config, path)
@@ -280,285 +204,12 @@ class Checker:
                 known |= logged if isinstance(logged, Mapping) else dict.fromkeys(logged)
         return known
 
-    def _strategy(self) -> int:
-        """What tensor parallelism cannot be combined with; returns how many processes share each batch."""
-        trainer = self.config.get("trainer") or {}
-        strategy = trainer.get("strategy")
-        if not isinstance(strategy, DictConfig):
-            return 1
-        group: int | None = strategy.get("tensor_parallel_size")
-        if group is None:
-            return 1
-        where, processes = f"trainer.strategy.tensor_parallel_size={group}", process_count(self.config)
-        if processes % group:
-            self.add(where, f"does not divide {processes} process{'es' * (processes > 1)}: see trainer.devices")
-        for path, target, _ in self.calls:
-            if group > 1 and path == "model.net" and not hasattr(target, "tensor_parallel_plan"):
-                message = f"{target.__name__} has no tensor_parallel_plan(), which divides layers: 1, or model=vit_tiny"
-                self.add(where, message)
-        return group
 
-    def _needs_a_checkpoint(self) -> None:
-        trainer = self.config.get("trainer")
-        if not self.config.get("test") or trainer is None or trainer.get("fast_dev_run"):
-            return
-        kept = [name for name, node in (self.config.get("callbacks") or {}).items() if "dirpath" in (node or {})]
-        if kept and trainer.get("enable_checkpointing") is False:
-            self.add("trainer.enable_checkpointing=false", f"contradicts callbacks {', '.join(kept)}: leave them out")
-        elif not kept:
-            self.add("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false")
-        elif trainer.get("max_epochs") == 0:
-            self.add("trainer.max_epochs=0", "leaves no checkpoint to test: test=false")
-
-
-class Pair(NamedTuple):
-    """Two options that torch or Lightning cannot combine, which nothing of ours can mend.
-
-    Each of the two is a function that gives key and value where a config has the option; the first is named as the
-    mistake.
-    """
-
-    one: Callable[[Checker], str | None]
-    other: Callable[[Checker], str | None]
-    cure: str
-    reason: str  # of torch 2.15 or Lightning 2.6.6: a part of what it says where nobody refuses the pair before
-
-
-def _where(key: str, holds: Callable[[Any], Any]) -> Callable[[Checker], str | None]:
-    def said(checker: Checker) -> str | None:
-        value = OmegaConf.select(checker.config, key)
-        return f"{key}={_show(value)}" if value is not None and holds(value) else None
-
-    return said
-
-
-def _averages_weights(checker: Checker) -> str | None:
-    for path, target, _ in checker.calls:
-        names = [kind.__name__ for kind in getattr(target, "__mro__", ())]
-        if getattr(target, "averages_weights", False) or "WeightAveraging" in names:  # Lightning's
-            return path
-    return None
-
-
-def _zero_in_float16(checker: Checker) -> str | None:
-    for path, target, arguments in checker.calls:
-        if path == "optimizer" and (parameter := inspect.signature(target).parameters.get("eps")):
-            eps = arguments.get("eps", parameter.default)
-            return f"optimizer.eps={eps}" if isinstance(eps, float) and eps <= 2**-25 else None
-    return None
-
-
-_SHARDED = _where("trainer.strategy.tensor_parallel_size", lambda size: size > 0)
-
-# tests/test_option_pairs.py trains all other pairs of the options that people combine, and these to see their reasons.
-PAIRS = [
-    Pair(
-        _where("trainer.precision", lambda p: str(p) not in ("32", "32-true", "bf16-mixed", "bf16-true", "16-true")),
-        _SHARDED,
-        "32, bf16-mixed, bf16-true or 16-true",
-        "The `ModelParallelStrategy` does not support `Fabric(..., precision=",
-    ),
-    Pair(_averages_weights, _SHARDED, "trainer=ddp", "FSDP does not support deepcopy"),
-    Pair(
-        _where("trainer.accumulate_grad_batches", lambda batches: batches > 1),
-        _where("trainer.strategy.static_graph", bool),
-        "1, or trainer.strategy.static_graph=false",
-        "expect_autograd_hooks_ INTERNAL ASSERT FAILED",
-    ),
-    Pair(
-        _where("precision", lambda precision: precision == "16-true"),
-        _zero_in_float16,
-        "float16 rounds it to 0, and it is divided by: bf16-true, optimizer=sgd or +optimizer.eps=1e-4",
-        "the training loss is nan",
-    ),
-]
-
-
-def _mode_key(target: Any) -> str | None:
-    """The argument that says whether the metric in the argument `monitor` is to be min or max."""
+def _parameters(target: Any) -> list[inspect.Parameter] | None:
+    """The parameters of a class or function; None where they cannot be told, as of some builtins."""
     try:
-        parameters = inspect.signature(target).parameters
-    except ValueError:  # some builtins have none
-        return None
-    key = "monitor_mode" if "monitor_mode" in parameters else "mode"
-    # Where its default is something else, so is what it means.
-    known = "monitor" in parameters and key in parameters
-    return key if known and parameters[key].default in ("min", "max", inspect.Parameter.empty) else None
-
-
-def locate(name: Any) -> Callable[..., Any]:
-    """The class or function that a `_target_` names.
-
-    Raises:
-        ConfigError: nothing has that name, or a package is not installed.
-    """
-    if not isinstance(name, str) or "." not in name:
-        raise ConfigError([Mistake("_target_", f"is no dotted path of a class or function: {name!r}")])
-    parts = name.split(".")
-    thing: Any = None
-    for depth in range(len(parts)):
-        part, path = parts[depth], ".".join(parts[: depth + 1])
-        if depth and hasattr(thing, part):
-            thing = getattr(thing, part)
-            continue
-        try:
-            thing = importlib.import_module(path) if depth == 0 or inspect.ismodule(thing) else None
-        except ModuleNotFoundError as e:
-            if e.name and not path.startswith(e.name):
-                message = f"needs the package {e.name!r}, which is not installed"
-            elif depth == 0:
-                message = f"there is no package {part!r}; is it installed?"
-            else:
-                message = suggest(
-                    f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
-                )
-            raise ConfigError([Mistake("_target_", message)]) from e
-        if thing is None:
-            raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
-    if not callable(thing):
-        raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
-    return thing
-
-
-def _names(module: Any) -> list[str]:
-    return [*dir(module), *(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", [])))]
-
-
-def type_problem(value: Any, annotation: Any) -> str | None:
-    """Says why a plain value does not fit an annotation; None where it fits or where nothing can be told."""
-    if annotation is inspect.Parameter.empty or annotation is Any or value is _UNKNOWN:
-        return None
-    if isinstance(value, _Built):
-        if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
-            return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
-        return None
-    if _holds_built(value) or _fits(value, annotation):
-        return None
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-    from pydantic.errors import PydanticUserError
-
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except (PydanticUserError, TypeError, ValueError, NameError):
-        return None
-    try:
-        # JSON's rules are YAML's: a list may fill a tuple, text a path, but "0.1" is no number and 32.5 no integer.
-        adapter.validate_json(json.dumps(value), strict=True)
-    except ValidationError as e:
-        if any(
-            error["type"].startswith(("is_instance", "callable", "is_subclass")) for error in e.errors()
-        ) and isinstance(value, dict):
-            return "takes an object: its `_target_` is missing"
-        return _expected(value, annotation)
-    except (TypeError, PydanticUserError):
-        return None
-    return None
-
-
-# What YAML's plain values fit without being asked: the annotation → the types of the value.
-_PLAIN = {bool: (bool,), int: (int,), float: (float, int), str: (str,), Path: (str,), list: (list,), dict: (dict,)}
-_LIMITS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """True where a value surely fits a common annotation. All else is for pydantic, whose import takes longer than
-    the whole check: only a mistake or a rare annotation needs it."""
-    kind, origin, parts = type(value), typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return any(kind is type(part) and value == part for part in parts)
-    if origin is Annotated:
-        return _fits(value, parts[0]) and all(_within(value, limit) for limit in parts[1:])
-    if origin is tuple and Ellipsis not in parts:
-        return kind is list and len(value) == len(parts) and all(map(_fits, value, parts))
-    if origin in (list, tuple, Sequence):
-        return kind is list and all(_fits(v, parts[0]) for v in value)
-    if origin is dict:
-        return kind is dict and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
-    if annotation is None or annotation is type(None):
-        return value is None
-    return annotation is Any or (isinstance(annotation, type) and kind in _PLAIN.get(annotation, ()))
-
-
-def _within(value: Any, limit: Any) -> bool:
-    return type(limit) in _LIMITS and bool(_LIMITS[type(limit)](value, *astuple(limit)))
-
-
-def _holds_built(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_holds_built(v) for v in value.values())
-    if isinstance(value, list):
-        return any(_holds_built(v) for v in value)
-    return isinstance(value, _Built) or value is _UNKNOWN
-
-
-def _expected(value: Any, annotation: Any) -> str:
-    literals, others = _alternatives(annotation)
-    # What YAML can write comes first; classes are named only where there is nothing else.
-    writable = [name for name in others if name.split()[0] in _WRITABLE or "[" in name]
-    names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
-    message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
-    near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
-    if near:
-        message += f": did you mean {near[0]!r}?"
-    elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
-        message += "; a number in quotes is text: drop the quotes"
-    return message
-
-
-_WRITABLE = ("bool", "int", "float", "str", "Path", "list", "dict", "null")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
+        return list(inspect.signature(target, eval_str=True).parameters.values())
+    except NameError:  # an annotation that names what is imported for type checkers only
+        return list(inspect.signature(target).parameters.values())
     except ValueError:
-        return False
-    return True
-
-
-def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
-    """The literal values and the names of the types that an annotation allows."""
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        return list(typing.get_args(annotation)), []
-    if origin in (typing.Union, types.UnionType):
-        literals: list[Any] = []
-        others: list[str] = []
-        for part in typing.get_args(annotation):
-            more_literals, more_others = _alternatives(part)
-            literals += more_literals
-            others += more_others
-        return literals, others
-    if annotation is type(None):
-        return [], ["null"]
-    if origin is Annotated:
-        kind, *limits = typing.get_args(annotation)
-        bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
-        bounds += [f"above {limit.gt}" for limit in limits if hasattr(limit, "gt")]
-        bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
-        return [], [" ".join([kind.__name__, *bounds])]
-    return [], [
-        getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation).replace("typing.", "")
-    ]
-
-
-def _show(value: Any) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda v: "…")
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def process_count(config: DictConfig) -> int:
-    """How many processes the config asks for: devices of one node times nodes."""
-    devices, accelerator = config.trainer.get("devices", "auto"), config.trainer.get("accelerator", "auto")
-    if isinstance(devices, (list, ListConfig)):
-        devices = len(devices)
-    elif isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    elif not isinstance(devices, int) or devices == -1:
-        import torch
-
-        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
-    return max(1, int(devices)) * int(config.trainer.get("num_nodes", 1))
+        return None

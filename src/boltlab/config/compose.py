@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,91 +50,138 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
     """
     top = project.current() if verb in COMPOSED else project.find()
-    parsed, mistakes = parse(overrides, sweep)
-    known = groups()
-    root_keys = list(ROOTS[verb].__dataclass_fields__)
-    wrong_groups: set[str] = set()
-    chosen: list[Any] = []
-    for o in parsed:
-        key = o.key_or_group
-        if key not in known or o.is_delete():
-            continue
-        if o.value() is None:
-            if key not in ("experiment", "debug", "local", "launcher"):
-                wrong_groups.add(key)
-                mistakes.append(Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known[key])}"))
-            continue
-        for choice in choices_of(o):
-            if choice is not None and choice not in known[key]:
-                wrong_groups.add(key)
-                allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
-                near = suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed)
-                mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near)))
-        if key not in root_keys and key not in ("experiment", "debug", "local"):
-            wrong_groups.add(key)
-            mistakes.append(
-                Mistake(f"{key}=…", f"boltlab {verb} has no group {key!r}; it takes {', '.join(root_keys)}")
-            )
-        if key not in wrong_groups:
-            chosen.append(o)
-
-    values = [o for o in parsed if o.key_or_group not in known or o.is_delete()]
-    values = [o for o in values if o.key_or_group.split(".")[0] not in wrong_groups]
-    base, choices = _hydra_compose(verb, [first_text(o) for o in chosen], mistakes)
-    if base is None:
-        raise ConfigError(mistakes)
-    kept = []
-    for o in values:
-        problem = None if o.is_hydra_override() else key_problem(verb, base, o, known)
-        if problem:
-            mistakes.append(problem)
-        else:
-            kept.append(o)
-    # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
-    if mistakes and not kept:
-        raise ConfigError(mistakes)
-    plain = all(not o.is_hydra_override() and o.package is None and o.key_or_group not in known for o in kept)
-    config: DictConfig | None
-    if plain:
-        config = _set_values(verb, base, [first_text(o) for o in kept], mistakes)
-    else:
-        config, choices = _hydra_compose(verb, [first_text(o) for o in chosen + kept], mistakes)
-    if config is None or (mistakes and not check):
-        raise ConfigError(mistakes)
+    request = _Request(verb, overrides, sweep)
+    config, choices = request.compose(check)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
     if not check:
         return Composed(verb, config, overrides, choices)
     unused = _drop_unused(config) if "model" in config else []
-    for group in unused:
-        of_group = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == group and o.value() is not None]
-        message = f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
-        mistakes += [Mistake(line, message) for line in of_group]
-    if "augment" not in (config.get("data") or {"augment": None}):
-        used = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == "augment"]
-        mistakes += [Mistake(line, "augments images, this data holds none") for line in used]
-    resumed = [o.input_line for o in parsed if o.key_or_group == "resume" and o.value() is not None]
-    mistakes += [
-        Mistake(line, "goes on with one run: without -m, and as resume=…") for line in resumed if sweep or check
-    ]
-    latest = [o for o in parsed if sweep and "init_from=latest" in variants(o)]
-    mistakes += [Mistake("init_from=latest", "is the job before, in all jobs but one: name the run") for _ in latest]
+    mistakes = request.mistakes
+    mistakes += _without_effect(config, request.parsed, unused)
+    mistakes += _of_one_run(request.parsed, sweep)
     mistakes += devices.settle(config, overrides)
     mistakes += problems(verb, config)
-    # A sweep tries each of its values once, the others standing at their first.
-    for o in chosen + kept:
-        for text in list(variants(o))[1:]:
-            if plain and o in kept:
-                texts = [text if p is o else first_text(p) for p in kept]
-                variant = _set_values(verb, base, texts, mistakes)
-            else:
-                others = [first_text(p) for p in chosen + kept if p is not o]
-                variant, _ = _hydra_compose(verb, [*others, text], mistakes)
-            if variant is not None:
-                mistakes += problems(verb, variant)
+    for variant in request.further():
+        mistakes += problems(verb, variant)
     if mistakes:
         raise ConfigError(mistakes)
     return Composed(verb, config, overrides, choices, unused)
+
+
+class _Request:
+    """The overrides of a command, `chosen` of groups and `kept` of values, and the mistakes that were found so far."""
+
+    def __init__(self, verb: str, overrides: list[str], sweep: bool) -> None:
+        self.verb, self.known = verb, groups()
+        self.parsed, self.mistakes = parse(overrides, sweep)
+        self.wrong: set[str] = set()  # groups
+        self.chosen = [o for o in self.parsed if self._names_group(o) and self._is_choice(o)]
+        self.kept: list[Any] = []
+        self.plain = True  # no value changes what Hydra composes
+        self.base = DictConfig({})  # as composed of the chosen groups
+
+    def _names_group(self, override: Any) -> bool:
+        return override.key_or_group in self.known and not override.is_delete()
+
+    def _is_choice(self, override: Any) -> bool:
+        found = list(self._group_mistakes(override))
+        if found:
+            self.wrong.add(override.key_or_group)
+            self.mistakes += found
+        return not found and override.value() is not None
+
+    def _group_mistakes(self, override: Any) -> Iterator[Mistake]:
+        key = override.key_or_group
+        known, roots = self.known[key], list(ROOTS[self.verb].__dataclass_fields__)
+        if override.value() is None:
+            if key not in (*_NO_ROOT, "launcher"):
+                yield Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known)}")
+            return
+        for choice in choices_of(override):
+            if choice is not None and choice not in known:
+                allowed = f"choices: {', '.join(known) or 'none yet'}"
+                near = suggest(f"{key} has no {choice!r}", str(choice), known, allowed)
+                yield Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near))
+        if key not in (*roots, *_NO_ROOT):
+            yield Mistake(f"{key}=…", f"boltlab {self.verb} has no group {key!r}; it takes {', '.join(roots)}")
+
+    def compose(self, check: bool) -> tuple[DictConfig, dict[str, Any]]:
+        """The config, each key of a sweep at its first value, and the choices.
+
+        Raises:
+            ConfigError: there is none, or, without `check`, there are mistakes.
+        """
+        base, choices = _hydra_compose(self.verb, list(map(first_text, self.chosen)), self.mistakes)
+        if base is None:
+            raise ConfigError(self.mistakes)
+        self.base = base
+        values = [o for o in self.parsed if not self._names_group(o)]
+        self.kept = [o for o in values if o.key_or_group.split(".")[0] not in self.wrong and self._is_key(o)]
+        # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
+        if self.mistakes and not self.kept:
+            raise ConfigError(self.mistakes)
+        self.plain = all(_changes_a_value(o) and o.key_or_group not in self.known for o in self.kept)
+        config: DictConfig | None
+        if self.plain:
+            config = _set_values(self.verb, base, list(map(first_text, self.kept)), self.mistakes)
+        else:
+            config, choices = _hydra_compose(self.verb, list(map(first_text, self.chosen + self.kept)), self.mistakes)
+        if config is None or (self.mistakes and not check):
+            raise ConfigError(self.mistakes)
+        return config, choices
+
+    def _is_key(self, override: Any) -> bool:
+        problem = None if override.is_hydra_override() else key_problem(self.verb, self.base, override, self.known)
+        self.mistakes += [problem] if problem else []
+        return problem is None
+
+    def further(self) -> Iterator[DictConfig]:
+        """The configs of a sweep besides the first: each further value once, the others at their first."""
+        for override in self.chosen + self.kept:
+            for text in list(variants(override))[1:]:
+                config = self._with(override, text)
+                if config is not None:
+                    yield config
+
+    def _with(self, changed: Any, text: str) -> DictConfig | None:
+        if self.plain and changed in self.kept:
+            texts = [text if o is changed else first_text(o) for o in self.kept]
+            return _set_values(self.verb, self.base, texts, self.mistakes)
+        others = [first_text(o) for o in self.chosen + self.kept if o is not changed]
+        return _hydra_compose(self.verb, [*others, text], self.mistakes)[0]
+
+
+_NO_ROOT = ("experiment", "debug", "local")  # groups that set keys of others
+
+
+def _changes_a_value(override: Any) -> bool:
+    return not override.is_hydra_override() and override.package is None
+
+
+def _without_effect(config: DictConfig, parsed: list[Any], unused: list[str]) -> Iterator[Mistake]:
+    """Overrides of groups that the model or the data have no use for."""
+    reasons = {
+        group: f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
+        for group in unused
+    }
+    given = [(o.key_or_group.split(".")[0], o) for o in parsed]
+    yield from (
+        Mistake(o.input_line, reasons[group]) for group, o in given if group in reasons and o.value() is not None
+    )
+    if "augment" not in (config.get("data") or {"augment": None}):
+        for group, o in given:
+            if group == "augment":
+                yield Mistake(o.input_line, "augments images, this data holds none")
+
+
+def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
+    """Overrides that name one run, where several are started or none is resumed."""
+    for o in parsed:
+        if o.key_or_group == "resume" and o.value() is not None:
+            yield Mistake(o.input_line, "resumes one run: without -m, and as resume=…")
+        if sweep and "init_from=latest" in variants(o):
+            yield Mistake("init_from=latest", "is the job before, in all jobs but one: name the run")
 
 
 def _drop_unused(config: DictConfig) -> list[str]:
@@ -218,36 +266,38 @@ def _hydra_mistake(verb: str, error: Exception) -> Mistake:
 
 def key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:
     """Says why an override's key names nothing in the config, with the nearest name that does."""
-    where = override.input_line
     parts = override.key_or_group.split(".")
-    if (override.is_add() or override.is_force_add()) and len(
-        parts
-    ) > 1:  # a `+` adds an argument: `check` knows whether it exists
-        return None
+    if (override.is_add() or override.is_force_add()) and len(parts) > 1:
+        return None  # a `+` adds an argument: `check` knows whether it exists
     node: Any = config
     for depth, part in enumerate(parts):
         if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
             continue
-        names = [str(k) for k in node] if isinstance(node, DictConfig) else []
+        names = [str(key) for key in node] if isinstance(node, DictConfig) else []
         if part not in names:
-            path = ".".join(parts[:depth])
-            if not path:
-                roots = list(ROOTS[verb].__dataclass_fields__)
-                near = suggest(f"there is no key {part!r}", part, [*roots, *known], f"keys: {', '.join(roots)}")
-                return Mistake(where, words.KEYS.get(part, near))
+            where = ".".join(parts[:depth])
+            if not where:
+                return Mistake(override.input_line, _unknown_root(verb, part, known))
             if not names:
-                return Mistake(where, f"{path} is a single value, it has no {part!r}")
-            target = node.get("_target_")
-            more = (
-                f"; another argument of {target}: +{override.key_or_group}=…"
-                if target and not override.is_delete()
-                else ""
-            )
-            return Mistake(where, suggest(f"{path} has no {part!r}", part, names, f"keys: {', '.join(names)}{more}"))
+                return Mistake(override.input_line, f"{where} is a single value, it has no {part!r}")
+            return Mistake(override.input_line, _unknown_key(node, where, part, names, override))
         child = node._get_node(part)
         if depth < len(parts) - 1 and OmegaConf.is_interpolation(node, part):
             here, origin = ".".join(parts[: depth + 1]), str(child._value()).strip("${}")
-            return Mistake(where, f"{here} is taken from {origin}: set {origin}.{'.'.join(parts[depth + 1 :])}=…")
+            cure = f"set {origin}.{'.'.join(parts[depth + 1 :])}=…"
+            return Mistake(override.input_line, f"{here} is taken from {origin}: {cure}")
         node = child
     return None
+
+
+def _unknown_root(verb: str, key: str, known: dict[str, list[str]]) -> str:
+    roots = list(ROOTS[verb].__dataclass_fields__)
+    near = suggest(f"there is no key {key!r}", key, [*roots, *known], f"keys: {', '.join(roots)}")
+    return words.KEYS.get(key, near)
+
+
+def _unknown_key(node: DictConfig, where: str, key: str, names: list[str], override: Any) -> str:
+    target = None if override.is_delete() else node.get("_target_")
+    more = f"; another argument of {target}: +{override.key_or_group}=…" if target else ""
+    return suggest(f"{where} has no {key!r}", key, names, f"keys: {', '.join(names)}{more}")

@@ -1,6 +1,6 @@
 """The devices and processes that a config asks for."""
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from boltlab.ground.errors import Mistake
 from boltlab.ground.started_by import outside
@@ -30,3 +30,18 @@ def _one_gpu_each(config: DictConfig) -> bool:
 
     on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
     return on_gpu and torch.cuda.is_available() and torch.cuda.device_count() == 1
+
+
+def process_count(config: DictConfig) -> int:
+    """How many processes the config asks for: devices of one node times nodes."""
+    devices, accelerator = config.trainer.get("devices", "auto"), config.trainer.get("accelerator", "auto")
+    if isinstance(devices, (list, ListConfig)):
+        devices = len(devices)
+    elif isinstance(devices, str) and devices.isdigit():
+        devices = int(devices)
+    elif not isinstance(devices, int) or devices == -1:
+        import torch
+
+        on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return max(1, int(devices)) * int(config.trainer.get("num_nodes", 1))

@@ -24,34 +24,19 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
         ConfigError: with every mistake, those of the whole check included.
     """
     parsed, mistakes = parse(overrides, sweep=False)
-    known = {k: v for k, v in groups().items() if k in Train.__dataclass_fields__}
+    known = {name: choices for name, choices in groups().items() if name in Train.__dataclass_fields__}
     swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
     edited = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(edited, DictConfig)
-    # A run made before these keys existed did this.
-    before = {"channels_last": False, "float32_matmul_precision": "highest"}
-    before |= {"resume": None, "resume_changed": None, "init_strict": True, "launcher": None}
-    before |= {"timeout_seconds": 300.0, "max_restarts": 0, "data_fingerprint": "names"}
-    edited.update({key: value for key, value in before.items() if key not in edited})
+    edited.update({key: value for key, value in _BEFORE.items() if key not in edited})
     edited.init_from = None  # what the run began with may be gone
     _follow_again(edited, keys(overrides))
-    fresh = None
     if swapped:
-        inside = [o.input_line for o in parsed if o.key_or_group.split(".")[0] in swapped]
-        inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
-        fresh = compose("train", inside, check=False).config  # it is checked below, with what the run has
-        if "data" in swapped:
-            _take_over(OmegaConf.to_container(config.data, resolve=True), fresh.data, keys(inside))
-        for group in swapped | ({"augment"} if "data" in swapped else set()):
-            edited[group] = fresh[group]
+        _swap(edited, config, swapped, [o for o in parsed if o.key_or_group.split(".")[0] in swapped])
     for o in parsed:
         if o.key_or_group.split(".")[0] in swapped:
             continue
-        problem = key_problem("train", edited, o, known)
-        if o.key_or_group in (*refused, "experiment", "debug", "local") and o.value() is not None:
-            problem = Mistake(o.input_line, "belongs to a new run")
-        if o.key_or_group in SEARCHED and o.value() == "auto":
-            problem = Mistake(o.input_line, "is searched by boltlab train only: give a number")
+        problem = _refusal(o, refused) or key_problem("train", edited, o, known)
         if problem:
             mistakes.append(problem)
         elif o.is_delete():
@@ -63,6 +48,39 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     if mistakes:
         raise ConfigError(mistakes)
     return finish("train", edited, settled)
+
+
+# A run that was made before these keys existed did this.
+_BEFORE: dict[str, Any] = {
+    "channels_last": False,
+    "float32_matmul_precision": "highest",
+    "resume": None,
+    "resume_changed": None,
+    "init_strict": True,
+    "launcher": None,
+    "timeout_seconds": 300.0,
+    "max_restarts": 0,
+    "data_fingerprint": "names",
+}
+
+
+def _refusal(override: Any, refused: tuple[str, ...]) -> Mistake | None:
+    if override.key_or_group in SEARCHED and override.value() == "auto":
+        return Mistake(override.input_line, "is searched by boltlab train only: give a number")
+    if override.key_or_group in (*refused, "experiment", "debug", "local") and override.value() is not None:
+        return Mistake(override.input_line, "belongs to a new run")
+    return None
+
+
+def _swap(edited: DictConfig, config: DictConfig, swapped: set[str], overrides: list[Any]) -> None:
+    """Puts whole groups as they are composed anew into `edited`; it is checked later, with what the run has."""
+    inside = [o.input_line for o in overrides]
+    inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
+    fresh = compose("train", inside, check=False).config
+    if "data" in swapped:
+        _take_over(OmegaConf.to_container(config.data, resolve=True), fresh.data, keys(inside))
+    for group in swapped | ({"augment"} if "data" in swapped else set()):
+        edited[group] = fresh[group]
 
 
 def _follow_again(config: DictConfig, changed: list[str]) -> None:

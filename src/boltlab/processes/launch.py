@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 
 from boltlab import runs
 from boltlab.config.build import build
-from boltlab.config.check import process_count
+from boltlab.config.devices import process_count
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError, WorkerError
 from boltlab.processes import rendezvous

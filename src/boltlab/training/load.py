@@ -16,7 +16,7 @@ from boltlab.checkpoints.file import (
 )
 from boltlab.config import renamed
 from boltlab.config.build import build
-from boltlab.config.check import locate
+from boltlab.config.locate import locate
 from boltlab.config.trust import refuse_untrusted
 from boltlab.models.task import Task
 from boltlab.optim.schedulers import Schedule

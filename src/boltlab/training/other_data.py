@@ -38,7 +38,7 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
     Raises:
         UserError: an old run has not kept what it fitted, and its training data are gone.
     """
-    data, fitted = build(config, "data"), fitted(content)
+    data, known = build(config, "data"), fitted(content)
     if not isinstance(data, DataModule):
         take_over(data, content)
         return data, ""
@@ -48,11 +48,11 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
     said, elsewhere = "", _elsewhere(trained, evaluated, data.located_by)
     if elsewhere:
         said = str(next((evaluated[key] for key in data.located_by if key in evaluated), type(data).__name__))
-        data.whole = not _moved(trained, {key: evaluated[key] for key in elsewhere}, fitted, run)
+        data.whole = not _moved(trained, {key: evaluated[key] for key in elsewhere}, known, run)
         said += ", not the data trained on" if data.whole else ", the data trained on at another place"
-    if data.whole and isinstance(data, TableDataModule) and "mean" not in fitted:
-        fitted = _fitted_again(trained, run)
-    data.load_state_dict({"fitted": fitted})
+    if data.whole and isinstance(data, TableDataModule) and "mean" not in known:
+        known = _fitted_again(trained, run)
+    data.load_state_dict({"fitted": known})
     return data, said
 
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.config.build import build
-from boltlab.config.check import locate
+from boltlab.config.locate import locate
 from boltlab.data.cache import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.models.task import Task

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab.config.build import build
-from boltlab.config.check import process_count
+from boltlab.config.devices import process_count
 from boltlab.ground import credentials
 
 

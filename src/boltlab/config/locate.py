@@ -1,0 +1,47 @@
+"""The class or function that a `_target_` names."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+from boltlab.ground.errors import ConfigError, Mistake, suggest
+
+
+def locate(name: Any) -> Callable[..., Any]:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        ConfigError: nothing has that name, or a package is not installed.
+    """
+    if not isinstance(name, str) or "." not in name:
+        raise ConfigError([Mistake("_target_", f"is no dotted path of a class or function: {name!r}")])
+    parts = name.split(".")
+    thing: Any = None
+    for depth in range(len(parts)):
+        part, path = parts[depth], ".".join(parts[: depth + 1])
+        if depth and hasattr(thing, part):
+            thing = getattr(thing, part)
+            continue
+        try:
+            thing = importlib.import_module(path) if depth == 0 or inspect.ismodule(thing) else None
+        except ModuleNotFoundError as e:
+            if e.name and not path.startswith(e.name):
+                message = f"needs the package {e.name!r}, which is not installed"
+            elif depth == 0:
+                message = f"there is no package {part!r}; is it installed?"
+            else:
+                message = suggest(
+                    f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
+                )
+            raise ConfigError([Mistake("_target_", message)]) from e
+        if thing is None:
+            raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
+    if not callable(thing):
+        raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
+    return thing
+
+
+def _names(module: Any) -> list[str]:
+    return [*dir(module), *(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", [])))]

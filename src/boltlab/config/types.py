@@ -1,0 +1,170 @@
+"""Whether a plain value of a config fits the annotation of an argument."""
+
+import difflib
+import inspect
+import json
+import operator
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+
+class Built:
+    """Stands for an object that a `_target_` node will become: its class, or None where that cannot be told."""
+
+    def __init__(self, target: Any):
+        self.kind = target if inspect.isclass(target) else None
+
+
+UNKNOWN = object()  # a value whose mistake is listed already
+
+
+def type_problem(value: Any, annotation: Any) -> str | None:
+    """Says why a plain value does not fit an annotation; None where it fits or where nothing can be told."""
+    if annotation is inspect.Parameter.empty or annotation is Any or value is UNKNOWN:
+        return None
+    if isinstance(value, Built):
+        if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
+            return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
+        return None
+    if holds_built(value) or _fits(value, annotation):
+        return None
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticUserError
+
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticUserError, TypeError, ValueError, NameError):
+        return None
+    try:
+        # JSON's rules are YAML's: a list may fill a tuple, text a path, but "0.1" is no number and 32.5 no integer.
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as e:
+        if any(
+            error["type"].startswith(("is_instance", "callable", "is_subclass")) for error in e.errors()
+        ) and isinstance(value, dict):
+            return "takes an object: its `_target_` is missing"
+        return _expected(value, annotation)
+    except (TypeError, PydanticUserError):
+        return None
+    return None
+
+
+# What YAML's plain values fit without being asked: the annotation → the types of the value.
+_PLAIN = {bool: (bool,), int: (int,), float: (float, int), str: (str,), Path: (str,), list: (list,), dict: (dict,)}
+_LIMITS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """True where a value surely fits a common annotation. All else is for pydantic, whose import takes longer than
+    the whole check: only a mistake or a rare annotation needs it."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in _OF_PARTS:
+        return _OF_PARTS[origin](value, parts)
+    if annotation is None or annotation is type(None):
+        return value is None
+    return annotation is Any or (isinstance(annotation, type) and type(value) in _PLAIN.get(annotation, ()))
+
+
+def _any_fits(value: Any, parts: tuple[Any, ...]) -> bool:
+    return any(_fits(value, part) for part in parts)
+
+
+def _each_fits(value: Any, parts: tuple[Any, ...]) -> bool:
+    return type(value) is list and all(_fits(element, parts[0]) for element in value)
+
+
+def _tuple_fits(value: Any, parts: tuple[Any, ...]) -> bool:
+    if Ellipsis in parts:
+        return _each_fits(value, parts)
+    return type(value) is list and len(value) == len(parts) and all(map(_fits, value, parts))
+
+
+def _dict_fits(value: Any, parts: tuple[Any, ...]) -> bool:
+    return type(value) is dict and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+
+
+# The origin of an annotation → whether a value fits its arguments.
+_OF_PARTS: dict[Any, Callable[[Any, tuple[Any, ...]], bool]] = {
+    typing.Union: _any_fits,
+    types.UnionType: _any_fits,
+    Literal: lambda value, parts: any(type(value) is type(part) and value == part for part in parts),
+    Annotated: lambda value, parts: _fits(value, parts[0]) and all(_within(value, limit) for limit in parts[1:]),
+    list: _each_fits,
+    Sequence: _each_fits,
+    tuple: _tuple_fits,
+    dict: _dict_fits,
+}
+
+
+def _within(value: Any, limit: Any) -> bool:
+    return type(limit) in _LIMITS and bool(_LIMITS[type(limit)](value, *astuple(limit)))
+
+
+def holds_built(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(holds_built(v) for v in value.values())
+    if isinstance(value, list):
+        return any(holds_built(v) for v in value)
+    return isinstance(value, Built) or value is UNKNOWN
+
+
+def _expected(value: Any, annotation: Any) -> str:
+    literals, others = _alternatives(annotation)
+    # What YAML can write comes first; classes are named only where there is nothing else.
+    writable = [name for name in others if name.split()[0] in _WRITABLE or "[" in name]
+    names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
+    message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
+    near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
+    if near:
+        message += f": did you mean {near[0]!r}?"
+    elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
+        message += "; a number in quotes is text: drop the quotes"
+    return message
+
+
+_WRITABLE = ("bool", "int", "float", "str", "Path", "list", "dict", "null")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
+    """The literal values and the names of the types that an annotation allows."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        return list(typing.get_args(annotation)), []
+    if origin in (typing.Union, types.UnionType):
+        literals: list[Any] = []
+        others: list[str] = []
+        for part in typing.get_args(annotation):
+            more_literals, more_others = _alternatives(part)
+            literals += more_literals
+            others += more_others
+        return literals, others
+    if annotation is type(None):
+        return [], ["null"]
+    if origin is Annotated:
+        kind, *limits = typing.get_args(annotation)
+        bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
+        bounds += [f"above {limit.gt}" for limit in limits if hasattr(limit, "gt")]
+        bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
+        return [], [" ".join([kind.__name__, *bounds])]
+    return [], [
+        getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation).replace("typing.", "")
+    ]
+
+
+def show(value: Any) -> str:
+    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda v: "…")
+    return text if len(text) <= 60 else text[:57] + "…"
