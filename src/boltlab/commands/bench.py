@@ -71,8 +71,8 @@ def show(figures: Figures) -> None:
     if change is not None:
         console.print(f"change   {change}{_caution(change)}")
     if figures.repeated is not None and not 1 / UNSTEADY < figures.repeated < UNSTEADY:
-        factor = f"{figures.repeated:.2f}"
-        console.print(f"note     the unchanged setting made {factor} times its own speed when measured again")
+        again = f"{figures.repeated:.2f}"
+        console.print(f"note     the unchanged setting made {again} times its own speed when measured again")
         console.print(f"{'':<9}something else keeps this machine busy: try again, or with a larger seconds=…")
     if change is None and figures.tried:
         console.print("change   nothing: no setting that was tried makes it faster here")

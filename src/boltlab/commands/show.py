@@ -81,7 +81,8 @@ def _first(batches: Any, count: int, data: str) -> tuple[list[Any], list[int | N
     images: list[Any] = []
     labels: list[int | None] = []
     for batch in batches:
-        x, y, *_ = *(batch if isinstance(batch, (list, tuple)) else [batch]), None, None
+        parts: list[Any] = [*batch, None, None] if isinstance(batch, (list, tuple)) else [batch, None]
+        x, y = parts[:2]
         if not (isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)):
             raise UserError(
                 "boltlab show draws images: the first part of a batch must be a tensor [B, 1 or 3, H, W];"

@@ -103,7 +103,7 @@ def _send(waiting: list[Part]) -> int:
     """
     import wandb
 
-    from boltlab.loggers.wandb import refusal
+    from boltlab.loggers.wandb_server import refusal
 
     os.environ["WANDB_MODE"] = "online"  # a node that records offline may say otherwise
     wandb.setup(wandb.Settings(silent=True))
