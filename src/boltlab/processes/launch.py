@@ -3,7 +3,7 @@
 One process composes the config and makes the run folder. Every process of the run, also a single one, then reads the
 config from that folder: none of them goes through Hydra's command line again. Several processes on one machine are
 started by torch's elastic launcher, which ends all of them when one fails; those that torchrun or srun has started are
-led by their rank 0 (see `boltlab.world`).
+led by their rank 0 (see `boltlab.processes.rendezvous`).
 """
 
 import inspect
