@@ -11,7 +11,7 @@ from waiting import HANG
 
 from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
-from boltlab.processes import launch
+from boltlab.processes import ends, launch
 
 LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message": "RuntimeError: gone"}
 
@@ -29,7 +29,7 @@ LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message":
     ],
 )
 def test_only_what_says_that_a_partner_is_gone_is_no_cause(error, lost):
-    assert launch._lost_partner(error) is lost
+    assert ends.lost_partner(error) is lost
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_only_what_says_that_a_partner_is_gone_is_no_cause(error, lost):
     ],
 )
 def test_the_cause_is_who_failed_by_itself(told, exits, cause):
-    assert launch._cause(told, exits, processes=3).reason.startswith(cause)
+    assert ends.cause(told, exits, processes=3).reason.startswith(cause)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there, asking for a process would end it")
@@ -55,13 +55,13 @@ def test_a_process_that_is_gone_without_a_word_has_failed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     (tmp_path / ".ended-pid-0").write_text(str(os.getpid()))
-    assert not launch._failed(tmp_path)
+    assert not ends.failed(tmp_path)
     (tmp_path / ".ended-pid-1").write_text(str(gone.pid))
-    assert launch._failed(tmp_path)
+    assert ends.failed(tmp_path)
     (tmp_path / ".ended-done-1").touch()
-    assert not launch._failed(tmp_path)
+    assert not ends.failed(tmp_path)
     (tmp_path / ".ended-error-0").touch()
-    assert launch._failed(tmp_path)
+    assert ends.failed(tmp_path)
 
 
 def test_a_process_group_outside_is_as_the_strategy_says(tmp_path):

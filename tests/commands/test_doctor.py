@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from boltlab.commands import doctor
+from boltlab.training.speed import matmul
 
 KEY = hashlib.sha1(b"no real key").hexdigest()
 
@@ -76,7 +77,7 @@ def test_matmul_leaves_the_precision_setting_as_it_was():
     import torch
 
     before = torch.get_float32_matmul_precision()
-    speed, error = doctor.matmul(torch.device("cpu"), torch.bfloat16, 32, tf32=True)
+    speed, error = matmul(torch.device("cpu"), torch.bfloat16, 32, tf32=True)
     assert torch.get_float32_matmul_precision() == before
     assert speed > 0
     assert error < 0.05

@@ -23,6 +23,7 @@ from boltlab import runs
 from boltlab.commands import sweep as command
 from boltlab.config import sources, trust
 from boltlab.config.compose import compose
+from boltlab.sweeps import spec as specs
 from boltlab.sweeps import study as studies
 
 pytestmark = pytest.mark.floats
@@ -402,7 +403,7 @@ def test_the_command_line_narrows_what_a_file_searches():
     )
 
     def space(*arguments):
-        return command._space(sweep, list(arguments))
+        return specs._space(sweep, list(arguments))
 
     fixed, left = space("optimizer.lr=0.3", "model=cnn")
     assert fixed == ["model=mlp", "optimizer.lr=0.3", "model=cnn"] and list(left) == ["optimizer", "optimizer.momentum"]

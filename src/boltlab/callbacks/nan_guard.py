@@ -140,33 +140,27 @@ class NaNGuard(Callback):
             good.append(torch.nn.utils.get_total_norm(gradients, math.inf).isfinite())
         if self._all_agree(trainer, not good or bool(torch.stack(good).all())):
             return
-        last = trainer.fit_loop.batch_idx
-        batches = range(last - len(losses) + 1, last + 1)
-        values = [(loss.item(), batch) for loss, batch in zip(losses, batches, strict=True)]
-        bad = [_found_loss(value, trainer, batch) for value, batch in values if not math.isfinite(value)]
-        step, epoch = trainer.global_step + 1, trainer.current_epoch
-        found = None
-        if bad:
-            found = bad[0]
-        elif not bool(torch.stack(good).all()):
-            found = Found(_GRADIENT, step, epoch, tuple(batches))
-        found = self._if_first(trainer, found)
+        found = self._if_first(trainer, _found_step(trainer, losses, good))
         for p in parameters:
             p.grad = None  # optimizers pass over such a parameter: no update, no momentum, no decay
-        buffers, marked = self._before
-        for buffer, content in buffers:
-            buffer.copy_(content)
-        if marked is not None:
-            pl_module.train_metrics.back(marked)  # type: ignore[operator,union-attr]
+        self._restore(pl_module)
         if len(self.skipped) >= self.skip_steps:
             self._stop(trainer, found, before=True)
-        self.skipped.append(step)
+        self.skipped.append(trainer.global_step + 1)
         if found is not None:
             text = self._record(trainer, found, before=True)
             counted = f"skipped ({len(self.skipped)} of at most {self.skip_steps})"
             warnings.warn(f"{counted}: {text}", stacklevel=2)
         elif trainer.is_global_zero:
             self._keep_state(trainer)
+
+    def _restore(self, pl_module: "pl.LightningModule") -> None:
+        """Buffers and the means of the epoch as they were before the step."""
+        buffers, marked = self._before
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        if marked is not None:
+            pl_module.train_metrics.back(marked)  # type: ignore[operator,union-attr]
 
     # -- looking afterwards
 
@@ -299,6 +293,17 @@ class NaNGuard(Callback):
         weights = trainer.strategy.lightning_module_state_dict()
         weights = {key: value for key, value in weights.items() if "_metrics." not in key}  # they have counted the step
         _write(self.dir / "state.ckpt", {"state_dict": weights, "optimizer_states": optimizers})
+
+
+def _found_step(trainer: "pl.Trainer", losses: list[Tensor], good: list[Tensor]) -> "Found | None":
+    """What is not finite in the losses of a step, or in its gradients; None where that is on another rank."""
+    last = trainer.fit_loop.batch_idx
+    batches = range(last - len(losses) + 1, last + 1)
+    for loss, batch in zip(losses, batches, strict=True):
+        if not math.isfinite(value := loss.item()):
+            return _found_loss(value, trainer, batch)
+    all_good = bool(torch.stack(good).all())
+    return None if all_good else Found(_GRADIENT, trainer.global_step + 1, trainer.current_epoch, tuple(batches))
 
 
 def _found_loss(value: float, trainer: "pl.Trainer", batch: int) -> Found:

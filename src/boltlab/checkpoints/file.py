@@ -14,7 +14,7 @@ import secrets
 import shutil
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -156,8 +156,15 @@ def plain(value: Any) -> Any:
     return _plain(value, "checkpoint")
 
 
+_KEPT = (torch.Tensor, torch.dtype, torch.device, type(None))
+_MADE_PLAIN: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+    *((np.generic, lambda value: value.item()), (np.ndarray, torch.from_numpy), (Path, str)),
+    *((bool, bool), (int, int), (float, float), (str, str)),  # an IntEnum, a str subclass
+)
+
+
 def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, torch.Tensor) or value is None or type(value) in (bool, int, float, str, bytes, complex):
+    if isinstance(value, _KEPT) or type(value) in (bool, int, float, str, bytes, complex):
         return value
     if isinstance(value, dict):
         return {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
@@ -166,17 +173,9 @@ def _plain(value: Any, where: str) -> Any:
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, set):
         return {_plain(v, where) for v in value}
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Path):
-        return str(value)
-    for kind in (bool, int, float, str):  # an IntEnum, a str subclass
+    for kind, convert in _MADE_PLAIN:
         if isinstance(value, kind):
-            return kind(value)
-    if isinstance(value, (torch.dtype, torch.device)):
-        return value
+            return convert(value)
     raise CheckpointError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
 
 

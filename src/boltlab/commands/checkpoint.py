@@ -54,37 +54,53 @@ def verify(run: str, options: Any) -> int:
 
 
 def show(run: str, options: Any) -> int:
-    """What a file holds. Nothing is built from it."""
-    import torch
-
+    """Prints what a file holds. Nothing is built from it."""
     path, content = _read(run, options)
-    tensors: dict[str, list[int]] = {}
-    for value in content["state_dict"].values():  # a model's own extra state need be no tensor
-        if isinstance(value, torch.Tensor):
-            tensors.setdefault(str(value.dtype).removeprefix("torch."), []).append(value.numel())
     with zipfile.ZipFile(path) as archive:
         digest = archive.comment.decode()
+    config = content.get("config", {})
     lines = {"file": runs.shown(path.resolve()), "bytes": f"{path.stat().st_size:,}", "hash": digest}
     lines |= {key: content[key] for key in ("epoch", "global_step") if key in content}
-    for kind, counts in tensors.items():
-        lines[f"weights {kind}"] = f"{sum(counts):,} numbers in {len(counts)} tensors"
-    for name, state in content.get("callbacks", {}).items():
+    lines |= {**_weights(content["state_dict"]), **_callbacks(content.get("callbacks", {}))}
+    lines["to go on from"] = "yes" if {"optimizer_states", "loops"} <= content.keys() else "no, weights only"
+    lines |= _groups(config)
+    lines |= {key: config[key] for key in ("precision", "seed", "name") if config.get(key) is not None}
+    for key, value in lines.items():
+        print("".join(c if c.isprintable() else "?" for c in f"{key:<16}{value}"))
+    return 0
+
+
+def _weights(state_dict: dict[str, Any]) -> dict[str, str]:
+    import torch
+
+    tensors: dict[str, list[int]] = {}
+    for value in state_dict.values():  # a model's own extra state need be no tensor
+        if isinstance(value, torch.Tensor):
+            tensors.setdefault(str(value.dtype).removeprefix("torch."), []).append(value.numel())
+    return {f"weights {kind}": f"{sum(n):,} numbers in {len(n)} tensors" for kind, n in tensors.items()}
+
+
+def _callbacks(states: dict[str, Any]) -> dict[str, str]:
+    import torch
+
+    lines: dict[str, str] = {}
+    for name, state in states.items():
         best = state.get("best_model_score") if isinstance(state, dict) else None
         if isinstance(best, torch.Tensor | float) and state.get("monitor"):
             lines["best"] = f"{state['monitor']} {float(best):.4f}"
         named = lines.get("callbacks")
         lines["callbacks"] = f"{named}, " * bool(named) + str(name).partition("{")[0]
-    lines["to go on from"] = "yes" if {"optimizer_states", "loops"} <= content.keys() else "no, weights only"
-    config = content.get("config", {})
+    return lines
+
+
+def _groups(config: dict[str, Any]) -> dict[str, str]:
+    lines = {}
     for group in ("data", "model", "optimizer", "scheduler"):
         if isinstance(config.get(group), dict):
             net = config[group].get("net")
             inner = f"  net {net.get('_target_')}" if isinstance(net, dict) else ""
             lines[group] = f"{config[group].get('_target_')}{inner}"
-    lines |= {key: config[key] for key in ("precision", "seed", "name") if config.get(key) is not None}
-    for key, value in lines.items():
-        print("".join(c if c.isprintable() else "?" for c in f"{key:<16}{value}"))
-    return 0
+    return lines
 
 
 def export(run: str, options: Any) -> int:

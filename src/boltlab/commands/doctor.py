@@ -10,12 +10,11 @@ import platform
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -130,6 +129,8 @@ def check_precision() -> list[Row]:
     """What each number format does on the device that training would take, measured with a small matrix product."""
     import torch
 
+    from boltlab.training.speed import matmul
+
     if torch.cuda.is_available():
         device, size = torch.device("cuda"), 4096
     elif torch.backends.mps.is_available():
@@ -155,32 +156,6 @@ def check_precision() -> list[Row]:
         else:
             rows.append(Row(name, "ok", detail))
     return rows
-
-
-def matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float]:
-    """TFLOP/s (best of three) and relative error of a [size, size] matrix product."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(size, size, generator=generator).to(device)
-    truth = a[:8].cpu().double() @ a.cpu().double()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        x = a.to(dtype)
-        seconds = []
-        for _ in range(4):  # the first one loads kernels
-            start = time.perf_counter()
-            product = x @ x
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            elif device.type == "mps":
-                torch.mps.synchronize()
-            seconds.append(time.perf_counter() - start)
-        error = (product[:8].cpu().double() - truth).norm() / truth.norm()
-    finally:
-        torch.set_float32_matmul_precision(before)
-    return 2 * size**3 / min(seconds[1:]) / 1e12, float(error)
 
 
 def check_requirements() -> list[Row]:

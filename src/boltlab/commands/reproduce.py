@@ -93,12 +93,19 @@ def refuse_changes(overrides: list[str]) -> None:
 
 def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | None:
     """Why what a run has reached does not follow from its config alone; None where it does."""
+    reason = _unfinished(folder, summary) or _resumed(summary) or _cut_short(config, summary)
+    return reason or _other_weights(config, summary)
+
+
+def _unfinished(folder: Path, summary: dict[str, Any]) -> str | None:
     status = runs.status(summary, folder)
-    if status != "finished":
-        cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
-        if status == "unknown":
-            return "its summary.json is not there or broken, so how it ended is not known"
-        return f"it is {status}, and has no end to be compared with{cure}"
+    if status == "unknown":
+        return "its summary.json is not there or broken, so how it ended is not known"
+    cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
+    return None if status == "finished" else f"it is {status}, and has no end to be compared with{cure}"
+
+
+def _resumed(summary: dict[str, Any]) -> str | None:
     for again in summary.get("resumed", []):
         given, changed = (
             found if isinstance(found := again.get(key), list) else [] for key in ("overrides", "changed")
@@ -108,19 +115,28 @@ def why_not(folder: Path, config: DictConfig, summary: dict[str, Any]) -> str | 
         for key in keys:
             if not _HARMLESS.match(key):
                 return f"it was resumed with another {differ.text(key)}, so no one config has made it"
-    if config.trainer.get("fast_dev_run"):
+    return None
+
+
+def _cut_short(config: DictConfig, summary: dict[str, Any]) -> str | None:
+    limits = config.trainer
+    if limits.get("fast_dev_run"):
         return "trainer.fast_dev_run keeps nothing that could be compared"
-    done = [config.trainer.get(f"max_{what}") == summary.get(what) for what in ("epochs", "steps")]
-    if config.trainer.get("max_time") is not None and not any(done):
-        return f"trainer.max_time={config.trainer.max_time} may have ended it, and that is the clock's"
-    if config.get("init_from"):
-        path, known = Path(config.init_from), summary.get("init_from")
-        if not path.is_file():
-            return f"it began with the weights of {differ.text(path)}, which is not there any more"
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if isinstance(known, dict) and known.get("sha256") not in (None, sha256):
-            return f"it began with the weights of {differ.text(path)}, which is another file now"
+    if limits.get("max_time") is None or any(limits.get(f"max_{n}") == summary.get(n) for n in ("epochs", "steps")):
+        return None
+    return f"trainer.max_time={limits.max_time} may have ended it, and that is the clock's"
+
+
+def _other_weights(config: DictConfig, summary: dict[str, Any]) -> str | None:
+    if not config.get("init_from"):
+        return None
+    path, known = Path(config.init_from), summary.get("init_from")
+    if not path.is_file():
+        return f"it began with the weights of {differ.text(path)}, which is not there any more"
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if isinstance(known, dict) and known.get("sha256") not in (None, sha256):
+        return f"it began with the weights of {differ.text(path)}, which is another file now"
     return None
 
 

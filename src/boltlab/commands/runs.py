@@ -27,19 +27,22 @@ def main(words: list[str]) -> int:
         ConfigError: with all words that mean nothing.
     """
     if words and words[0] in runs_manage.ACTIONS:
-        own = [word for word in words[1:] if re.fullmatch(r"(log_dir|verb|yes)=\S*", word)]
-        options = compose("runs", own).config
-        return runs_manage.ACTIONS[words[0]]([word for word in words[1:] if word not in own], options)
+        return _act(*words)
     own = [word for word in words if _key(word) in _KEYS]
     options = compose("runs", [_listed(word) for word in own]).config
     filters = [word for word in words if word not in own]
-    mistakes = [_misspelt(word) for word in filters if not is_filter(word)]
     everything = history.rows(options.log_dir, options.verb)
-    if not everything:  # nothing tells which keys there are but our own
-        mistakes += [_misspelt(word) for word in filters if is_filter(word) and _near(_key(word))]
-    if mistakes:
-        raise ConfigError(mistakes)
+    # Without a run, nothing tells which keys there are but our own.
+    odd = [word for word in filters if not is_filter(word) or (not everything and _near(_key(word)))]
+    if odd:
+        raise ConfigError([_misspelt(word) for word in odd])
     return show(everything, _selected(everything, filters), options)
+
+
+def _act(action: str, *words: str) -> int:
+    own = [word for word in words if re.fullmatch(r"(log_dir|verb|yes)=\S*", word)]
+    others = [word for word in words if word not in own]
+    return runs_manage.ACTIONS[action](others, compose("runs", own).config)
 
 
 def _key(word: str) -> str:
@@ -77,28 +80,41 @@ def _selected(everything: list[history.Row], filters: list[str]) -> list[history
 
 def show(everything: list[history.Row], chosen: list[history.Row], options: Any) -> int:
     """Prints the chosen ones of all rows; what is no table goes to stderr where stdout is csv or json."""
-    exported = options.format in ("csv", "json")
-    problems = runs_table.column_mistakes(everything, options.columns) if everything else []
-    if options.sort is not None and everything:
-        problems += unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")
-    if problems:
-        raise ConfigError(problems)
+    _check_keys(everything, options)
     groups = runs_table.grouped(chosen) if options.seeds else [[row] for row in chosen]
     if options.sort is not None:
         groups = runs_table.in_order(groups, options.sort)
     limit = options.limit if options.limit is not None else 20 if options.format == "table" else 0
     shown = groups[: limit or None]
+    exported = options.format in ("csv", "json")
     if not groups:
         where = f"{options.log_dir}/{options.verb}"
         said = f"none of the {len(everything)} runs under {where} passes the filters"
         none = f"no run yet under {where}: train one with `boltlab train`"
         print(said if everything else none, file=sys.stderr if exported else sys.stdout)
-        if not exported:
-            return 0
     if exported:
         keys, rows = runs_table.records(shown, options.columns, options.seeds)
         _print(_as_csv(keys, rows) if options.format == "csv" else _as_json(rows))
-        return 0
+    elif groups:
+        _print_table(shown, options)
+        if len(shown) < len(groups) and options.format == "table":
+            print(f"{len(shown)} of {len(groups)}: limit=0 shows all")
+    return 0
+
+
+def _check_keys(everything: list[history.Row], options: Any) -> None:
+    """
+    Raises:
+        ConfigError: columns or a sort by what no run has.
+    """
+    problems = runs_table.column_mistakes(everything, options.columns) if everything else []
+    if options.sort is not None and everything:
+        problems += unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _print_table(shown: list[list[history.Row]], options: Any) -> None:
     from rich.console import Console
 
     # On a pipe every column stays whole, so that the table can be searched.
@@ -108,9 +124,6 @@ def show(everything: list[history.Row], chosen: list[history.Row], options: Any)
         _print(_as_markdown(columns, table))
     else:
         _draw(columns, table, shown, width)
-        if len(shown) < len(groups):
-            print(f"{len(shown)} of {len(groups)}: limit=0 shows all")
-    return 0
 
 
 def _print(text: str) -> None:

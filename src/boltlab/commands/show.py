@@ -56,31 +56,44 @@ def _show_batch(config: DictConfig, data: Any) -> int:
     data.prepare_data()
     data.setup("test" if config.split == "test" else "fit")
     batches = getattr(data, loader)()
+    images, labels = _first(batches, config.count, type(data).__name__)
+    if not images:
+        raise UserError(f"{loader} gives no batch")
+    names = getattr(data, "class_names", None) or {}
+    titles: list[tuple[str, ...]]
+    titles = [("" if y is None else str(names[y] if y in range(len(names)) else y),) for y in labels[: config.count]]
+    draw_images(_pixels(torch.cat(images)[: config.count]), titles, config.output)
+    size = len(batches.dataset) if hasattr(getattr(batches, "dataset", None), "__len__") else "?"
+    print(f"{config.split} split: {size} samples\npicture  {config.output}")
+    return 0
+
+
+def _first(batches: Any, count: int, data: str) -> tuple[list[Any], list[int | None]]:
+    """The first images, a tensor a batch, until there are `count`; and the class of each, None where none is given.
+
+    Raises:
+        UserError: the batches hold no images.
+    """
+    import torch
+
+    from boltlab.training.plain import describe
+
     images: list[Any] = []
     labels: list[int | None] = []
     for batch in batches:
-        parts = list(batch) if isinstance(batch, (list, tuple)) else [batch]
-        x, y = parts[0], parts[1] if len(parts) > 1 else None
+        parts: list[Any] = [*batch, None, None] if isinstance(batch, (list, tuple)) else [batch, None]
+        x, y = parts[:2]
         if not (isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] in (1, 3)):
             raise UserError(
                 "boltlab show draws images: the first part of a batch must be a tensor [B, 1 or 3, H, W];"
-                f" {type(data).__name__} gives {plain.describe(batch)}"
+                f" {data} gives {describe(batch)}"
             )
         images.append(x)
         known = isinstance(y, torch.Tensor) and y.ndim == 1 and not y.is_floating_point()
         labels += y.tolist() if known and y is not None else [None] * len(x)
-        if len(labels) >= config.count:
+        if len(labels) >= count:
             break
-    if not images:
-        raise UserError(f"{loader} gives no batch")
-    pixels = _pixels(torch.cat(images)[: config.count])
-    names = getattr(data, "class_names", None) or {}
-    titles: list[tuple[str, ...]]
-    titles = [("" if y is None else str(names[y] if y in range(len(names)) else y),) for y in labels[: config.count]]
-    draw_images(pixels, titles, config.output)
-    size = len(batches.dataset) if hasattr(getattr(batches, "dataset", None), "__len__") else "?"
-    print(f"{config.split} split: {size} samples\npicture  {config.output}")
-    return 0
+    return images, labels
 
 
 def _pixels(images: Any) -> Any:

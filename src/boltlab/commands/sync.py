@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from boltlab import runs
@@ -14,6 +15,7 @@ from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 _NAME = re.compile(r"offline-run-(\d{8}_\d{6})-(.+)")  # when it began, and the id of the W&B run
+SYNCED, READY = "synced already", "would be sent"  # states of a part
 
 
 @dataclass(frozen=True, order=True)
@@ -32,13 +34,15 @@ class Part:
     def synced(self) -> bool:
         return any(self.folder.glob("*.wandb.synced"))  # wandb's own mark
 
-    @property
-    def waits(self) -> str | None:
-        """Why it cannot be sent now."""
+    @cached_property
+    def state(self) -> str:
+        """SYNCED, READY, or why it is held back."""
+        if self.synced:
+            return SYNCED
         if not any(self.folder.glob("*.wandb")):
             return "holds no .wandb file"
-        state = runs.status(runs.read_summary(self.run), self.run)
-        return "is running: sync it when it has ended" if state == "running" else None
+        status = runs.status(runs.read_summary(self.run), self.run)
+        return "is running: sync it when it has ended" if status == "running" else READY
 
 
 def main(words: list[str]) -> int:
@@ -48,26 +52,23 @@ def main(words: list[str]) -> int:
     names = [word for word in words if word not in overrides] or list(options.runs)
     if not names:
         raise ConfigError([Mistake("runs", "is empty: boltlab sync all, or the names of runs")])
-    chosen = sorted({part for name in names for part in _parts(name, options.log_dir)})
-    if not chosen:
+    parts = sorted({part for name in names for part in _parts(name, options.log_dir)})
+    if not parts:
         print("nothing was recorded offline by W&B there")
         return 0
-    done = [part for part in chosen if part.synced]
-    for part in done:
-        _say(part, "synced already")
-    held = [(part, reason) for part in chosen if part not in done and (reason := part.waits) is not None]
-    for part, reason in held:
-        _say(part, reason)
-    waiting = [part for part in chosen if part not in done and part not in [part for part, _ in held]]
-    failed = 0
-    if options.dry_run:
-        for part in waiting:
-            _say(part, "would be sent")
-    elif waiting:
-        failed = _send(waiting)
-    sent = f"{len(waiting)} would be sent" if options.dry_run else f"{len(waiting) - failed} sent"
-    counts = [sent, f"{len(done)} synced already", *([f"{len(held)} left"] if held else [])]
-    print(", ".join([*counts, *([f"{failed} failed"] if failed else [])]))
+    return sync(parts, options.dry_run)
+
+
+def sync(parts: list[Part], dry_run: bool) -> int:
+    """Prints the state of each part, and sends those that are ready."""
+    done, ready = ([part for part in parts if part.state == state] for state in (SYNCED, READY))
+    held = [part for part in parts if part not in done + ready]
+    for part in done + held + (ready if dry_run else []):
+        _say(part, part.state)
+    failed = _send(ready) if ready and not dry_run else 0
+    sent = f"{len(ready)} would be sent" if dry_run else f"{len(ready) - failed} sent"
+    left = [f"{count} {what}" for count, what in ((len(held), "left"), (failed, "failed")) if count]
+    print(", ".join([sent, f"{len(done)} {SYNCED}", *left]))
     return 1 if failed else 0
 
 
@@ -102,7 +103,7 @@ def _send(waiting: list[Part]) -> int:
     """
     import wandb
 
-    from boltlab.loggers.wandb import refusal
+    from boltlab.loggers.wandb_server import refusal
 
     os.environ["WANDB_MODE"] = "online"  # a node that records offline may say otherwise
     wandb.setup(wandb.Settings(silent=True))

@@ -74,16 +74,7 @@ _WRITTEN = ("dirpath", "dir", "save_dir", "default_root_dir")
 
 def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
-        for key, value in node.items():
-            here = f"{path}.{key}" if path else str(key)
-            if key in _WRITTEN and path.split(".")[0] in ("callbacks", "logger", "trainer") and _outside(value):
-                yield f"{here}={value}"[:200], "is written to, and lies outside of the run's folder (see FOLDERS)"
-            if key == "filename" and isinstance(value, str) and (".." in value or Path(value).is_absolute()):
-                yield f"{here}={value}"[:200], "leads out of its folder"
-            if key != "_target_":
-                yield from _walk(value, here, kinds)
-            elif message := _problem(value, node, kinds):
-                yield f"{here}={value}"[:200], message
+        yield from _walk_dict(node, path, kinds)
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
             yield from _walk(value, f"{path}.{i}", kinds)
@@ -98,6 +89,20 @@ def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, 
         yield path, f"is a {type(node).__name__}, no plain value"
 
 
+def _walk_dict(node: dict[Any, Any], path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
+    writes = path.split(".")[0] in ("callbacks", "logger", "trainer")
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else str(key)
+        if writes and key in _WRITTEN and _outside(value):
+            yield f"{here}={value}"[:200], "is written to, and lies outside of the run's folder (see FOLDERS)"
+        if key == "filename" and isinstance(value, str) and (".." in value or Path(value).is_absolute()):
+            yield f"{here}={value}"[:200], "leads out of its folder"
+        if key != "_target_":
+            yield from _walk(value, here, kinds)
+        elif message := _problem(value, node, kinds):
+            yield f"{here}={value}"[:200], message
+
+
 def _outside(value: Any) -> bool:
     if not isinstance(value, str):
         return value is not None
@@ -109,25 +114,32 @@ def _problem(name: Any, node: dict[Any, Any], kinds: tuple[type, ...]) -> str | 
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         return "is no plain name of a class or function"
     if name in FUNCTIONS:
-        wrong = [key for key in FUNCTIONS[name] if key in node]
-        if ":" in str(node.get("model_name")):  # timm: hf-hub:…, local-dir:…
-            wrong.append("model_name")
-        return f"may not be given {', '.join(wrong)} by a config from outside" if wrong else None
+        return _problem_of_arguments(name, node)
     if name in project.named() and "." in name:
         return None
     own = () if _within(name, PACKAGES) else project.packages()
     if not _within(name, (*PACKAGES, *own)):
         return f"is of the package {name.partition('.')[0]}, which is not trusted"
     thing = _named(name)
-    if thing is None:
-        return "names nothing that is known here"
+    return "names nothing that is known here" if thing is None else _problem_of_thing(thing, own, kinds)
+
+
+def _problem_of_arguments(function: str, node: dict[Any, Any]) -> str | None:
+    wrong = [key for key in FUNCTIONS[function] if key in node]
+    if ":" in str(node.get("model_name")):  # timm: hf-hub:…, local-dir:…
+        wrong.append("model_name")
+    return f"may not be given {', '.join(wrong)} by a config from outside" if wrong else None
+
+
+def _problem_of_thing(thing: Any, own: tuple[str, ...], kinds: tuple[type, ...]) -> str | None:
+    """own: packages of the project, where the name is of none that is trusted anyway."""
     home = str(getattr(thing, "__module__", ""))
     if not _within(home, (*PACKAGES, *own)) or _within(home, _LEFT_OUT):
         return f"is of {home or type(thing).__name__}, which is not trusted"
-    if inspect.isclass(thing) and _within(home, own):
-        return None  # a class of one's own: a function is not, for it would be called with what the config says
     if not inspect.isclass(thing):
         return None if thing in _net_functions() else "is no class, and no function of torchvision that makes a net"
+    if _within(home, own):
+        return None  # a class of one's own: a function is not, for it would be called with what the config says
     allowed = issubclass(thing, kinds) and not issubclass(thing, _holds_code())
     return None if allowed else "is of no kind that may be built here"
 

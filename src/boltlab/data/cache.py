@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from boltlab.data.decode import Decode, plain_jpeg, read_pixels
+from boltlab.data.progress import progress_bar
 from boltlab.data.resize import fit, shrunk
 from boltlab.ground.errors import DataError
 
@@ -395,32 +396,6 @@ def _in_order(pool: ThreadPoolExecutor, make: Callable[[str], Entry], files: lis
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-@contextmanager
-def progress_bar(total: int, done: int, what: str, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, else a line a minute."""
-    from rich import get_console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = get_console()
-    if not shown:
-        yield lambda n: None
-    elif console.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(what, total=total, completed=done)
-            yield lambda n: bar.advance(task, n)
-    else:
-        state = {"done": done, "said": time.monotonic()}
-
-        def advance(n: int) -> None:
-            state["done"] += n
-            if time.monotonic() - state["said"] >= 60:
-                state["said"] = time.monotonic()
-                print(f"{what}: {state['done']:.0f} of {total}", flush=True)
-
-        yield advance
 
 
 def _gigabytes(size: float) -> str:

@@ -88,32 +88,39 @@ def plain_jpeg(data: bytes | memoryview, channels: int) -> np.ndarray | None:
     return pixels
 
 
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+_EXIF, _ADOBE, _PIXELS = 0xE1, 0xEE, 0xDA
+_IGNORED = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comment, applications
+
+
 def _is_plain_jpeg(data: memoryview) -> bool:
     """Whether the headers promise a JPEG that every decoder reads alike: 8 bits, grey or YCbCr, upright, no bomb."""
     if bytes(data[:2]) != b"\xff\xd8":
         return False
-    at, end, good_frame, exif_seen = 2, len(data) - 4, False, False
+    at, end, seen = 2, len(data) - 4, set()
     while at <= end and data[at] == 0xFF:
         marker, start, at = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == 0xDA:  # the pixels follow
-            return good_frame
-        if at > end:  # cut off in this segment
+        if marker == _PIXELS:
+            return not seen.isdisjoint(_FRAMES)
+        if at > end or not _is_plain(marker, data[start:at]):  # at > end: cut off in this segment
             return False
-        if marker in (0xC0, 0xC1, 0xC2) and at - start >= 6:  # frame: baseline, extended, progressive
-            height, width = data[start + 1] << 8 | data[start + 2], data[start + 3] << 8 | data[start + 4]
-            good_frame = data[start] == 8 and 0 < height * width <= MAX_PIXELS and data[start + 5] in (1, 3)
-            if not good_frame:
-                return False
-        elif marker == 0xE1:
-            if exif_seen or not _upright_exif(bytes(data[start:at])):
-                return False
-            exif_seen = True
-        elif marker == 0xEE:  # Adobe's: of its colour transforms only YCbCr is everyone's
-            if at - start >= 12 and bytes(data[start : start + 5]) == b"Adobe" and data[start + 11] != 1:
-                return False
-        elif not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):  # tables, comment, applications
+        if marker == _EXIF and marker in seen:
             return False
+        seen.add(marker)
     return False
+
+
+def _is_plain(marker: int, segment: memoryview) -> bool:
+    if marker in _FRAMES:
+        if len(segment) < 6:
+            return False
+        height, width = segment[1] << 8 | segment[2], segment[3] << 8 | segment[4]
+        return segment[0] == 8 and 0 < height * width <= MAX_PIXELS and segment[5] in (1, 3)
+    if marker == _EXIF:
+        return _upright_exif(bytes(segment))
+    if marker == _ADOBE:  # of its colour transforms only YCbCr is everyone's
+        return len(segment) < 12 or bytes(segment[:5]) != b"Adobe" or segment[11] == 1
+    return marker in _IGNORED
 
 
 def _upright_exif(segment: bytes) -> bool:

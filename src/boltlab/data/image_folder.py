@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split
-from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memory, progress_bar
+from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memory
 from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.loader import Loader, TensorData, available_cores
+from boltlab.data.progress import progress_bar
 from boltlab.data.resize import to_batch
 from boltlab.data.samplers import EvalSampler
 from boltlab.ground.errors import DataError

@@ -160,24 +160,31 @@ class ImageDataModule(DataModule):
             check_decode(arguments.get("decode", "auto"))
         except UserError as error:
             problems.append(("decode", str(error)))
-        shape = arguments.get("input_shape")
-        if isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape):
-            channels, height, width = shape
-            if channels not in (1, 3) or min(height, width) < 1:
-                problems.append(("input_shape", f"{list(shape)}: channels (1 or 3), height, width expected"))
-            for name in ("mean", "std"):
-                values = arguments.get(name)
-                if isinstance(values, (list, tuple)) and len(values) not in (1, channels):
-                    problems.append((name, f"{len(values)} values for the {channels} channels of input_shape"))
-            resize = arguments.get("resize")
-            if isinstance(resize, int) and resize < min(height, width):
-                problems.append(("resize", f"{resize} is less than the crop of {min(height, width)} in input_shape"))
+        problems += ImageDataModule._shape_problems(arguments)
         names, number = arguments.get("class_names"), arguments.get("num_classes")
         if isinstance(names, (list, tuple)) and isinstance(number, int) and len(names) != number:
             problems.append(("num_classes", f"{number}, but class_names lists {len(names)}"))
         std = arguments.get("std")
         if isinstance(std, (list, tuple)) and any(isinstance(s, (int, float)) and s <= 0 for s in std):
             problems.append(("std", f"{list(std)}: a standard deviation is above 0"))
+        return problems
+
+    @staticmethod
+    def _shape_problems(arguments: dict[str, Any]) -> list[tuple[str, str]]:
+        """What does not go together with a known `input_shape`."""
+        shape, problems = arguments.get("input_shape"), []
+        if not (isinstance(shape, (list, tuple)) and len(shape) == 3 and all(isinstance(n, int) for n in shape)):
+            return []
+        channels, height, width = shape
+        if channels not in (1, 3) or min(height, width) < 1:
+            problems.append(("input_shape", f"{list(shape)}: channels (1 or 3), height, width expected"))
+        for name in ("mean", "std"):
+            values = arguments.get(name)
+            if isinstance(values, (list, tuple)) and len(values) not in (1, channels):
+                problems.append((name, f"{len(values)} values for the {channels} channels of input_shape"))
+        resize = arguments.get("resize")
+        if isinstance(resize, int) and resize < min(height, width):
+            problems.append(("resize", f"{resize} is less than the crop of {min(height, width)} in input_shape"))
         return problems
 
     def batches(self, split: Split, augment: bool) -> Batches:

@@ -186,18 +186,7 @@ class Loader:
                 raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch goes on with them")
 
     def __iter__(self) -> Iterator[Any]:
-        resume, self._resume = self._resume, {}
-        self._delivered = 0
-        if isinstance(self.sampler, TrainSampler):
-            same = resume.get("epoch") == self.sampler.epoch
-            taken = self.sampler.batch_size * self.sampler.world_size
-            if same and resume["delivered"] < len(self) and resume["taken"] != taken:
-                raise DataError(
-                    f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a batch, and this"
-                    f" run takes {taken}: resume with the same data.batch_size,"
-                    " or with resume_changed=restart_epoch"
-                )
-            self._delivered = self.sampler.start = resume["delivered"] if same else 0
+        self._delivered = self._start()
         if self.num_workers == 0:
             made = self._here()
         else:
@@ -213,6 +202,21 @@ class Loader:
                     )
                 if x is not None:
                     yield (x.pin_memory(), y.pin_memory()) if self.pin_memory and x.device.type == "cpu" else (x, y)
+
+    def _start(self) -> int:
+        """Has the sampler start where the checkpoint stands, if that is in this epoch; returns the batches before."""
+        resume, self._resume = self._resume, {}
+        if not isinstance(self.sampler, TrainSampler):
+            return 0
+        same = resume.get("epoch") == self.sampler.epoch
+        taken = self.sampler.batch_size * self.sampler.world_size
+        if same and resume["delivered"] < len(self) and resume["taken"] != taken:
+            raise DataError(
+                f"the checkpoint stands in the middle of an epoch of {resume['taken']} samples a batch, and this"
+                f" run takes {taken}: resume with the same data.batch_size, or with resume_changed=restart_epoch"
+            )
+        self.sampler.start = resume["delivered"] if same else 0
+        return self.sampler.start
 
     def _here(self) -> Generator[Made, None, None]:
         fetches = iter(self.sampler)

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -230,11 +231,7 @@ class CSV(TableDataModule):
     @property
     def feature_columns(self) -> list[str]:
         """Names of the features, in the order of x."""
-        names, _ = self._rows
-        trained = self.fitted.get("features")
-        if trained and self.features is not None and set(self.features) != set(trained):
-            raise DataError(f"data.features={self.features}: the run was trained on {trained}")
-        asked = trained or self.features
+        names, asked = self._rows[0], self._asked_features
         wanted = [*(asked or []), self.target]
         if unknown := [name for name in wanted if name not in names]:
             hint = "" if self.columns is not None else " (a file without a header row needs data.columns=[…])"
@@ -245,6 +242,14 @@ class CSV(TableDataModule):
         if not features:
             raise DataError(f"{self.path} has no column besides the target {self.target!r}")
         return list(features)
+
+    @property
+    def _asked_features(self) -> Sequence[str] | None:
+        """Those that the run was trained on, else those of the config; None where neither names any."""
+        trained = self.fitted.get("features")
+        if trained and self.features is not None and set(self.features) != set(trained):
+            raise DataError(f"data.features={self.features}: the run was trained on {trained}")
+        return trained or self.features
 
     def _column(self, name: str) -> list[str]:
         names, rows = self._rows

@@ -177,12 +177,7 @@ class _Wait:
             return self._late(self._timeout)
         lost = isinstance(error, ConnectionError | EOFError) and not text.startswith("Caught ")  # by the data set
         if lost or text.startswith("Pin memory thread exited") or "exited unexpectedly" in text:
-            ended = multiprocessing.connection.wait([process.sentinel for process in self.workers], 1.0)
-            for process in self.workers:
-                if process.sentinel in ended:
-                    process.join(1.0)  # its files were closed a moment before it had ended
-            dead = [process for process in self.workers if process.exitcode]
-            text = ", ".join(f"DataLoader worker (pid {p.pid}) ended with exit code {p.exitcode}" for p in dead) or text
+            text = self._dead() or text
         if not text.startswith("DataLoader worker (pid"):
             return None
         if signals.inbox.stop:  # a scheduler tells all processes, and workers obey at once
@@ -191,6 +186,15 @@ class _Wait:
             return WorkerError(_full())
         memory = "if memory was full, take fewer workers or smaller batches"
         return WorkerError(f"{text.strip().rstrip('.')}: {memory}; {_WITHOUT} and shows what else it was")
+
+    def _dead(self) -> str:
+        """The workers that are gone, and their exit codes."""
+        ended = multiprocessing.connection.wait([process.sentinel for process in self.workers], 1.0)
+        for process in self.workers:
+            if process.sentinel in ended:
+                process.join(1.0)  # its files were closed a moment before it had ended
+        dead = [process for process in self.workers if process.exitcode]
+        return ", ".join(f"DataLoader worker (pid {p.pid}) ended with exit code {p.exitcode}" for p in dead)
 
 
 _WITHOUT = "data.num_workers=0 reads without worker processes"

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from boltlab.loggers.place import place
+from boltlab.loggers.wandb_server import refusal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,29 +279,8 @@ class WandbLogger(LightningWandbLogger):
         deadline = time.monotonic() + self._timeout_seconds
         if wandb.run is not None:
             wandb.finish()
-        # wandb's telemetry about itself asks the server for offline runs too, and holds up the exit where none answers.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        with suppress(ImportError):
-            from wandb.analytics.opentelemetry import opentelemetry_proxy
-
-            opentelemetry_proxy.disable()
-        try:
-            wandb.setup(wandb.Settings(silent=True))
-        except Exception:
-            if os.environ.pop("WANDB_SERVICE", None) is None:
-                raise
-            wandb.setup(wandb.Settings(silent=True))  # it named the service of a process that is gone
-        mode, reason = self._choose_mode(deadline)
-        run = None
-        if mode == "online":
-            try:
-                run = self._init("online", init_timeout=max(1.0, deadline - time.monotonic()))
-            except wandb.Error as error:
-                mode, reason = "offline", f"{type(error).__name__}: {error}".splitlines()[0]
-                if self._wandb_init["id"]:
-                    wandb.teardown()  # its service calls the id of a run that goes on taken
-        if run is None:
-            run = self._init(mode)
+        self._start_service()
+        run, mode, reason = self._connect(deadline)
         if mode != "disabled":
             self._dir.mkdir(parents=True, exist_ok=True)
             (self._dir / RUN_ID).write_text(run.id or "", encoding="utf-8")
@@ -316,6 +296,36 @@ class WandbLogger(LightningWandbLogger):
             folder = os.path.relpath(self._dir)
             log.warning("W&B is offline (%s). To upload this run: boltlab sync '%s'", reason, folder)
         return run
+
+    def _start_service(self) -> None:
+        import wandb
+
+        # wandb's telemetry about itself asks the server for offline runs too, and holds up the exit where none answers.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        with suppress(ImportError):
+            from wandb.analytics.opentelemetry import opentelemetry_proxy
+
+            opentelemetry_proxy.disable()
+        try:
+            wandb.setup(wandb.Settings(silent=True))
+        except Exception:
+            if os.environ.pop("WANDB_SERVICE", None) is None:
+                raise
+            wandb.setup(wandb.Settings(silent=True))  # it named the service of a process that is gone
+
+    def _connect(self, deadline: float) -> "tuple[Run | RunDisabled, Mode, str]":
+        """The run, its mode, and for "offline" why."""
+        import wandb
+
+        mode, reason = self._choose_mode(deadline)
+        if mode == "online":
+            try:
+                return self._init("online", init_timeout=max(1.0, deadline - time.monotonic())), mode, reason
+            except wandb.Error as error:
+                mode, reason = "offline", f"{type(error).__name__}: {error}".splitlines()[0]
+                if self._wandb_init["id"]:
+                    wandb.teardown()  # its service calls the id of a run that goes on taken
+        return self._init(mode), mode, reason
 
     def _init(self, mode: Mode, init_timeout: float = 60.0) -> "Run | RunDisabled":  # a busy machine starts it late
         global _staged
@@ -361,50 +371,3 @@ class _WhenUp:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__dict__["_logger"]._up(), name, value)
-
-
-def refusal(timeout_seconds: float) -> str | None:
-    """What keeps W&B from taking runs now: no API key, or a server that does not take it; None: nothing."""
-    import wandb
-
-    try:
-        if not wandb.login(prompt=False, verify=False):
-            return "no API key; `wandb login` saves one"
-    except wandb.Error as error:  # a key of the wrong form
-        return str(error)
-    settings = wandb.setup().settings
-    return _ask_server(settings.base_url, settings.api_key, timeout_seconds)
-
-
-def _ask_server(base_url: str, api_key: str | None, timeout_seconds: float) -> str | None:
-    """What keeps the W&B server from taking the key, or None. wandb's own check retries a refused connection until
-    its timeout is over; this one returns at once."""
-    import requests  # comes with wandb
-
-    problems = [f"{base_url} does not answer within {timeout_seconds:.0f} s"]
-
-    def ask() -> None:
-        try:
-            answer = requests.post(
-                f"{base_url}/graphql",
-                json={"query": "query { viewer { id } }"},
-                auth=("api", api_key) if api_key else None,
-                timeout=timeout_seconds,
-            )
-        except requests.Timeout:
-            return
-        except requests.RequestException as error:
-            problems[0] = f"{base_url} cannot be reached: {type(error).__name__}"
-            return
-        if answer.status_code in (401, 403):
-            problems[0] = f"{base_url} refuses the API key"
-        elif not answer.ok:
-            problems[0] = f"{base_url} answers with HTTP status {answer.status_code}"
-        else:
-            problems.clear()
-
-    # In a thread, because looking up a name and a slow stream of bytes know no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    return problems[0] if problems else None

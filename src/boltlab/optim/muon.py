@@ -1,5 +1,6 @@
 """Muon for every weight matrix and convolution inside a net, AdamW for the rest, as one optimizer."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -51,37 +52,29 @@ class Muon(Optimizer):
         eps: float = 1e-8,
         fused: bool | None = None,
     ) -> None:
-        given = list(params)
-        groups = [dict(group) for group in given] if given and isinstance(given[0], dict) else [{"params": given}]
-        if any(not isinstance(entry, tuple) for group in groups for entry in group["params"]):
-            raise ValueError("Muon needs names to tell hidden weights from the rest: pass net.named_parameters()")
-        groups = [group | {"params": list(group["params"])} for group in groups]
-        matrices = [entry for group in groups for entry in group["params"] if self._is_matrix(*entry)]
-        hidden = {name for name, _ in matrices[:-1]}
-
-        split = []
-        for group in groups:
-            for muon in (True, False):
-                chosen = [(name, p) for name, p in group["params"] if (name in hidden) == muon]
-                if chosen:
-                    split.append(group | {"params": chosen, "muon": muon})
-        adamw = AdamW(
-            [group for group in split if not group["muon"]],
-            lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            fused=fused,
-        )
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "newton_schulz_steps": newton_schulz_steps,
-        }
+        split = self._split(list(params))
+        rest = [group for group in split if not group["muon"]]
+        adamw = AdamW(rest, lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        defaults["newton_schulz_steps"] = newton_schulz_steps
         super().__init__([group for group in split if group["muon"]] + adamw.param_groups, defaults)
         self._adamw = adamw
+
+    @classmethod
+    def _split(cls, given: list[Any]) -> list[dict[str, Any]]:
+        """Groups whose parameters are hidden weights (`muon`) or not, in the order of those that are given."""
+        groups = [dict(group) for group in given] if given and isinstance(given[0], dict) else [{"params": given}]
+        for group in groups:
+            group["params"] = list(group["params"])
+        entries = [entry for group in groups for entry in group["params"]]
+        if any(not isinstance(entry, tuple) for entry in entries):
+            raise ValueError("Muon needs names to tell hidden weights from the rest: pass net.named_parameters()")
+        hidden = dict([entry for entry in entries if cls._is_matrix(*entry)][:-1])  # all matrices but the last
+        split = []
+        for group, muon in itertools.product(groups, (True, False)):
+            if chosen := [(name, p) for name, p in group["params"] if (name in hidden) == muon]:
+                split.append(group | {"params": chosen, "muon": muon})
+        return split
 
     @staticmethod
     def _is_matrix(name: str, parameter: nn.Parameter) -> bool:

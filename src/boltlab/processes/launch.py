@@ -3,11 +3,10 @@
 One process composes the config and makes the run folder. Every process of the run, also a single one, then reads the
 config from that folder: none of them goes through Hydra's command line again. Several processes on one machine are
 started by torch's elastic launcher, which ends all of them when one fails; those that torchrun or srun has started are
-led by their rank 0 (see `boltlab.world`).
+led by their rank 0 (see `boltlab.processes.rendezvous`).
 """
 
 import inspect
-import json
 import logging
 import multiprocessing
 import os
@@ -32,22 +31,14 @@ from boltlab import runs
 from boltlab.config.build import build
 from boltlab.config.devices import process_count
 from boltlab.ground import signals, started_by
-from boltlab.ground.errors import UserError, WorkerError
-from boltlab.processes import rendezvous
+from boltlab.ground.errors import UserError
+from boltlab.processes import ends, rendezvous
 
 Entry = Callable[[str, DictConfig], Any]  # what a process of a run does, with its folder and its config
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
-_TELL_SECONDS = 3.0  # that a process which has lost its partner waits to hear why
 _hiding_main = threading.Lock()
 _LEAVE_SECONDS = 30  # that they have after one has stopped at once: their loggers may still be sending
-_AT_ONCE = "at once"
-_ENDED = ".ended-"  # files of the run folder in which the processes say how they ended
-# Of the RuntimeErrors of a process whose partner is gone: not the cause.
-_PARTNER = (
-    *("gloo/transport", "Gloo connectFullMesh", "ncclRemoteError", "communicator was aborted"),
-    "collective operation timeout",
-)
 _SEVERAL = re.compile(r"trainer=(ddp|fsdp|deepspeed)|trainer\.devices=(?!1$)|max_restarts=[1-9]")
 
 
@@ -101,7 +92,7 @@ def launch(entry: Entry, folder: Path, config: DictConfig) -> None:
         try:
             _start(entry, folder, config, processes)
             return
-        except ProcessFailed as e:
+        except ends.ProcessFailed as e:
             if restart == restarts or e.told_to_stop:
                 raise
             print(f"{e}\nrestart {restart + 1} of {restarts}", file=sys.stderr, flush=True)
@@ -129,7 +120,7 @@ def _start(entry: Entry, folder: Path, config: DictConfig, processes: int) -> No
         signals_to_handle="SIGQUIT",  # the others are for the processes to act on, not for their launcher
         **timeout,
     )
-    _clear(folder)
+    ends.clear(folder)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ended, told = threading.Event(), 0
@@ -141,17 +132,17 @@ def _start(entry: Entry, folder: Path, config: DictConfig, processes: int) -> No
             finally:
                 told = signals.inbox.stop
     except ChildFailedError as e:
-        records = _told(folder)
+        records = ends.reports(folder)
         if told and all(record["partner"] for record in records):  # they had not all come as far as the others
             raise signals.Stopped(told) from None
-        cause = _cause(records, {rank: failure.exitcode for rank, failure in e.failures.items()}, processes)
-        if isinstance(cause, ProcessFailed):
+        cause = ends.cause(records, {rank: failure.exitcode for rank, failure in e.failures.items()}, processes)
+        if isinstance(cause, ends.ProcessFailed):
             cause.told_to_stop = bool(told)
         raise cause from None
     finally:
         ended.set()
-        stopped = _stopped(folder)
-        _clear(folder)
+        stopped = ends.stopped_by(folder)
+        ends.clear(folder)
     if stopped:
         raise signals.Stopped(stopped)
 
@@ -196,33 +187,18 @@ def _end_what_hangs(folder: Path, ended: threading.Event) -> None:
     """Where a process has failed, or stopped at once, ends those that do not end by themselves: the elastic launcher
     waits a minute, and one that waits for its partners in torch hears no signal."""
     while not ended.wait(1.0):
-        failed = _failed(folder)
-        if failed or any(_AT_ONCE in file.read_text() for file in folder.glob(f"{_ENDED}stop-*")):
+        failed = ends.failed(folder)
+        if failed or any(ends.AT_ONCE in file.read_text() for file in folder.glob(f"{ends.ENDED}stop-*")):
             if not ended.wait(SHUTDOWN_SECONDS if failed else _LEAVE_SECONDS):
-                for file in folder.glob(f"{_ENDED}pid-*"):
+                for file in folder.glob(f"{ends.ENDED}pid-*"):
                     with suppress(OSError, ValueError):
                         os.kill(int(file.read_text()), getattr(signal, "SIGKILL", signal.SIGTERM))
             return
 
 
-def _failed(folder: Path) -> bool:
-    """Whether a process has said that it failed, or is gone without a word."""
-    if next(folder.glob(f"{_ENDED}error-*"), None):
-        return True
-    for file in folder.glob(f"{_ENDED}pid-*"):
-        with suppress(OSError, ValueError):
-            if sys.platform != "win32":  # where it would end the process
-                os.kill(int(file.read_text()), 0)
-            continue
-        rank = file.name.rpartition("-")[2]
-        if not any((folder / f"{_ENDED}{word}-{rank}").exists() for word in ("done", "stop")):
-            return True
-    return False
-
-
 def _forward(folder: Path, signum: int) -> None:
     if signum != signals.SAVING:
-        (folder / f"{_ENDED}told").write_text(str(signum))  # for processes that are not there yet
+        (folder / f"{ends.ENDED}told").write_text(str(signum))  # for processes that are not there yet
     if sys.platform == "win32":  # where os.kill would end them, and a console tells all of them itself
         return
     for process in multiprocessing.active_children():
@@ -259,10 +235,10 @@ def _rank(entry: Entry, folder: str, config: DictConfig, cwd: str, environment: 
         from boltlab.data.loader import available_cores
 
         torch.set_num_threads(max(1, available_cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    (Path(folder) / f"{_ENDED}pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-    told = Path(folder) / f"{_ENDED}told"
+    (Path(folder) / f"{ends.ENDED}pid-{os.environ['RANK']}").write_text(str(os.getpid()))
+    told = Path(folder) / f"{ends.ENDED}told"
     try:
-        with _last_word(Path(folder)), signals.caught():
+        with ends.last_word(Path(folder)), signals.caught():
             if told.exists():
                 raise signals.Stopped(int(told.read_text()), at_once=True)
             entry(folder, config)
@@ -270,8 +246,8 @@ def _rank(entry: Entry, folder: str, config: DictConfig, cwd: str, environment: 
         pass
     except BaseException as e:
         signals.inbox.deferred = True
-        if _lost_partner(e):  # whose end is to be seen first: it is the cause
-            _wait_to_be_told(Path(folder))
+        if ends.lost_partner(e):  # whose end is to be seen first: it is the cause
+            ends.wait_for_reports(Path(folder))
         raise SystemExit(1) from None
 
 
@@ -283,21 +259,21 @@ def _lead(leader: Any, entry: Entry, folder: Path, config: DictConfig) -> None:
 
     Where another process fails, its launcher sends this one a signal to stop; the failure is what is told.
     """
-    _clear(folder)
+    ends.clear(folder)
     leader.order(follow, entry, folder)
     try:
-        with _last_word(folder), rendezvous.joined(*_group(config)):
+        with ends.last_word(folder), rendezvous.joined(*_group(config)):
             entry(str(folder), config)
     except BaseException as e:
         leader.alone = True
         signals.inbox.deferred = True  # the launcher's signal must not hide the cause
-        told = _wait_to_be_told(folder) if _lost_partner(e) or isinstance(e, signals.Stopped) else []
+        told = ends.wait_for_reports(folder) if ends.lost_partner(e) or isinstance(e, signals.Stopped) else []
         if any(not record["partner"] for record in told):
-            raise _cause(told, {}, leader.world.size) from None
-        if _lost_partner(e) and (stopped := _stopped(folder)):  # it was told a little earlier
+            raise ends.cause(told, {}, leader.world.size) from None
+        if ends.lost_partner(e) and (stopped := ends.stopped_by(folder)):  # it was told a little earlier
             raise signals.Stopped(stopped) from None
-        if _lost_partner(e):
-            raise _cause(told, {}, leader.world.size) from None
+        if ends.lost_partner(e):
+            raise ends.cause(told, {}, leader.world.size) from None
         raise
 
 
@@ -311,14 +287,14 @@ def follow(entry: Entry, folder: Path) -> None:
     rank = os.environ["RANK"]
     try:
         config = runs.load_config(folder, own=True)
-        with _last_word(folder), rendezvous.joined(*_group(config)):
+        with ends.last_word(folder), rendezvous.joined(*_group(config)):
             entry(str(folder), config)
     except signals.Stopped:
         raise
     except BaseException as e:
         signals.inbox.deferred = True
-        if _lost_partner(e):
-            cause = _cause(_wait_to_be_told(folder), {}, int(os.environ["WORLD_SIZE"]))
+        if ends.lost_partner(e):
+            cause = ends.cause(ends.wait_for_reports(folder), {}, int(os.environ["WORLD_SIZE"]))
             print(f"rank {rank} ends: {cause}", file=sys.stderr, flush=True)
         elif not isinstance(e, UserError):  # which rank 0 prints
             traceback.print_exc()
@@ -337,104 +313,3 @@ def _group(config: DictConfig) -> tuple[bool, str | None, timedelta]:
     if strategy.get("timeout"):
         timeout = build(config, "trainer.strategy.timeout")
     return on_gpu, strategy.get("process_group_backend"), timeout
-
-
-def _wait_to_be_told(folder: Path) -> list[dict[str, Any]]:
-    end = time.monotonic() + _TELL_SECONDS
-    while True:
-        told = _told(folder)
-        if time.monotonic() > end or any(not record["partner"] for record in told):
-            return told
-        time.sleep(0.05)
-
-
-# ---------------------------------------------------------------- how processes ended
-
-
-class ProcessFailed(UserError):
-    """One of several processes failed, and all were ended. The last line names it and why; before it its traceback."""
-
-    told_to_stop = False  # while it failed: what was asked for is an end
-
-    def __init__(self, reason: str, traceback: str = "") -> None:
-        self.reason = reason
-        super().__init__(f"{traceback}\n{reason}".strip())
-
-
-@contextmanager
-def _last_word(folder: Path) -> Iterator[None]:
-    """Leaves in the folder how this process has ended."""
-    rank = int(os.environ["RANK"])
-    try:
-        yield
-        (folder / f"{_ENDED}done-{rank}").touch()
-    except signals.Stopped as e:
-        (folder / f"{_ENDED}stop-{rank}").write_text(f"{e.signum} {_AT_ONCE * e.at_once}")
-        raise
-    except BaseException as e:
-        record = {
-            "rank": rank,
-            "time": time.time(),
-            "user": isinstance(e, UserError) and not isinstance(e, WorkerError),  # which a restart may mend
-            "partner": _lost_partner(e),
-            "message": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}",
-            "traceback": "" if isinstance(e, WorkerError) else traceback.format_exc(),
-        }
-        with suppress(OSError):
-            runs.write_json(folder / f"{_ENDED}error-{rank}", record)
-        raise
-
-
-def _lost_partner(error: BaseException) -> bool:
-    if type(error).__name__ in ("DistNetworkError", "DistStoreError"):  # without an import of torch
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _PARTNER)
-
-
-def _stopped(folder: Path) -> int:
-    """The signal by which a process was stopped; 0 where none was."""
-    return max((int(file.read_text().split()[0]) for file in folder.glob(f"{_ENDED}stop-*")), default=0)
-
-
-def _clear(folder: Path) -> None:
-    for left in folder.glob(f"{_ENDED}*"):
-        left.unlink(missing_ok=True)
-
-
-def _told(folder: Path) -> list[dict[str, Any]]:
-    told = []
-    for file in folder.glob(f"{_ENDED}error-*"):
-        with suppress(ValueError, OSError):
-            told.append(json.loads(file.read_text(encoding="utf-8")))
-    return sorted(told, key=lambda record: record["time"])
-
-
-def _cause(told: list[dict[str, Any]], exits: dict[int, int], processes: int) -> UserError:
-    """What ended the run: of several that failed, the one that failed by itself, and not because of another.
-
-    exits: of each rank that has failed its exit code, where that is known; negative where a signal ended it.
-    """
-    own = [record for record in told if not record["partner"]]
-    if own and own[0]["user"]:
-        return UserError(own[0]["message"])
-    if own:
-        return ProcessFailed(f"rank {own[0]['rank']} failed: {own[0]['message']}", own[0]["traceback"])
-    aborted = {rank for rank, code in exits.items() if code == -signal.SIGABRT}
-    killed = {rank: code for rank, code in exits.items() if code < 0 and rank not in aborted}
-    if aborted and not killed:
-        others = ", ".join(str(rank) for rank in range(processes) if rank not in aborted) or "none"
-        ended = ", ".join(map(str, sorted(aborted)))
-        why = f"by NCCL, if another rank gave no answer any more; still there: {others}"
-        return ProcessFailed(f"rank {ended} was aborted (SIGABRT): {why}")
-    if killed:
-        rank, exitcode = next(iter(killed.items()))
-        memory = " (by the system, if the memory was full)" if exitcode == -9 else ""
-        return ProcessFailed(f"rank {rank} was killed by {signals.name(-exitcode)}{memory}")
-    if not told:
-        ended = ", ".join(f"rank {rank} ended with exit code {code}" for rank, code in sorted(exits.items()))
-        return ProcessFailed(ended or "a process is gone")
-    saw = f"rank {told[0]['rank']} saw: {told[0]['message']}"
-    silent = sorted(set(range(processes)) - {record["rank"] for record in told})
-    if not silent:
-        return ProcessFailed(f"the processes have lost one another; {saw}")
-    return ProcessFailed(f"rank {', '.join(map(str, silent))} gave no answer any more; {saw}")

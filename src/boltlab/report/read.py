@@ -188,7 +188,7 @@ def _curves(found: Evidence, folder: Path, name: str) -> None:
             continue
         step, epoch = _float(row[step_at]), _float(row[epoch_at]) if epoch_at is not None else math.nan
         for column, place in at:
-            if row[place] and math.isfinite(value := _float(row[place])) and abs(value) < 1e100:
+            if abs(value := _float(row[place])) < 1e100:  # not so NaN
                 curves[column].append((epoch, step, value))
     found.curves = {column: points for column, points in curves.items() if points}
 

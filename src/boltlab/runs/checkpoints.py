@@ -1,5 +1,6 @@
 """The checkpoints of a run: the best, the newest that is whole, and the file that `run=` means."""
 
+import math
 import pickle
 import re
 import sys
@@ -10,11 +11,10 @@ import torch
 
 from boltlab import runs
 from boltlab.checkpoints.fetch import fetch
-from boltlab.checkpoints.file import (
-    CheckpointError,
-    verify,
-)
+from boltlab.checkpoints.file import CheckpointError, verify
 from boltlab.config.trust import paths_inside
+
+_LAST = re.compile(r"last(?:-(\d+))?\.ckpt")
 
 
 def find(folder: Path, which: str | None = None) -> Path:
@@ -52,24 +52,30 @@ def best(folder: Path) -> Path | None:
                 f"the best checkpoint of {folder} lies outside of it: init_from={path}, or checkpoint=last"
             )
         return folder / name if path.is_file() else None
-    newest: tuple[tuple[int, int], dict[str, Any]] | None = None
+    content = _newest(folder)
+    states = paths_inside(folder, content.get("callbacks") or {}).values()
+    found = [state for state in states if isinstance(state, dict) and state.get("monitor")]
+    found = [state for state in found if "best_model_path" in state]
+    monitor = (content.get("config") or {}).get("monitor")
+    found.sort(key=lambda state: state["monitor"] != monitor)  # the run's own metric first
+    if found:
+        return Path(found[0]["best_model_path"]) if found[0]["best_model_path"] else None
+    path = folder / "checkpoints" / "best.ckpt"
+    return path if path.is_file() else None
+
+
+def _newest(folder: Path) -> dict[str, Any]:
+    """The content of the newest checkpoint that holds the state of callbacks; empty where none does."""
+    newest: tuple[tuple[int, int], dict[str, Any]] = (-1, -1), {}
     for path in (folder / "checkpoints").glob("*.ckpt"):
         try:  # the tensors stay on the disk
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             age = (content["global_step"], path.stat().st_mtime_ns)
         except Exception:  # damaged: whoever reads it says so
             continue
-        if content.get("callbacks") and (newest is None or age > newest[0]):
+        if content.get("callbacks") and age > newest[0]:
             newest = age, content
-    if newest is not None:
-        config, states = newest[1].get("config") or {}, paths_inside(folder, newest[1]["callbacks"])
-        found = [state for state in states.values() if isinstance(state, dict) and state.get("monitor")]
-        found = [state for state in found if "best_model_path" in state]
-        found.sort(key=lambda state: state["monitor"] != config.get("monitor"))  # the run's own metric first
-        if found:
-            return Path(found[0]["best_model_path"]) if found[0]["best_model_path"] else None
-    path = folder / "checkpoints" / "best.ckpt"
-    return path if path.is_file() else None
+    return newest[1]
 
 
 def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
@@ -81,38 +87,44 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         CheckpointError: there are checkpoints, and training can go on from none of them; all are named.
     """
-    files = sorted((folder / "checkpoints").glob("*.ckpt"))
-    family = {int(m[1] or 0): f for f in files if (m := re.fullmatch(r"last(?:-(\d+))?\.ckpt", f.name))}
     damaged: dict[Path, str] = {}
     unusable: dict[Path, str] = {}
-    others: list[tuple[int, Path]] = []
-    taken = None
-    for path in [*(family[i] for i in sorted(family)), *(f for f in files if f not in family.values())]:
-        if problem := verify(path):
-            damaged[path] = problem
-            continue
-        try:  # nothing but names and plain values is read: the tensors stay on the disk
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except pickle.UnpicklingError:
-            damaged[path] = "holds more than tensors and plain values"
-            continue
-        if not {"optimizer_states", "loops"} <= content.keys():
-            unusable[path] = "holds weights only"
-        elif _within_a_step(content):
-            unusable[path] = "stands within accumulated batches"
-        elif path in family.values():
-            taken = path
-            break
-        else:
-            others.append((content["global_step"], path))
-    if taken is None and others:
-        taken = max(others, key=lambda other: other[0])[1]
+    taken, newest = None, -1
+    for path in sorted((folder / "checkpoints").glob("*.ckpt"), key=_place):
+        damage, hindrance, step = _examined(path)
+        if damage:
+            damaged[path] = damage
+        elif hindrance:
+            unusable[path] = hindrance
+        elif taken is None or step > newest:
+            taken, newest = path, step
+            if _LAST.fullmatch(path.name):
+                break
     if taken is None and damaged:
         reasons = "; ".join(f"{path.name} {why}" for path, why in (damaged | unusable).items())
         raise CheckpointError(f"{folder / 'checkpoints'}: training can go on from none of the files there: {reasons}")
     return taken, [
         f"the checkpoint {path} {why}; {taken.name} is taken instead" for path, why in damaged.items() if taken
     ]
+
+
+def _place(path: Path) -> tuple[float, Path]:
+    """Sorts `last`, `last-1`, … before all others."""
+    match = _LAST.fullmatch(path.name)
+    return int(match[1] or 0) if match else math.inf, path
+
+
+def _examined(path: Path) -> tuple[str, str, int]:
+    """How a checkpoint is damaged, why training cannot resume from it if it is not, and its step."""
+    if problem := verify(path):
+        return problem, "", 0
+    try:  # nothing but names and plain values is read: the tensors stay on the disk
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        return "holds more than tensors and plain values", "", 0
+    if not {"optimizer_states", "loops"} <= content.keys():
+        return "", "holds weights only", 0
+    return "", "stands within accumulated batches" if _within_a_step(content) else "", content["global_step"]
 
 
 def _within_a_step(content: dict[str, Any]) -> bool:

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import runs
+from boltlab.ground.errors import ConfigError, Mistake
+from boltlab.runs import index as history
+from boltlab.runs.filters import as_text
 
 # Packages that compute; what begins like these comes before all others.
 NUMERICAL = (
@@ -21,6 +24,7 @@ NUMERICAL = (
     *("pillow", "simplejpeg", "opencv", "deepspeed", "mkl", "openblas", "boltlab"),
 )
 TIMES = ("samples_per_second", "data_wait_share")  # columns of metrics.csv that are equal in no two runs
+_MOST_BYTES = 2_000_000  # that are read of a file to compare it
 SHOWN_PACKAGES = 20
 SHOWN_FILES = 20
 SHOWN_LINES = 8  # of a file's two patches
@@ -201,9 +205,7 @@ def weights(name: str, then: Path, now: Path) -> Result:
     except checkpoint_file.CheckpointError as e:
         return Result(what, "", "", None, text(e))
     a_shown, b_shown = (f"step {text(content.get('global_step'))}" for content in contents)
-    ours, theirs = (
-        {key: value for key, value in content["state_dict"].items() if "_metrics." not in key} for content in contents
-    )
+    ours, theirs = map(_compared, contents)
     if ours.keys() != theirs.keys():
         return Result(what, a_shown, b_shown, 0, f"{text(min({*ours} ^ {*theirs}))} is only in one of the two")
     apart = {key: difference for key in ours if (difference := _apart(ours[key], theirs[key])) is not None}
@@ -212,6 +214,10 @@ def weights(name: str, then: Path, now: Path) -> Result:
     most = max(apart, key=lambda key: apart[key])
     detail = f"{len(apart)} of {len(ours)} tensors, most {text(most)} by {apart[most]:.2g}"
     return Result(what, a_shown, b_shown, 0, detail)
+
+
+def _compared(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content["state_dict"].items() if "_metrics." not in key}
 
 
 def _apart(a: Any, b: Any) -> float | None:
@@ -253,3 +259,102 @@ def _read_rows(path: Path) -> list[dict[str, str]] | None:
     except (OSError, ValueError, csv.Error):
         return None
     return [{k: v for k, v in row.items() if isinstance(v, str) and v and k not in TIMES} for row in read]
+
+
+# ---------------------------------------------------------------- diff
+
+
+def diff(words: list[str], options: Any) -> int:
+    """`boltlab runs diff`: where two runs differ, in config, environment, data, uncommitted changes and results."""
+    if len(words) != 2:
+        raise ConfigError([Mistake("runs", f"are two: boltlab runs diff <run> <run>, and not {len(words)}")])
+    both = [history.read(runs.find(word, options.log_dir, options.verb)) for word in words]
+    for name, row in zip("ab", both, strict=True):
+        print(f"{name}  {printable(str(runs.shown(row.folder)))}")
+    parts = _parts(*both)
+    for name, found in {**parts, "results": _differing(*map(_measured, both))}.items():
+        _print_part(name, found)
+    if same := [name for name, found in parts.items() if not found]:
+        print(f"\nequal: {', '.join(same)}")
+    return 0
+
+
+def _parts(a: history.Row, b: history.Row) -> dict[str, list[Any]]:
+    """What the runs were made of: of each part that can be compared, the differences."""
+    unread = [f"that of {name} cannot be read" for name, row in (("a", a), ("b", b)) if not row.config]
+    known, others = data(*(runs.read_json(row.folder / "data.json") for row in (a, b)))
+    patch_a, patch_b = (_bytes(row.folder / "git.patch") for row in (a, b))
+    return {
+        "config": unread or _differing(_own(a.config), _own(b.config)),
+        "environment": _machines(*(runs.read_json(row.folder / "environment.json") for row in (a, b))),
+        **({"data": [line.replace(", now ", " in a, in b ") for line in others]} if known else {}),
+        "uncommitted changes": patches(patch_a, patch_b, ("a", "b")),
+    }
+
+
+def _machines(a: dict[str, Any], b: dict[str, Any]) -> list[Row]:
+    commits = text(a.get("git_commit")), text(b.get("git_commit"))
+    return [("git_commit", *commits)] * (commits[0] != commits[1]) + environments(a, b)
+
+
+def _measured(row: history.Row) -> dict[str, Any]:
+    measured = ("best_", "test_", "val_", "train_")
+    return {key: value for key, value in row.values.items() if key.startswith(measured)}
+
+
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what is only a copy: the model refers to the optimizer, and the data to the augmentation."""
+    kept = {}
+    for key, value in config.items():
+        inner = key.partition(".")[2]
+        if not ("." in inner and config.get(inner, _NOTHING) == value) and key != "run_dir":
+            kept[key] = value
+    return kept
+
+
+_NOTHING = object()
+
+
+def _bytes(path: Path) -> bytes:
+    """The beginning of a file, as much as anybody would compare; nothing where there is none."""
+    try:
+        if not path.is_file():
+            return b""
+        with open(path, "rb") as file:
+            return file.read(_MOST_BYTES)
+    except OSError:
+        return b""
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
+    def said(values: dict[str, Any], key: str) -> str:
+        return as_text(values[key]) if key in values else "–"
+
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key, _NOTHING) != b.get(key, _NOTHING)]
+    return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]
+
+
+def _print_part(title: str, found: list[Any]) -> None:
+    """`found`: lines, or rows of a table."""
+    if not found:
+        return
+    if isinstance(found[0], str):
+        print("\n".join([f"\n{title}", *(f"  {line}" for line in found)]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title, "a", "b", box=None)
+    for row in found:
+        table.add_row(*(Text(_short(printable(cell))) for cell in row))
+    print()
+    Console(width=None if Console().is_terminal else 400).print(table)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"
+
+
+def printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)

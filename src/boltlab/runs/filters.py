@@ -66,26 +66,27 @@ def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
     if any(key in row for row in rows):
         return []
     names = sorted({name for row in rows for name in row.values} | {"tags", "note"})
-    layouts = {id(row._layout): row._layout for row in rows}.values()  # a few, shared by all rows
-    known = sorted({name for layout in layouts for name in layout.keys} - set(names))
     if key in names:
         return []
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside:
-        cure = (
-            f"; did you mean '{key}._target_~{where.partition('=')[2].lstrip('=')}'?"
-            if where.startswith(f"{key}=")
-            else ""
-        )
+    layouts = {id(row._layout): row._layout for row in rows}.values()  # a few, shared by all rows
+    known = sorted({name for layout in layouts for name in layout.keys} - set(names))
+    if inside := [name for name in known if name.startswith(f"{key}.")]:
+        value = where.removeprefix(f"{key}=")
+        cure = "" if value == where else f"; did you mean '{key}._target_~{value.lstrip('=')}'?"
         return [Mistake(where, f"{key} is a group, and no value: {', '.join(inside[:6])}{cure}")]
-    nearest: list[str] = []
-    if "." not in key:  # best: best_val_acc; lr: optimizer.lr, and not model.optimizer.lr
-        nearest = [name for name in names if name.startswith(key)]
-        nearest += sorted((name for name in known if name.endswith(f".{key}")), key=lambda name: name.count("."))
     otherwise = f"keys: {', '.join(names)}, and those of the configs, like optimizer.lr"
-    if nearest:
-        return [Mistake(where, f"no run has {key!r}: did you mean {nearest[0]!r}? {otherwise}")]
+    if nearest := _nearest(key, names, known):
+        return [Mistake(where, f"no run has {key!r}: did you mean {nearest!r}? {otherwise}")]
     return [Mistake(where, suggest(f"no run has {key!r}", key, [*names, *known], otherwise))]
+
+
+def _nearest(key: str, names: list[str], known: list[str]) -> str | None:
+    """best: best_val_acc; lr: optimizer.lr, and not model.optimizer.lr."""
+    if "." in key:
+        return None
+    nearest = [name for name in names if name.startswith(key)]
+    inner = [name for name in known if name.endswith(f".{key}")]
+    return next(iter([*nearest, *sorted(inner, key=lambda name: name.count("."))]), None)
 
 
 def _fits(value: Any, how: str, text: str, wanted: float | None) -> bool:

@@ -195,9 +195,8 @@ class _Index:
     runs: dict[str, _Entry] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)  # a value as JSON → its place in the table
     _numbers: dict[tuple[str, ...], int] = field(default_factory=dict)  # keys → number of their layout
-    _blocks: dict[str, tuple[bytes, dict[str, int]]] = field(
-        default_factory=dict
-    )  # text → part of a recipe, key → place
+    # text → part of a recipe, key → place
+    _blocks: dict[str, tuple[bytes, dict[str, int]]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> "_Index":
@@ -206,23 +205,19 @@ class _Index:
             content = json.loads(file.read_bytes() if file.is_file() else "")
             version, layouts, table, entries = (content[key] for key in ("version", "layouts", "table", "runs"))
             known = [_Layout({str(key): at for at, key in enumerate(keys)}, base) for keys, base in layouts]
-            last, sizes = len(table), [len(layout.keys) for layout in known]
-            fits = version == _VERSION and set(map(type, table)) <= _PLAIN
-            for layout in known:
-                fits &= len(layout.base) == len(layout.keys) and set(map(type, layout.base)) <= {int}
-                fits &= all(0 <= place < last for place in layout.base)
-            for stamps, status, started, recipe, number, changes, text in entries.values():
-                kinds = (type(stamps), type(status), type(started), type(recipe), type(text), type(number))
-                fits &= kinds == (str, str, float, str, str, int) and 0 <= started < 1e11
-                fits &= set(map(type, changes)) <= {int} and len(changes) % 2 == 0 and 0 <= number < len(known)
-                if changes and fits:
-                    at, to = changes[::2], changes[1::2]
-                    fits = 0 <= min(at) <= max(at) < sizes[number] and 0 <= min(to) <= max(to) < last
-                if not fits:
-                    break
-            return cls(known, table, entries) if fits else cls()
+            index = cls(known, table, entries)
+            return index if version == _VERSION and index._fits() else cls()
         except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError, AttributeError):
             return cls()
+
+    def _fits(self) -> bool:
+        """Whether this is an index as `write` writes it."""
+        last, sizes = len(self.table), [len(layout.keys) for layout in self.layouts]
+        fits = set(map(type, self.table)) <= _PLAIN
+        for layout in self.layouts:
+            fits &= len(layout.base) == len(layout.keys) and set(map(type, layout.base)) <= {int}
+            fits &= all(0 <= place < last for place in layout.base)
+        return fits and all(_is_entry(entry, sizes, last) for entry in self.runs.values())
 
     def write(self, file: Path) -> None:
         """Writes the file, whole or not at all; where it cannot be written, the next call works without."""
@@ -248,7 +243,7 @@ class _Index:
             config = before[3:6]
         else:
             config = self._config(_text(folder, _CONFIG))
-        values = _values(_read(folder, _SUMMARY)) | _marks(_read(folder, MARKS))
+        values = _values(_parsed(_text(folder, _SUMMARY))) | _marks(_parsed(_text(folder, MARKS)))
         status, started = str(values.get("status", "unknown")), float(runs.started(values))
         return stamps, status, started, *config, json.dumps(values, separators=(",", ":"))
 
@@ -295,6 +290,18 @@ class _Index:
         return self._places[text]
 
 
+def _is_entry(entry: _Entry, sizes: list[int], last: int) -> bool:
+    """sizes: of each layout, its number of keys. last: length of the table."""
+    stamps, status, started, recipe, number, changes, text = entry
+    kinds = (type(stamps), type(status), type(started), type(recipe), type(text), type(number))
+    fits = kinds == (str, str, float, str, str, int) and 0 <= started < 1e11 and 0 <= number < len(sizes)
+    fits &= set(map(type, changes)) <= {int} and len(changes) % 2 == 0
+    if changes and fits:
+        at, to = changes[::2], changes[1::2]
+        fits = 0 <= min(at) <= max(at) < sizes[number] and 0 <= min(to) <= max(to) < last
+    return fits
+
+
 def _load(text: str) -> Any:
     """
     Raises:
@@ -320,10 +327,6 @@ def _text(folder: str, name: str) -> str:
         return content.decode() if len(content) <= _LARGEST[name] else ""
     except (OSError, ValueError):
         return ""
-
-
-def _read(folder: str, name: str) -> dict[str, Any]:
-    return _parsed(_text(folder, name))
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -70,16 +70,22 @@ def status(summary: dict[str, Any], folder: Path | None = None, job: str | None 
         return job
     if job == "running" and state in ("queued", "interrupted"):  # its process begins, or ends
         return "running"
-    if state == "queued" and job in (None, "gone", "cancelled"):
-        here = summary.get("host") in (None, platform.node())
-        left = job == "gone" or (job is None and here and not _alive(summary.get("pid")))
-        return "cancelled" if job == "cancelled" else "not started" if left else state
+    here = summary.get("host") in (None, platform.node())
+    if state == "queued":
+        return _queued(job, here and not _alive(summary.get("pid")))
     if state != "running" or job == "running":
         return state
     locked = _locked(folder) if folder is not None else None
     if locked is None:
-        locked = summary.get("host") not in (None, platform.node()) or _alive(summary.get("pid"))
+        locked = not here or _alive(summary.get("pid"))
     return "running" if locked else "killed"
+
+
+def _queued(job: str | None, launcher_gone: bool) -> str:
+    """The status of a run that waits for a process; one that no cluster knows waits for the command that queued it."""
+    if job == "cancelled":
+        return job
+    return "not started" if job == "gone" or (job is None and launcher_gone) else "queued"
 
 
 def _alive(pid: Any) -> bool:

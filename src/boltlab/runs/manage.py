@@ -19,12 +19,12 @@ from typing import Any
 from boltlab import runs
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.loggers.place import place
-from boltlab.runs import differences as differ
+from boltlab.runs import differences
 from boltlab.runs import index as history
-from boltlab.runs.filters import as_text, is_filter, select
+from boltlab.runs.differences import printable
+from boltlab.runs.filters import is_filter, select
 
 _ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
-_MOST_BYTES = 2_000_000  # that are read of a file to compare it
 
 
 # ---------------------------------------------------------------- which folders
@@ -255,22 +255,32 @@ def tag(words: list[str], options: Any) -> int:
     """Adds tags to a run, or to all of a sweep, takes away those with a `-` before them, and prints what is there."""
     _wanted(words, "tag <run> <tag> … -<tag> …")
     name, *tags = words
-    odd = [text for text in tags if not text.lstrip("-").strip() or not text.isprintable() or len(text) > 60]
-    odd += [text for text in tags if text not in odd and "," in text]
-    if odd:
-        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
-    added = [text for text in tags if not text.startswith("-")]
-    gone = {text[1:] for text in tags if text.startswith("-")}
+    added, gone = _changes(tags)
     chosen = [history.read(folder) for folder in _marked(name, options)]
-    before = {row.run: _tags(row) for row in chosen}
-    if missing := gone - {text for known in before.values() for text in known}:
-        known = sorted({text for known in before.values() for text in known})
-        raise UserError(f"{name} has no tag {sorted(missing)[0]!r}; tags: {', '.join(known) or 'none'}")
+    known = sorted({text for row in chosen for text in _tags(row)})
+    if missing := gone.difference(known):
+        raise UserError(f"{name} has no tag {min(missing)!r}; tags: {', '.join(known) or 'none'}")
     for row in chosen:
         if tags:
             _mark(row.folder, partial(_retagged, _tags(row), added, gone))
-        print(f"{_named_in_table(row.folder)}  {_printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
+        print(f"{_named_in_table(row.folder)}  {printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
     return 0
+
+
+def _changes(tags: list[str]) -> tuple[list[str], set[str]]:
+    """The tags to add, and those to take away.
+
+    Raises:
+        ConfigError: with all that are no tags.
+    """
+    if odd := [text for text in tags if not _is_tag(text)]:
+        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
+    gone = {text[1:] for text in tags if text.startswith("-")}
+    return [text for text in tags if not text.startswith("-")], gone
+
+
+def _is_tag(text: str) -> bool:
+    return bool(text.lstrip("-").strip()) and text.isprintable() and len(text) <= 60 and "," not in text
 
 
 def _tags(row: history.Row) -> list[str]:
@@ -291,18 +301,18 @@ def note(words: list[str], options: Any) -> int:
     name, *texts = words
     text = " ".join(" ".join(texts).split())
     if len(text) > 2000 or not text.isprintable():
-        raise ConfigError([Mistake(_printable(text[:80]), "is no note: up to 2000 printable signs")])
+        raise ConfigError([Mistake(printable(text[:80]), "is no note: up to 2000 printable signs")])
     for folder in _marked(name, options):
         if texts:
             _mark(folder, lambda _: {"note": text})
         kept = history.read(folder).get("note")
-        print(f"{_named_in_table(folder)}  {_printable(str(kept or '')) or 'no note'}")
+        print(f"{_named_in_table(folder)}  {printable(str(kept or '')) or 'no note'}")
     return 0
 
 
 def _named_in_table(folder: Path) -> str:
     sweep, _ = place(folder)
-    return _printable(f"{sweep}/{folder.name}" if sweep else folder.name)
+    return printable(f"{sweep}/{folder.name}" if sweep else folder.name)
 
 
 def _marked(name: str, options: Any) -> list[Path]:
@@ -327,97 +337,8 @@ def _mark(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
         raise UserError(f"{runs.shown(path)} cannot be written: {e.strerror}") from e
 
 
-# ---------------------------------------------------------------- diff
-
-
-def diff(words: list[str], options: Any) -> int:
-    """Where two runs differ: config, environment, data, uncommitted changes, results."""
-    if len(words) != 2:
-        raise ConfigError([Mistake("runs", f"are two: boltlab runs diff <run> <run>, and not {len(words)}")])
-    both = [history.read(runs.find(word, options.log_dir, options.verb)) for word in words]
-    for name, row in zip("ab", both, strict=True):
-        print(f"{name}  {_printable(str(runs.shown(row.folder)))}")
-    a, b = (runs.read_json(row.folder / "environment.json") for row in both)
-    commits = [("git_commit", *(differ.text(side.get("git_commit")) for side in (a, b)))]
-    data, others = differ.data(*(runs.read_json(row.folder / "data.json") for row in both))
-    ours, theirs = (_bytes(row.folder / "git.patch") for row in both)
-    unread = [f"that of {name} cannot be read" for name, row in zip("ab", both, strict=True) if not row.config]
-    parts: dict[str, list[Any]] = {
-        "config": unread or _differing(*(_own(row.config) for row in both)),
-        "environment": [row for row in commits if row[1] != row[2]] + differ.environments(a, b),
-        "data": [line.replace(", now ", " in a, in b ") for line in others],
-        "uncommitted changes": differ.patches(ours, theirs, ("a", "b")),
-    }
-    for name, found in parts.items():
-        _print_part(name, found)
-    measured = ("best_", "test_", "val_", "train_")
-    results = [{key: value for key, value in row.values.items() if key.startswith(measured)} for row in both]
-    _print_part("results", _differing(*results))
-    if same := [name for name, found in parts.items() if not found and (name != "data" or data)]:
-        print(f"\nequal: {', '.join(same)}")
-    return 0
-
-
-def _own(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what is only a copy: the model refers to the optimizer, and the data to the augmentation."""
-    kept = {}
-    for key, value in config.items():
-        inner = key.partition(".")[2]
-        if not ("." in inner and config.get(inner, _NOTHING) == value) and key != "run_dir":
-            kept[key] = value
-    return kept
-
-
-_NOTHING = object()
-
-
-def _bytes(path: Path) -> bytes:
-    """The beginning of a file, as much as anybody would compare; nothing where there is none."""
-    try:
-        if not path.is_file():
-            return b""
-        with open(path, "rb") as file:
-            return file.read(_MOST_BYTES)
-    except OSError:
-        return b""
-
-
-def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
-    def said(values: dict[str, Any], key: str) -> str:
-        return as_text(values[key]) if key in values else "–"
-
-    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key, _NOTHING) != b.get(key, _NOTHING)]
-    return [(key, said(a, key), said(b, key)) for key in sorted(keys, key=str.lower)]
-
-
-def _print_part(title: str, found: list[Any]) -> None:
-    """`found`: lines, or rows of a table."""
-    if not found:
-        return
-    if isinstance(found[0], str):
-        print("\n".join([f"\n{title}", *(f"  {line}" for line in found)]))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title, "a", "b", box=None)
-    for row in found:
-        table.add_row(*(Text(_short(_printable(cell))) for cell in row))
-    print()
-    Console(width=None if Console().is_terminal else 400).print(table)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 ACTIONS: dict[str, Callable[[list[str], Any], int]] = {
-    "diff": diff,
+    "diff": differences.diff,
     "rm": remove,
     "archive": archive,
     "tag": tag,

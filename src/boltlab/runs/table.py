@@ -5,7 +5,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -134,22 +134,21 @@ def records(
     several: a row may stand for several runs: `runs` are their names, `n` counts the seeds finished, and
     <metric>_std is the sample standard deviation, null of less than two.
     """
-    found: list[dict[str, Any]] = []
-    for group in groups:
-        if columns is None and not several:
-            found.append({**group[0].values, **group[0].config, **group[0].values})  # the summary's word goes first
-            continue
-        record: dict[str, Any] = {}
-        for key in _chosen(list(dict.fromkeys(key for row in group for key in (*row.values, *row.config))), columns):
-            record[key] = _value(group, key)
-            if several and _MEASURED.match(key):
-                values = _measured(group, key)
-                record[f"{key}_std"] = deviation(values) if len(values) > 1 else None
-        if several:
-            record |= {"runs": [row.run for row in group], "n": len(counted(group))}
-        found.append(record)
+    found = [_record(group, columns, several) for group in groups]
     keys = list(dict.fromkeys(key for record in found for key in record))
     return keys or [str(column) for column in columns or ["run"]], found
+
+
+def _record(group: list[Row], columns: Sequence[str] | None, several: bool) -> dict[str, Any]:
+    if columns is None and not several:
+        return {**group[0].values, **group[0].config, **group[0].values}  # the summary's word goes first
+    record: dict[str, Any] = {}
+    for key in _chosen(list(dict.fromkeys(key for row in group for key in (*row.values, *row.config))), columns):
+        record[key] = _value(group, key)
+        if several and _MEASURED.match(key):
+            values = _measured(group, key)
+            record[f"{key}_std"] = deviation(values) if len(values) > 1 else None
+    return record | ({"runs": [row.run for row in group], "n": len(counted(group))} if several else {})
 
 
 def _chosen(keys: list[str], columns: Sequence[str] | None) -> list[str]:
@@ -185,52 +184,70 @@ def differing(
 ) -> list[str]:
     """The config keys that tell the runs apart: those of `first`, then the most telling ones."""
     layouts = {id(row._layout): row._layout for row in rows}.values()
-    keys = [key for key in {key for layout in layouts for key in layout.keys} if not _TELLS_NOTHING.match(key)]
-    kind = [(row.get("data"), row.get("model")) for row in rows]
+    keys = {key for layout in layouts for key in layout.keys} - ({"seed"} if of_seeds else set())
+    kinds = [(row.get("data"), row.get("model")) for row in rows]
     found: dict[tuple[str, ...], tuple[Any, ...]] = {}
-    for key in keys:
-        if of_seeds and key == "seed":
-            continue
+    for key in itertools.filterfalse(_TELLS_NOTHING.match, keys):
         values = tuple(filters.as_text(row.get(key, "")) for row in rows)
-        if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
-            continue
-        within = len(set(zip(kind, values, strict=True))) > len(set(kind))
-        if not within and not _ALWAYS_TELLS.match(key) and key not in first:
-            continue
-        having = sum(key in row for row in rows)
-        rank = (key not in first, not within, key == "seed", -having, not _ALWAYS_TELLS.match(key), key.count("."), key)
-        found[values] = min(rank, found.get(values, rank))  # of two that say the same, one
+        if rank := _rank(key, values, rows, kinds, key in first):
+            found[values] = min(rank, found.get(values, rank))  # of two that say the same, one
     told: dict[tuple[int, ...], list[str]] = {}  # keys by the runs that they tell apart: of each kind one goes first
     for values, rank in sorted(found.items(), key=lambda item: item[1]):
         told.setdefault(tuple(map(values.index, values)), []).append(rank[-1])
     return [key for same in itertools.zip_longest(*told.values()) for key in same if key][:most]
 
 
+def _rank(
+    key: str, values: tuple[str, ...], rows: Sequence[Row], kinds: Sequence[Any], wanted: bool
+) -> tuple[Any, ...] | None:
+    """How telling a key with these values is, the least the most; None of one that does not tell the rows apart."""
+    if len(set(values)) == 1 or any("${" in value or "/" in value or len(value) > 60 for value in values):
+        return None
+    within = len(set(zip(kinds, values, strict=True))) > len(set(kinds))
+    always = bool(_ALWAYS_TELLS.match(key))
+    if not (within or always or wanted):
+        return None
+    having = sum(key in row for row in rows)
+    return (not wanted, not within, key == "seed", -having, not always, key.count("."), key)
+
+
 def _cell(group: list[Row], name: str) -> str:
-    first = group[0]
-    if name == "run":
-        return first.run + f" +{len(group) - 1}" * (len(group) > 1)
-    if name in ("best", "test"):
-        endings = ("",) if name == "best" else ("acc", "mse")
-        keys = [key for row in group for key in row.values if re.fullmatch(_MADE[name], key) and key.endswith(endings)]
-        text = _metric(group, keys[0]) if keys else ""
-        return f"{keys[0].removeprefix('best_')} {text}" if text else ""
-    if name == "reached":
-        return next((f"{unit} {at}" for at, unit in map(_reached, group) if at is not None), "")
-    key = "seconds" if name == "time" else name
-    value = _value(group, key)
-    if key in ("seconds", "fit_seconds"):
-        return duration(value)
-    if key in ("started", "ended"):
-        known = isinstance(value, int | float) and 0 < value < 1e11
-        return f"{datetime.fromtimestamp(value):%Y-%m-%d %H:%M}" if known else ""
-    if _MEASURED.match(key) and isinstance(value, int | float):
-        return _metric(group, key)
+    if name in _CELLS:
+        return _CELLS[name](group)
+    value = _value(group, name)
+    if _MEASURED.match(name) and isinstance(value, int | float):
+        return _metric(group, name)
     if isinstance(value, list):
         return ",".join(map(filters.as_text, value))
     if value is None:  # a value of null is told from none at all
-        return "null" if any("." in key and key in row for row in group) else ""
+        return "null" if any("." in name and name in row for row in group) else ""
     return f"{value:g}" if isinstance(value, float) else filters.as_text(value)
+
+
+def _first(group: list[Row], name: str, endings: tuple[str, ...]) -> str:
+    """The first metric of a column, as its name and value."""
+    keys = [key for row in group for key in row.values if re.fullmatch(_MADE[name], key) and key.endswith(endings)]
+    text = _metric(group, keys[0]) if keys else ""
+    return f"{keys[0].removeprefix('best_')} {text}" if text else ""
+
+
+def _date(time: Any) -> str:
+    known = isinstance(time, int | float) and 0 < time < 1e11
+    return f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M}" if known else ""
+
+
+# Columns that are not simply the value of a key.
+_CELLS: dict[str, Callable[[list[Row]], str]] = {
+    "run": lambda group: group[0].run + f" +{len(group) - 1}" * (len(group) > 1),
+    "best": lambda group: _first(group, "best", ("",)),
+    "test": lambda group: _first(group, "test", ("acc", "mse")),
+    "reached": lambda group: next((f"{unit} {at}" for at, unit in map(_reached, group) if at is not None), ""),
+    "time": lambda group: duration(_value(group, "seconds")),
+    "seconds": lambda group: duration(_value(group, "seconds")),
+    "fit_seconds": lambda group: duration(_value(group, "fit_seconds")),
+    "started": lambda group: _date(_value(group, "started")),
+    "ended": lambda group: _date(_value(group, "ended")),
+}
 
 
 def _metric(group: list[Row], key: str) -> str:

@@ -1,6 +1,7 @@
 """What a sweep leaves: its best config as an experiment, and Optuna's plots as one page and as pictures."""
 
 import html
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,29 +34,7 @@ def write(study: Study) -> None:
 def best_yaml(study: Study, best: Any) -> str:
     """The best trial as a file for configs/experiment: what all trials share, and its own values."""
     texts = [*study.asked["train"], *spaces.overrides(best.params)]
-    config = compose("train", texts, check=False).config
-    chosen: dict[str, Any] = {}
-    values = OmegaConf.create()
-    unsaid = []
-    known = groups()
-    for override in parsed(texts):
-        key = override.key_or_group
-        if key in _OF_SWEEP:
-            continue
-        if key.startswith("callbacks.latency"):
-            continue
-        if override.is_delete():
-            unsaid.append(override.input_line)
-        elif key in known:
-            chosen.pop(key, None)
-            chosen[key] = override.value()
-        else:
-            path = key.split(".")
-            at = next((i for i, part in enumerate(path) if part.isdigit()), None)
-            if at is not None:  # a file cannot change one entry of a list
-                key = ".".join(path[:at])
-            value = OmegaConf.select(config, key) if at is not None else override.value()
-            OmegaConf.update(values, key, value, force_add=True)
+    chosen, values, unsaid = _as_file(texts)
     based_on = chosen.pop("experiment", None) or []
     defaults: list[Any] = [*based_on] if isinstance(based_on, list) else [based_on]
     defaults += [{f"override /{group}": choice} for group, choice in chosen.items()]
@@ -70,6 +49,27 @@ def best_yaml(study: Study, best: Any) -> str:
     ]
     plain = {"defaults": [*defaults, "_self_"], **_plain(values)}
     return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _as_file(texts: list[str]) -> tuple[dict[str, Any], DictConfig, list[str]]:
+    """Overrides as a file has them: the choices of groups, the values, and those that no file can say."""
+    config = compose("train", texts, check=False).config
+    chosen: dict[str, Any] = {}
+    values, unsaid, known = OmegaConf.create(), [], groups()
+    for override in parsed(texts):
+        key = override.key_or_group
+        if key in _OF_SWEEP or key.startswith("callbacks.latency"):
+            continue
+        if override.is_delete():
+            unsaid.append(override.input_line)
+        elif key in known:
+            chosen.pop(key, None)
+            chosen[key] = override.value()
+        elif entry := re.match(r"(.*?)\.\d+(\.|$)", key):  # a file cannot change one entry of a list
+            OmegaConf.update(values, entry[1], OmegaConf.select(config, entry[1]), force_add=True)
+        else:
+            OmegaConf.update(values, key, override.value(), force_add=True)
+    return chosen, values, unsaid
 
 
 def _plain(values: DictConfig) -> dict[str, Any]:

@@ -31,6 +31,21 @@ class Dimension:
     values: Values
     when: tuple[str, tuple[str, ...]] | None = None
 
+    @classmethod
+    def of(cls, key: str, given: Any) -> "Dimension":
+        """
+        Raises:
+            ConfigError: what is given cannot be read.
+        """
+        spec, where = given if isinstance(given, Mapping) else {"values": given}, f"sweep.space.{key}"
+        if odd := [name for name in spec if name not in ("values", "when")] or sorted({"values"} - set(spec)):
+            raise ConfigError([Mistake(where, f"takes values and when: {odd[0]!r} is unknown or missing")])
+        when = spec.get("when")
+        try:
+            return cls(key, sweep_values(key, spec["values"]), None if when is None else condition_of(when))
+        except ValueError as e:
+            raise ConfigError([Mistake(f"{where}: {spec['values']}", str(e))]) from None
+
     def active(self, chosen: Mapping[str, Any]) -> bool:
         return self.when is None or str(chosen.get(self.when[0])) in self.when[1]
 
@@ -86,42 +101,36 @@ def parse(space: Mapping[str, Any]) -> list[Dimension]:
     found: dict[str, Dimension] = {}
     mistakes: list[Mistake] = []
     for key, given in space.items():
-        spec = given if isinstance(given, Mapping) else {"values": given}
-        where = f"sweep.space.{key}"
-        if unknown := [name for name in spec if name not in ("values", "when")] or [
-            name for name in ("values",) if name not in spec
-        ]:
-            mistakes.append(Mistake(where, f"takes values and when: {unknown[0]!r} is unknown or missing"))
-            continue
         try:
-            values = sweep_values(str(key), spec["values"])
-        except ValueError as e:
-            mistakes.append(Mistake(f"{where}: {spec['values']}", str(e)))
-            continue
-        when = None
-        if (condition := spec.get("when")) is not None:
-            when = condition_of(condition)
-        found[str(key)] = Dimension(str(key), values, when)
-    for d in found.values():
-        if d.when is None:
-            continue
-        where, (parent, wanted) = f"sweep.space.{d.key}.when", d.when
-        if parent not in found:
-            unknown_key = f"the space has no {parent!r}"
-            mistakes.append(Mistake(where, suggest(unknown_key, parent, list(found), "when: key=a,b")))
-        elif wrong := [w for w in wanted if w not in found[parent].values.texts]:
-            allowed = f"choices: {', '.join(found[parent].values.texts) or 'none: only a choice can be a condition'}"
-            mistakes.append(Mistake(where, suggest(f"{parent} is never {wrong[0]!r}", wrong[0], [], allowed)))
+            found[str(key)] = Dimension.of(str(key), given)
+        except ConfigError as e:
+            mistakes += e.mistakes
+    mistakes += [mistake for d in found.values() for mistake in _condition_mistakes(d, found)]
     if mistakes:
         raise ConfigError(mistakes)
-    ordered: dict[str, Dimension] = {}
-    while len(ordered) < len(found):
-        ready = {k: d for k, d in found.items() if k not in ordered and (d.when is None or d.when[0] in ordered)}
-        if not ready:
-            circle = ", ".join(k for k in found if k not in ordered)
-            raise ConfigError([Mistake("sweep.space", f"these depend on one another in a circle: {circle}")])
-        ordered |= ready
-    return list(ordered.values())
+
+    def depth(d: Dimension) -> int:
+        """How many others it depends on, one through another; in a circle, more than there are."""
+        steps = 0
+        while d.when is not None and steps <= len(found):
+            d, steps = found[d.when[0]], steps + 1
+        return steps
+
+    if circle := [key for key, d in found.items() if depth(d) > len(found)]:
+        raise ConfigError([Mistake("sweep.space", f"these depend on one another in a circle: {', '.join(circle)}")])
+    return sorted(found.values(), key=depth)
+
+
+def _condition_mistakes(d: Dimension, space: Mapping[str, Dimension]) -> list[Mistake]:
+    if d.when is None:
+        return []
+    where, (parent, wanted) = f"sweep.space.{d.key}.when", d.when
+    if parent not in space:
+        return [Mistake(where, suggest(f"the space has no {parent!r}", parent, list(space), "when: key=a,b"))]
+    texts = space[parent].values.texts
+    wrong = [text for text in wanted if text not in texts]
+    allowed = f"choices: {', '.join(texts) or 'none: only a choice can be a condition'}"
+    return [Mistake(where, suggest(f"{parent} is never {text!r}", text, [], allowed)) for text in wrong[:1]]
 
 
 def condition_of(text: Any) -> tuple[str, tuple[str, ...]]:

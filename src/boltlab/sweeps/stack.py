@@ -21,6 +21,7 @@ from boltlab.data.base import Split
 from boltlab.models.task import decayed_parameters
 
 Tensors = dict[str, Tensor]  # [nets, …]
+_NUMBERS = ("lr", "weight_decay", "momentum", "eps")  # of an optimizer, in which the nets may differ
 _WARM_UP = 3  # steps on a stream of their own before a graph is recorded, as torch asks for
 
 
@@ -79,21 +80,15 @@ class Stack:
         self.optimizers = [model.make_optimizer([torch.nn.Parameter(torch.zeros(()))]) for model in self.models]
         self.flags, self.rule = self.optimizers[0].defaults, RULES[type(self.optimizers[0])]
         self.slots = [{name: torch.zeros_like(w) for name, w in self.weights.items()} for _ in range(self.rule.slots)]
-        self.hyper = {"steps": torch.zeros(len(configs), device=device, dtype=torch.float64)}
-        for name in ("lr", "weight_decay", "momentum", "eps"):
-            if name in self.flags:
-                self.hyper[name] = self._column([float(o.defaults[name]) for o in self.optimizers])
-        for i in range(2 if "betas" in self.flags else 0):
-            self.hyper[f"beta{i + 1}"] = self._column([float(o.defaults["betas"][i]) for o in self.optimizers])
+        self.hyper = self._hyper()
 
         self.data = build(first, "data")
         self.data.device = device
         self.data.prepare_data()
-        seeds = list(dict.fromkeys(int(config.data.seed) for config in configs))
-        self.seeds = seeds
+        self.seeds = list(dict.fromkeys(int(config.data.seed) for config in configs))
         self._data: dict[int, Any] = {}  # the training batches by seed
         self._fixed: dict[str, Any] = {}  # those of val and test
-        self.which = torch.tensor([seeds.index(int(config.data.seed)) for config in configs], device=device)
+        self.which = torch.tensor([self.seeds.index(int(config.data.seed)) for config in configs], device=device)
         self.epochs, self.step = int(first.trainer.max_epochs), 0
         self.totals = {name: torch.zeros_like(self.hyper["steps"]) for name in ("loss", "weight", "value", "samples")}
         self._forget_graph()
@@ -105,8 +100,15 @@ class Stack:
         names = [name for name in named[0] if chosen(name)]
         return {name: torch.stack([own[name].detach() for own in named]).to(self.device) for name in names}
 
-    def _column(self, values: list[float]) -> Tensor:
-        return torch.tensor(values, device=self.device, dtype=torch.float64)
+    def _hyper(self) -> Tensors:
+        """The numbers in which the optimizers of the nets may differ, and the steps they have taken; each [nets]."""
+        defaults = [optimizer.defaults for optimizer in self.optimizers]
+        found = {name: [d[name] for d in defaults] for name in _NUMBERS if name in self.flags}
+        for i in range(len(self.flags.get("betas", ()))):
+            found[f"beta{i + 1}"] = [d["betas"][i] for d in defaults]
+        found["steps"] = [0] * len(defaults)
+        options: dict[str, Any] = {"device": self.device, "dtype": torch.float64}
+        return {name: torch.tensor(list(map(float, values)), **options) for name, values in found.items()}
 
     def load(self) -> None:
         """Loads the training data, and gives each seed its own order of them.

@@ -78,19 +78,25 @@ class Table:
         if best is not None and best not in shown:
             shown = [best, *shown[1:]]
         for t in shown:
-            mark = " *" if best is not None and t.number == best.number else ""
-            values = [f"{value:.4f}{mark}" for value in t.values or ()] or [""] * len(self.study.objectives)
-            values[0] += f" ± {t.user_attrs['deviation']:.4f}" if "deviation" in t.user_attrs else ""
-            rows.add_row(str(t.number), params(t.params), _epochs(t), *values, state(t))
+            rows.add_row(*self._ended(t, " *" if best is not None and t.number == best.number else ""))
         for number, at_work in sorted(self._at_work.items()):
-            value = "" if at_work.value is None else f"{at_work.value:.4f}"
-            where = f"{at_work.epoch}{at_work.part and f' of {at_work.part}'}"
-            more = [""] * (len(self.study.objectives) - 1)
-            running = Text("running", style=runs.COLOURS["running"])
-            rows.add_row(str(number), params(at_work.params), where, value, *more, running)
+            rows.add_row(str(number), *self._running(at_work))
         elsewhere = sum(t.state.name == "RUNNING" and t.number not in self._at_work for t in trials)
         more_text = f", {elsewhere} at work elsewhere" if elsewhere else ""
         return Group(rows, Text(f"{self._progress(trials)}{more_text}", style="bold"))
+
+    def _ended(self, t: "FrozenTrial", mark: str) -> list[Any]:
+        values = [f"{value:.4f}{mark}" for value in t.values or ()] or [""] * len(self.study.objectives)
+        values[0] += f" ± {t.user_attrs['deviation']:.4f}" if "deviation" in t.user_attrs else ""
+        return [str(t.number), params(t.params), _epochs(t), *values, state(t)]
+
+    def _running(self, at_work: State) -> list[Any]:
+        from rich.text import Text
+
+        value = "" if at_work.value is None else f"{at_work.value:.4f}"
+        where = f"{at_work.epoch}{at_work.part and f' of {at_work.part}'}"
+        others = [""] * (len(self.study.objectives) - 1)
+        return [params(at_work.params), where, value, *others, Text("running", style=runs.COLOURS["running"])]
 
 
 def best_of(study: Study, trials: list["FrozenTrial"]) -> "FrozenTrial | None":

@@ -5,7 +5,6 @@ compares them at each. A trial leaves an ordinary run, whose checkpoints hold we
 again, in seconds. What a stack does not do is refused by name.
 """
 
-import inspect
 import math
 import shutil
 import statistics
@@ -16,24 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
-from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed, compose
 from boltlab.ground import credentials, signals
-from boltlab.ground.errors import Mistake, UserError
+from boltlab.ground.errors import UserError
 from boltlab.loggers.csv import CSVLogger
-from boltlab.models.classifier import Classifier
-from boltlab.models.regressor import Regressor
-from boltlab.models.task import Task
-from boltlab.optim.schedulers import Schedule
 from boltlab.sweeps import space as spaces
-from boltlab.sweeps.stack import RULES, Stack
+from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Claimed, Lost, Study
 from boltlab.sweeps.table import Table
 from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
@@ -41,86 +34,6 @@ from boltlab.training import resume
 
 AT_ONCE = 32  # trials, where `workers` does not say
 FREE = ("lr", "weight_decay", "momentum", "betas", "eps")  # of the optimizer, in which nets of a stack may differ
-_ROOT = {"compile": False, "init_from": None, "max_restarts": 0}
-# Of the trainer, what a stack heeds and what changes no number; the rest must stand at Lightning's own default.
-_TRAINER = {"accelerator", "max_epochs", "log_every_n_steps", "num_sanity_val_steps", "default_root_dir"}
-_TRAINER |= {"use_distributed_sampler", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"}
-_TRAINER |= {"enable_autolog_hparams"}
-_CALLBACKS = {"nan_guard", "throughput", "lr_monitor", "summary", "confusion_matrix", "mistakes", "progress"}
-_CALLBACKS |= {"best", "last", "finite_metrics"}
-_SAID = {"criterion", "train_value", "predict", "forward"}  # what a task of one's own says, as `Task` asks for it
-
-
-def problems(config: DictConfig, shipped: dict[str, Any]) -> list[Mistake]:
-    """What of a training's config a stack does not do. shipped: the callbacks of one without overrides."""
-    found = [(f"{key}={config[key]}", "is not done") for key, value in _ROOT.items() if config[key] != value]
-    found += [(key, "searches with one net") for key in SEARCHED if OmegaConf.select(config, key) == "auto"]
-    usual = {key: known.default for key, known in inspect.signature(pl.Trainer).parameters.items()}
-    usual |= {"_target_": "lightning.pytorch.Trainer", "devices": 1, "precision": config.precision}
-    trainer: Any = config.trainer
-    callbacks: Any = OmegaConf.to_container(config.callbacks or DictConfig({}), resolve=False)
-    # A switch that is off stands at None there.
-    changed = [k for k in trainer if k not in _TRAINER and (trainer[k] or None) != (usual.get(k) or None)]
-    found += [(f"trainer.{key}", "is not as by default, and not heeded") for key in changed]
-    changed = [k for k, node in callbacks.items() if k not in _CALLBACKS or node != shipped.get(k)]
-    found += [(f"callbacks.{key}", "is not as by default, and not heeded") for key in changed]
-    accelerator, cuda = trainer.get("accelerator", "auto"), torch.cuda.is_available()
-    if accelerator not in (("auto", "cpu", "gpu", "cuda") if cuda else ("auto", "cpu")):
-        found.append((f"trainer.accelerator={accelerator}", "is neither the CPU nor a CUDA device of this machine"))
-    if not isinstance(trainer.max_epochs, int) or trainer.max_epochs < 1:
-        found.append(("trainer.max_epochs", "says no length"))
-    if str(config.precision) not in ("32", "64", "bf16-mixed"):
-        found.append((f"precision={config.precision}", "is neither 32, 64 nor bf16-mixed"))
-    if config.data.get("max_bad_files"):
-        found.append(("data.max_bad_files", "leaves samples out"))
-    model = build(config, "model")
-    kinds = [kind for kind in type(model).__mro__ if kind not in (Classifier, Regressor, *Task.__mro__)]
-    others = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
-    others = {name for name in others - _SAID if hasattr(Task, name)}
-    if not isinstance(model, Task) or others or hasattr(model.net, "load_pretrained"):
-        found.append(("model", f"has steps or weights of its own {sorted(others) or ''}".rstrip()))
-        return [_mistake(*one) for one in found]
-    try:
-        optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(()))])
-        rule = RULES.get(type(optimizer))
-        if rule is None:
-            known = ", ".join(kind.__name__.lower() for kind in RULES)
-            found.append(("optimizer", f"{type(optimizer).__name__} is not written for stacks; known: {known}"))
-        else:
-            own = optimizer.defaults
-            found += [(f"optimizer.{k}", f"is not {v}") for k, v in rule.fixed.items() if own.get(k, v) != v]
-    except (TypeError, ValueError) as e:  # torch's word on values that do not go together
-        found += [("optimizer", str(e))] if OmegaConf.select(config, "optimizer.lr") != "auto" else []
-    if model.scheduler is not None and type(model.scheduler).build is not Schedule.build:
-        found.append(("scheduler", f"{type(model.scheduler).__name__} is more than a factor at each step"))
-    if config.monitor not in {*model.train_metrics.names, *model.val_metrics.keys(), *model.test_metrics.keys()}:
-        found.append((f"monitor={config.monitor}", "is not known when an epoch ends"))
-    drawing = [m for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]
-    if drawing or getattr(model, "mixers", None):
-        found.append(("model", "draws at each step (dropout, mixup, cutmix), other numbers than alone"))
-    if getattr(model, "balanced", False):
-        found.append(("model.class_weights=balanced", "is counted on the data: give numbers"))
-    return [_mistake(*one) for one in found]
-
-
-def _mistake(where: str, what: str) -> Mistake:
-    return Mistake(where, f"{what}: sweep.engine=vectorized cannot, sweep.engine=optuna can")
-
-
-def refuse(composed: Sequence[Composed], asked: Mapping[str, Any], folds: Any, launcher: Any) -> list[Mistake]:
-    """All that stands against training these configs in stacks. composed: the first as it is, then those of the ends
-    of the space and of the objectives, each as the monitor."""
-    shipped: Any = OmegaConf.to_container(compose("train", ["local=null"], check=False).config.callbacks, resolve=False)
-    found = {str(mistake): mistake for one in composed for mistake in problems(one.config, shipped)}
-    measured = [name for name in ("seconds", "samples_per_second", "latency_ms") if name in asked["objectives"]]
-    others = [_mistake(f"sweep.objectives.{name}", "of one net is not known in a stack") for name in measured]
-    if (monitor := composed[0].config.monitor).startswith("test_"):
-        others.append(Mistake(f"monitor={monitor}", "is not known while a net is trained: val_…"))
-    if folds:
-        others.append(_mistake("folds", "train on other samples each, and a stack on the same"))
-    if launcher is not None:
-        others.append(_mistake("launcher", "starts processes, and a stack is one"))
-    return [*found.values(), *others]
 
 
 @dataclass(eq=False)
@@ -329,22 +242,13 @@ class _Training:
     def _look(self, epoch: int) -> None:
         """Tells the study how the trials do, and takes those out that are to end."""
         ended: list[Net] = []
-        for number, nets in self._by_trial().items():
-            state, how = self.engine.at_work[number], {}
-            state.epoch = epoch + 1
-            if any(not math.isfinite(v) for net in nets for k, v in net.rows[-1].items() if k.endswith("_loss")):
-                how = {"status": "failed", "error": "NonFiniteLoss", "reason": f"diverged in epoch {epoch + 1}"}
-            elif self.engine.objective in nets[0].rows[-1]:
-                state.value = statistics.fmean(net.rows[-1][self.engine.objective] for net in nets)
-                alone = len(self.engine.study.objectives) == 1
-                try:
-                    late = alone and self.engine.study.report(nets[0].claimed, state.value, epoch + 1)
-                except Lost:
-                    self.engine.lost(nets[0].claimed, self.left)
-                    ended += nets
-                    continue
-                if late and epoch + 1 < self.stack.epochs:
-                    how = {"status": "pruned", "reason": f"pruned at epoch {epoch + 1}"}
+        for nets in self._by_trial().values():
+            try:
+                how = self._verdict(nets, epoch + 1)
+            except Lost:
+                self.engine.lost(nets[0].claimed, self.left)
+                ended += nets
+                continue
             if how:
                 for net in nets:
                     self._end(self.nets.index(net), **how)
@@ -355,6 +259,24 @@ class _Training:
             self.nets = [self.nets[place] for place in places]
             if places:
                 self.stack.keep(places)
+
+    def _verdict(self, nets: list[Net], epochs: int) -> dict[str, str]:
+        """The status and the reason with which a trial ends after so many epochs; empty where it trains on.
+
+        Raises:
+            Lost
+        """
+        study, objective, rows = self.engine.study, self.engine.objective, [net.rows[-1] for net in nets]
+        state = self.engine.at_work[nets[0].claimed.number]
+        state.epoch = epochs
+        if any(not math.isfinite(value) for row in rows for key, value in row.items() if key.endswith("_loss")):
+            return {"status": "failed", "error": "NonFiniteLoss", "reason": f"diverged in epoch {epochs}"}
+        if objective not in rows[0]:
+            return {}
+        state.value = statistics.fmean(row[objective] for row in rows)
+        late = len(study.objectives) == 1 and study.report(nets[0].claimed, state.value, epochs)
+        ends = late and epochs < self.stack.epochs
+        return {"status": "pruned", "reason": f"pruned at epoch {epochs}"} if ends else {}
 
     def _by_trial(self) -> dict[int, list[Net]]:
         found: dict[int, list[Net]] = {}
@@ -376,11 +298,7 @@ class _Training:
         self.engine.study.alive()  # loggers may take their time
         if self.data_json.is_file() and net.folder != self.data_json.parent:
             shutil.copyfile(self.data_json, net.folder / "data.json")
-        shared = {"epoch": len(net.rows) - 1, "global_step": self.stack.step, "config": credentials.plain(net.config)}
-        shared[type(self.stack.data).__qualname__] = self.stack.data.state_dict()
-        for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
-            content = {**shared, "state_dict": self.stack.state_dict(place, best)}
-            checkpoint_file.write(content, net.folder / "checkpoints" / f"{name}.ckpt")
+        self._save(place)
         known = {"best": {} if net.best is None else {net.config.monitor: net.best}}
         known["final"] = {key: value for key, value in net.rows[-1].items() if key != "epoch"}
         parameters = sum(p.numel() for p in self.stack.models[place].parameters() if p.requires_grad)
@@ -388,24 +306,33 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 2)
         runs.end(net.folder, fit_seconds=seconds, **counted, **known, **values)
         for name in net.config.logger or {}:
-            if name == "csv":
-                continue
-            logger = build(net.config, f"logger.{name}")
-            logger.log_hyperparams(credentials.plain(net.config))
-            per_epoch = self.stack.step // len(net.rows)
-            for number, row in enumerate(net.rows, 1):
-                logger.log_metrics(row, step=number * per_epoch - 1)
-            if values.get("test"):
-                logger.log_metrics(values["test"], step=self.stack.step)
-            if hasattr(logger, "log_checkpoint") and values["status"] == "finished":
-                for path in (net.folder / "checkpoints").glob("*.ckpt"):
-                    logger.log_checkpoint(path, path.stem)
-            if hasattr(logger, "log_summary"):
-                parts = {**known, "test": values.get("test") or {}}
-                named = {f"{part}/{k.removeprefix(f'{part}_')}": v for part in parts for k, v in parts[part].items()}
-                logger.log_summary(named)
-            logger.finalize("success")
-            getattr(logger, "finish", lambda: None)()
+            if name != "csv":
+                known["test"] = values.get("test") or {}
+                self._tell(build(net.config, f"logger.{name}"), net, known, values["status"] == "finished")
+
+    def _save(self, place: int) -> None:
+        net = self.nets[place]
+        shared = {"epoch": len(net.rows) - 1, "global_step": self.stack.step, "config": credentials.plain(net.config)}
+        shared[type(self.stack.data).__qualname__] = self.stack.data.state_dict()
+        for name, best in (("last", False), ("best", True))[: 1 if net.best is None else 2]:
+            content = {**shared, "state_dict": self.stack.state_dict(place, best)}
+            checkpoint_file.write(content, net.folder / "checkpoints" / f"{name}.ckpt")
+
+    def _tell(self, logger: Any, net: Net, known: Mapping[str, dict[str, float]], finished: bool) -> None:
+        logger.log_hyperparams(credentials.plain(net.config))
+        per_epoch = self.stack.step // len(net.rows)
+        for number, row in enumerate(net.rows, 1):
+            logger.log_metrics(row, step=number * per_epoch - 1)
+        if known["test"]:
+            logger.log_metrics(known["test"], step=self.stack.step)
+        if hasattr(logger, "log_checkpoint") and finished:
+            for path in (net.folder / "checkpoints").glob("*.ckpt"):
+                logger.log_checkpoint(path, path.stem)
+        if hasattr(logger, "log_summary"):
+            named = {f"{part}/{k.removeprefix(f'{part}_')}": v for part in known for k, v in known[part].items()}
+            logger.log_summary(named)
+        logger.finalize("success")
+        getattr(logger, "finish", lambda: None)()
 
 
 def _signature(config: DictConfig) -> str:

@@ -42,16 +42,14 @@ def refuse(
         if name not in known:
             words = {"sampler": "tpe, random or grid", "pruner": "hyperband or none"}[key]
             mistakes.append(Mistake(key, f"W&B's sweeps have nothing like {name}: {key}={words}"))
-    if len(asked["objectives"]) > 1:
-        mistakes.append(Mistake("sweep.objectives", "W&B's sweeps have one"))
-    if len(asked["parts"]) > 1:
-        mistakes.append(Mistake("seeds and folds", "are trials of their own for W&B: make seed a key of the space"))
-    if storage is not None:
-        mistakes.append(Mistake("storage", "is the W&B server's with sweep.engine=wandb"))
-    if minutes is not None:
-        mistakes.append(Mistake("sweep.timeout_minutes", "W&B's sweeps have no time limit: give sweep.trials"))
-    if launcher is not None:
-        mistakes.append(Mistake("launcher", "starts no W&B agents: start `wandb agent` in your own job file"))
+    others = {
+        "sweep.objectives": (len(asked["objectives"]) > 1, "W&B's sweeps have one"),
+        "seeds and folds": (len(asked["parts"]) > 1, "are trials of their own for W&B: make seed a key of the space"),
+        "storage": (storage is not None, "is the W&B server's with sweep.engine=wandb"),
+        "sweep.timeout_minutes": (minutes is not None, "W&B's sweeps have no time limit: give sweep.trials"),
+        "launcher": (launcher is not None, "starts no W&B agents: start `wandb agent` in your own job file"),
+    }
+    mistakes += [Mistake(where, what) for where, (broken, what) in others.items() if broken]
     if mistakes:
         raise ConfigError(mistakes)
 

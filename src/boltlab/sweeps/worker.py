@@ -71,6 +71,7 @@ class State:
     part: str = ""
     over: bool = False  # a part of it has failed, and the others need not go on
     jobs: list[Job] = field(default_factory=list)
+    series: dict[str, list[float]] = field(default_factory=dict)  # of each part: the first objective, epoch by epoch
 
 
 class Worker:
@@ -201,25 +202,27 @@ class Worker:
 
     def _train(self, claimed: Claimed, state: State) -> tuple[list[float], dict[str, list[float]]]:
         """The values of the objectives, means over the parts; and those of each part."""
-        series: dict[str, list[float]] = {}  # of the first objective, epoch by epoch
         if self._prunes or len(self.parts) == 1:
-            found = [self._run(claimed, part, state, series) for part in self.parts]
+            found = [self._run(claimed, part, state) for part in self.parts]
         else:
-            with ThreadPoolExecutor(len(self.parts)) as pool:
-                waiting = [pool.submit(self._run, claimed, part, state, series) for part in self.parts]
-                wait(waiting, return_when=FIRST_EXCEPTION)
-                if any(one.done() and one.exception() for one in waiting):
-                    state.over = True
-                    for job in list(state.jobs):
-                        job.send(PRUNE_SIGNAL)
-            errors = [error for one in waiting if (error := one.exception()) is not None]
-            if errors:
-                raise next((error for error in errors if not isinstance(error, Left)), errors[0])
-            found = [one.result() for one in waiting]
+            found = self._run_together(claimed, state)
         by_part = {part.label: values for part, values in zip(self.parts, found, strict=True)}
         return [statistics.fmean(values) for values in zip(*found, strict=True)], by_part
 
-    def _run(self, claimed: Claimed, part: Part, state: State, series: dict[str, list[float]]) -> list[float]:
+    def _run_together(self, claimed: Claimed, state: State) -> list[list[float]]:
+        """The values of each part; where one fails, the others save, and its error is raised."""
+        with ThreadPoolExecutor(len(self.parts)) as pool:
+            waiting = [pool.submit(self._run, claimed, part, state) for part in self.parts]
+            wait(waiting, return_when=FIRST_EXCEPTION)
+            if any(one.done() and one.exception() for one in waiting):
+                state.over = True
+                for job in list(state.jobs):
+                    job.send(PRUNE_SIGNAL)
+        if errors := [error for one in waiting if (error := one.exception()) is not None]:
+            raise next((error for error in errors if not isinstance(error, Left)), errors[0])
+        return [one.result() for one in waiting]
+
+    def _run(self, claimed: Claimed, part: Part, state: State) -> list[float]:
         """Trains one part, or goes on with it, and returns the values of its objectives.
 
         Raises:
@@ -232,48 +235,62 @@ class Worker:
         if status != "finished":
             if (folder / "config.yaml").is_file() and status not in (*UNFINISHED, "queued", "failed"):
                 raise Dead(f"{folder.name} is {status} by another process")
-            self._process(claimed, part, folder, state, series)
+            self._process(claimed, part, folder, state)
         values = [value_of(folder, metric, mode) for metric, mode in self.study.objectives.items()]
-        self._look(claimed, part, folder, state, series)
+        self._look(claimed, part, folder, state)
         state.value = values[0]
         return values
 
-    def _process(
-        self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]
-    ) -> None:
+    def _process(self, claimed: Claimed, part: Part, folder: Path, state: State) -> None:
         """Has a process of its own train the run, and looks at what it logs."""
-        place, job = self._places.get(), None
+        place = self._places.get()
         try:
             begun = any(self.study.folder(claimed.number, p.label).exists() for p in self.parts)
-            if _told() or self.trouble or state.over or (self._late() and not begun):
+            if self._stops(state) or (self._late() and not begun):
                 raise Left
             self._prepare(claimed, part, folder)
             job = Job(self.entry, folder, place.variables(), place.threads)
             state.jobs.append(job)
-            if _told() or self.trouble or state.over:  # while the process was started
-                job.send(_told() or PRUNE_SIGNAL)
-            state.part = part.label
-            seen, pruned = 0, False
-            while job.running(POLL_SECONDS):
-                if (now := _stamp(folder / "metrics.csv")) != seen and not pruned:
-                    seen = now
-                    if self._look(claimed, part, folder, state, series) and not _told():
-                        pruned = True
-                        job.send(PRUNE_SIGNAL)
-            code = job.wait()
-        finally:
-            if job is not None:
+            try:
+                pruned = self._watch(job, claimed, part, folder, state)
+                code = job.wait()
+            finally:
                 job.send(PRUNE_SIGNAL)  # where something has failed here; else it has ended
                 job.wait()
                 state.jobs.remove(job)
+        finally:
             self._places.put(place)
+        self._judge(folder, state, code, pruned)
+
+    def _stops(self, state: State) -> bool:
+        return bool(_told() or self.trouble or state.over)
+
+    def _watch(self, job: Job, claimed: Claimed, part: Part, folder: Path, state: State) -> bool:
+        """Follows a run until its process ends; returns whether it was told to end early."""
+        if self._stops(state):  # while the process was started
+            job.send(_told() or PRUNE_SIGNAL)
+        state.part = part.label
+        seen, pruned = 0, False
+        while job.running(POLL_SECONDS):
+            if (now := _stamp(folder / "metrics.csv")) != seen and not pruned:
+                seen = now
+                if self._look(claimed, part, folder, state) and not _told():
+                    pruned = True
+                    job.send(PRUNE_SIGNAL)
+        return pruned
+
+    def _judge(self, folder: Path, state: State, code: int, pruned: bool) -> None:
+        """
+        Raises:
+            Pruned, Left, Dead: the run did not come to its end.
+        """
         summary = runs.read_summary(folder)
         if runs.status(summary, folder) == "finished":  # it may have come to its end before the pruner had thought
             return
         if pruned:
             runs.write_summary(folder, status="pruned", reason=f"pruned at epoch {state.epoch}")
             raise Pruned
-        if _told() or self.trouble or state.over:
+        if self._stops(state):
             raise Left
         if code < 0:
             name = signals.name(-code)
@@ -301,18 +318,18 @@ class Worker:
             died.hopeless = True
             raise died from None
 
-    def _look(self, claimed: Claimed, part: Part, folder: Path, state: State, series: dict[str, list[float]]) -> bool:
+    def _look(self, claimed: Claimed, part: Part, folder: Path, state: State) -> bool:
         """Reads what a run has logged, tells the study what is new, and returns whether to prune."""
         values = column(folder, next(iter(self.study.objectives)))
-        before = len(series.get(part.label, []))
-        series[part.label] = values
+        before = len(state.series.get(part.label, []))
+        state.series[part.label] = values
         state.epoch = len(values)
         if not self._prunes:
             return False
         # A part that stopped early is as long as the others: the same step is the same epoch of the same part.
         done = self.parts.index(part) * self.study.asked["validations"]
         for epoch in range(before, len(values)):
-            mean = statistics.fmean(s[epoch] for s in series.values() if len(s) > epoch)
+            mean = statistics.fmean(s[epoch] for s in state.series.values() if len(s) > epoch)
             state.value = mean
             if self.study.report(claimed, mean, done + epoch + 1):
                 return True
