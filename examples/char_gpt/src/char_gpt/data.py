@@ -3,14 +3,15 @@
 A character is its ASCII code. The last tenth of the text is for the test, the tenth before it for the validation.
 """
 
+from pydoc_data.topics import topics
+
 import lightning as L
 import torch
-from pydoc_data.topics import topics
 from torch.utils.data import DataLoader, RandomSampler
 
 
 class Text(L.LightningDataModule):
-    def __init__(self, context: int = 64, batch_size: int = 32, steps: int = 400):
+    def __init__(self, context: int = 64, batch_size: int = 32, steps: int = 200):
         super().__init__()
         self.save_hyperparameters()
 

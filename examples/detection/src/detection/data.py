@@ -9,15 +9,15 @@ from torch.utils.data import DataLoader
 
 
 def scene(digits, labels, generator):
-    image, boxes, found = 0.2 * torch.rand(1, 48, 48, generator=generator), [], []
+    image, drawn = 0.2 * torch.rand(1, 48, 48, generator=generator), []
     for index in torch.randint(len(digits), (int(torch.randint(1, 5, (), generator=generator)),), generator=generator):
         size = int(torch.randint(10, 19, (), generator=generator))
         x, y = torch.randint(49 - size, (2,), generator=generator).tolist()
         ink = F.interpolate(digits[index][None, None], size=size, mode="bilinear")[0, 0]
-        image[0, y : y + size, x : x + size] = torch.maximum(image[0, y : y + size, x : x + size], ink)
-        boxes.append([x, y, x + size, y + size])
-        found.append(labels[index])
-    return image, {"boxes": torch.tensor(boxes, dtype=torch.float32), "labels": torch.stack(found)}
+        image[0, y : y + size, x : x + size].clamp_(min=ink)
+        drawn.append([x, y, x + size, y + size, labels[index]])
+    drawn = torch.tensor(drawn)
+    return image, {"boxes": drawn[:, :4].float(), "labels": drawn[:, 4]}
 
 
 def collate(samples):

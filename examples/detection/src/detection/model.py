@@ -3,7 +3,7 @@
 import lightning as L
 import torch
 from torch import nn
-from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_iou, generalized_box_iou_loss, nms, sigmoid_focal_loss
 
 STRIDE = 4
 
@@ -14,8 +14,7 @@ class Detector(L.LightningModule):
         self.save_hyperparameters()
         layers = []
         for inputs, stride in ((1, 2), (width, 2), (width, 1), (width, 1)):
-            convolution = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         self.net = nn.Sequential(*layers, nn.Conv2d(width, num_classes + 4, 3, padding=1))
         nn.init.constant_(self.net[-1].bias[:num_classes], -4.0)  # nearly all cells are empty
         self.found, self.boxes = [], 0
@@ -29,16 +28,15 @@ class Detector(L.LightningModule):
         return logits, torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1)
 
     def training_step(self, batch, batch_idx):
-        images, targets = batch
-        logits, boxes = self(images)
-        sample = torch.cat([torch.full_like(target["labels"], i) for i, target in enumerate(targets)])
-        labels, wanted = (torch.cat([target[key] for target in targets]) for key in ("labels", "boxes"))
+        logits, boxes = self(batch[0])
+        labels, wanted = (torch.cat([target[key] for target in batch[1]]) for key in ("labels", "boxes"))
+        sample = torch.cat([torch.full_like(target["labels"], i) for i, target in enumerate(batch[1])])
         x, y = ((wanted[:, :2] + wanted[:, 2:]) / 2 / STRIDE).long().unbind(1)
         heat = torch.zeros_like(logits)
         heat[sample, labels, y, x] = 1
         classes = sigmoid_focal_loss(logits, heat, alpha=0.5, reduction="sum") / len(labels)
         places = generalized_box_iou_loss(boxes[sample, y, x], wanted, reduction="mean")
-        self.log_dict({"train_classes": classes, "train_boxes": places}, batch_size=len(images))
+        self.log_dict({"train_classes": classes, "train_boxes": places}, batch_size=len(logits))
         return classes + places
 
     def predict_step(self, batch, batch_idx):
@@ -47,7 +45,7 @@ class Detector(L.LightningModule):
         found = []
         for scores, places in zip(logits.sigmoid().flatten(2), boxes.flatten(1, 2), strict=True):
             scores, labels = scores.max(0)
-            kept = batched_nms(places, scores, torch.zeros_like(labels), 0.5)[:20]
+            kept = nms(places, scores, 0.5)[:20]
             found.append({"boxes": places[kept], "scores": scores[kept], "labels": labels[kept]})
         return found
 
@@ -57,18 +55,15 @@ class Detector(L.LightningModule):
             overlap = box_iou(found["boxes"], target["boxes"])
             overlap[found["labels"][:, None] != target["labels"]] = 0
             for score, row in zip(found["scores"], overlap, strict=True):
-                best = row.argmax()
-                self.found.append((float(score), bool(row[best] >= 0.5)))
-                if row[best] >= 0.5:
-                    overlap[:, best] = 0
+                self.found.append((float(score), bool(row.max() >= 0.5)))
+                overlap[:, row.argmax()] *= row.max() < 0.5
             self.boxes += len(target["labels"])
 
     def on_validation_epoch_end(self, stage="val"):
-        """The average precision of the boxes of all classes: the area under precision over recall."""
+        """The area under precision over recall, of the boxes of all classes together."""
         right = torch.tensor([right for _, right in sorted(self.found, reverse=True)], dtype=torch.float64)
         precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
-        precision = precision.flip(0).cummax(0).values.flip(0)  # of this recall or a larger one
-        self.log(f"{stage}_ap", (precision * right).sum() / self.boxes, prog_bar=True)
+        self.log(f"{stage}_average_precision", (precision * right).sum() / self.boxes, prog_bar=True)
         self.found, self.boxes = [], 0
 
     test_step = validation_step
@@ -78,6 +73,4 @@ class Detector(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr)
-        steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.lr, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]

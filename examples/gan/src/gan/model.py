@@ -67,7 +67,9 @@ class GAN(L.LightningModule):
 
     def test_step(self, batch, batch_idx):
         self.log("test_frechet", frechet(self.generator(self.noise), batch[0]))
-        self.log("test_frechet_real", frechet(batch[0][::2], batch[0][1::2]))  # one half of the real images to the other
+        self.log(
+            "test_frechet_real", frechet(batch[0][::2], batch[0][1::2])
+        )  # one half of the real images to the other
 
     def predict_step(self, batch, batch_idx):
         return self.generator(torch.randn(len(batch[0]), self.hparams.latent, device=self.device))

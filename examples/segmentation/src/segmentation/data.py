@@ -11,7 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 def scenes(digits, labels, count, generator):
     """Digits are drawn twice as large, over each other where they meet."""
-    images, masks = 0.2 * torch.rand(count, 1, 32, 32, generator=generator), torch.zeros(count, 32, 32, dtype=torch.long)
+    images, masks = (
+        0.2 * torch.rand(count, 1, 32, 32, generator=generator),
+        torch.zeros(count, 32, 32, dtype=torch.long),
+    )
     for image, mask in zip(images, masks, strict=True):
         for index in torch.randint(len(digits), (3,), generator=generator).tolist():
             y, x = torch.randint(17, (2,), generator=generator).tolist()

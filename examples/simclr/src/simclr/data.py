@@ -1,5 +1,5 @@
-"""Digits anywhere on a canvas: two views of each, float [B, 2, 1, 16, 16], for training; for the rest images
-[B, 1, 16, 16]. Labels int64 [B], which the training does not use."""
+"""Digits anywhere on a canvas: two views of each, float [B, 2, 1, 12, 12], for training; for the rest images
+[B, 1, 12, 12]. Labels int64 [B], which the training does not use."""
 
 import lightning as L
 import torch
@@ -8,9 +8,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 def placed(image, generator=None):
-    """The image [8, 8] at a place by chance on an empty canvas [1, 16, 16]."""
-    y, x = torch.randint(9, (2,), generator=generator).tolist()
-    canvas = torch.zeros(1, 16, 16)
+    """The image [8, 8] at a place by chance on an empty canvas [1, 12, 12]."""
+    y, x = torch.randint(5, (2,), generator=generator).tolist()
+    canvas = torch.zeros(1, 12, 12)
     canvas[0, y : y + 8, x : x + 8] = image
     return canvas
 
@@ -30,7 +30,7 @@ class Views(Dataset):
 
 
 class Digits(L.LightningDataModule):
-    def __init__(self, batch_size: int = 256):
+    def __init__(self, batch_size: int = 128):
         super().__init__()
         self.save_hyperparameters()
 

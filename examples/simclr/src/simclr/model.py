@@ -16,25 +16,27 @@ def nearest(features, labels):
 
 
 class SimCLR(L.LightningModule):
-    def __init__(self, width: int = 32, projection: int = 32, temperature: float = 0.2, lr: float = 3e-3):
+    def __init__(self, width: int = 32, features: int = 32, temperature: float = 0.2, lr: float = 3e-3):
         super().__init__()
         self.save_hyperparameters()
         layers = []
         for inputs, outputs, stride in ((1, width, 1), (width, width, 2), (width, 2 * width, 2)):
             convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
-        self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * width, 2 * width))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(2 * width, projection))
-        self.untrained = copy.deepcopy(self.encoder).requires_grad_(False)  # to compare with
+        hidden = 2 * width
+        layers += [nn.Flatten(), nn.Linear(9 * hidden, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(hidden, features))
+        self.untrained = copy.deepcopy(self.net).requires_grad_(False)  # to compare with
         self.seen = []
 
     def forward(self, images):
-        return self.encoder(images)
+        """Features [B, features] of images [B, 1, 12, 12]."""
+        return self.net(images)
 
     def training_step(self, views, batch_idx):
-        projected = F.normalize(self.head(self(views.flatten(0, 1))), dim=1)
-        similarity = (projected @ projected.T / self.hparams.temperature).fill_diagonal_(-torch.inf)
-        other = torch.arange(len(projected), device=self.device) ^ 1  # the views of an image follow each other
+        features = F.normalize(self(views.flatten(0, 1)), dim=1)
+        similarity = (features @ features.T / self.hparams.temperature).fill_diagonal_(-torch.inf)
+        other = torch.arange(len(features), device=self.device) ^ 1  # the views of an image follow each other
         loss = F.cross_entropy(similarity, other)
         self.log("train_loss", loss, prog_bar=True)
         return loss
@@ -58,6 +60,5 @@ class SimCLR(L.LightningModule):
         return self(batch[0])
 
     def configure_optimizers(self):
-        parameters = [*self.encoder.parameters(), *self.head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, self.hparams.lr)
+        optimizer = torch.optim.AdamW(self.net.parameters(), self.hparams.lr)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]

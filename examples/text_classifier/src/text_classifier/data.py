@@ -1,6 +1,6 @@
-"""Which module of Python's own library is a line of source from? Words int64 [B, length], padded with 0, and modules [B].
+"""Lines of Python's own library: words int64 [B, length], padded with 0, and the module [B] that each line is from.
 
-The library is read where it is installed. A line that occurs twice is left out.
+The source is read where Python is installed. A line that occurs twice is left out.
 """
 
 import re
@@ -28,9 +28,8 @@ class Lines(L.LightningDataModule):
         words = [re.findall(r"\w+|[^\w\s]", line)[: self.hparams.length] for line, _ in lines]
         common = Counter(word for line in words for word in line).most_common(self.hparams.vocabulary - 2)
         numbers = {word: number for number, (word, _) in enumerate(common, 2)}  # 0 is no word, 1 a rare one
-        x = torch.zeros(len(lines), self.hparams.length, dtype=torch.long)
-        for row, line in zip(x, words, strict=True):
-            row[: len(line)] = torch.tensor([numbers.get(word, 1) for word in line])
+        rows = [[numbers.get(word, 1) for word in line] for line in words]
+        x = torch.tensor([line + [0] * (self.hparams.length - len(line)) for line in rows])
         dataset = TensorDataset(x, torch.tensor([label for _, label in lines]))
         self.train, self.val, self.test = random_split(dataset, [0.7, 0.15, 0.15], torch.Generator().manual_seed(0))
 
