@@ -57,7 +57,7 @@ test-exhaustive: .venv/.dev ## run the long matrices
 lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m yamllint --no-warnings -d relaxed configs examples .github .pre-commit-config.yaml
+	@$(PY) -m yamllint --no-warnings -d relaxed configs examples/*/configs .github .pre-commit-config.yaml
 	@$(PY) -m mypy
 
 format: .venv/.dev ## put the code into style

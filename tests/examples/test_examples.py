@@ -1,6 +1,7 @@
 """Every example is a project that trains, resumes to the bit, evaluates, predicts and loads, in 150 lines."""
 
 import csv
+import json
 import shutil
 import signal
 import sys
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:.*does not 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TASKS = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
+DRAW = {"gan", "char_gpt"}  # in predict_step, which the engine seeds in its own way
 SHORT = ("trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=5", "precision=32")
 SHORT += ("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 
@@ -37,10 +39,15 @@ def test_an_example_is_plain_lightning_in_150_lines(task):
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """Copies an example into the test's folder, which lies outside of the repository, and goes there: its folder."""
+    """Copies an example into the test's folder, installed as `make example` does it, and goes there: its folder."""
 
     def copy(task):
-        root = Path(shutil.copytree(EXAMPLES / task, tmp_path / task, ignore=shutil.ignore_patterns("logs")))
+        root = Path(shutil.copytree(EXAMPLES / task, tmp_path / task, ignore=shutil.ignore_patterns("logs"))).resolve()
+        info = tmp_path / "site" / f"{task}-0.1.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {task}\nVersion: 0.1\n")
+        (info / "direct_url.json").write_text(json.dumps({"url": root.as_uri(), "dir_info": {"editable": True}}))
+        monkeypatch.setattr("site.getsitepackages", lambda: [str(info.parent)])
         monkeypatch.syspath_prepend(root / "src")
         monkeypatch.chdir(root)
         return root
@@ -51,7 +58,7 @@ def example(tmp_path, monkeypatch):
 
 
 def command(task, *overrides):
-    return ("train", f"experiment={task}", *SHORT, *overrides, f"trusted=[{task}]")
+    return ("train", f"experiment={task}", *SHORT, *overrides)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -70,7 +77,6 @@ def with_lightning(model, data, verb):
     trainer = L.Trainer(**quiet)
     if verb == "predict":
         data.setup("test")
-        L.seed_everything(0, verbose=False)
         return trainer.predict(model, data.test_dataloader())
     getattr(trainer, verb)(model, datamodule=data)
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
@@ -85,11 +91,10 @@ def best_row(run):
 
 
 def flat(batches):
-    """All tensors of a prediction, in order."""
+    """All values of a prediction in one tensor [N]."""
     if isinstance(batches, torch.Tensor):
-        return [batches]
-    parts = batches.values() if isinstance(batches, dict) else batches
-    return [tensor for part in parts for tensor in flat(part)]
+        return batches.flatten()
+    return torch.cat([flat(part) for part in (batches.values() if isinstance(batches, dict) else batches)])
 
 
 @pytest.mark.slow
@@ -97,44 +102,45 @@ def flat(batches):
 def test_an_example_loads_evaluates_and_predicts_as_with_lightning_alone(boltlab, example, task):
     root = example(task)
     assert boltlab(*command(task))[0] == 0
-    run, trusted = only_run(root / "logs"), f"trusted=[{task}]"
-    from boltlab import project
-
-    with project.options("eval", [trusted]):
-        model = package.load(run)
+    run = only_run(root / "logs")
+    model = package.load(run)
     assert type(model).__module__ == f"{task}.model" and not model.training
     name = runs.load_config(run).data._target_.rpartition(".")[2]
     data = getattr(sys.modules[f"{task}.data"], name)()
 
     for split, verb in (("test", "test"), ("val", "validate")):
-        code, _, err = boltlab("eval", "run=latest", f"split={split}", "logger=none", trusted)
+        code, _, err = boltlab("eval", "run=latest", f"split={split}", "logger=none")
         assert code == 0, err
         found = runs.read_summary(next(runs.folders("logs", "eval")))["test"]
         assert found and found == with_lightning(model, data, verb)
         trained = runs.read_summary(run)["test"] if split == "test" else best_row(run)
         assert found == pytest.approx(trained, rel=1e-6)
 
-    expected = with_lightning(model, data, "predict")
-    code, _, err = boltlab("predict", "run=latest", "output=predictions.pt", trusted)
-    assert code == 0, err
-    found, expected = (flat(part) for part in (torch.load("predictions.pt", weights_only=True), expected))
-    assert torch.equal(torch.cat([x.flatten() for x in found]), torch.cat([x.flatten() for x in expected]))
+    found = []
+    for output in ("first.pt", "second.pt"):
+        code, _, err = boltlab("predict", "run=latest", f"output={output}")
+        assert code == 0, err
+        found.append(flat(torch.load(output, weights_only=True)))
+    expected = flat(with_lightning(model, data, "predict"))
+    assert torch.equal(*found) and len(expected) == len(found[0])
+    assert task in DRAW or torch.equal(found[0], expected)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("task", TASKS)
 def test_an_example_that_was_killed_twice_resumes_to_the_same_bits(warm, example, task):
     root = example(task)
-    overrides = (*command(task, "callbacks.last.every_n_train_steps=1", "test=false"),)
+    overrides = command(task, "callbacks.last.every_n_train_steps=1", "test=false")
+    installed = f"import site\nsite.getsitepackages = lambda: [{str(root.parent / 'site')!r}]\n"
+    installed += f"sys.path.insert(0, {str(root / 'src')!r})\n"
 
     def run(*arguments, kill=None):
-        before = f"sys.path.insert(0, {str(root / 'src')!r})\n" + (at(kill) if kill else "")
-        child = warm(*arguments, folder=root, before=before).wait()
+        child = warm(*arguments, folder=root, before=installed + (at(kill) if kill else "")).wait()
         assert child.code == (-signal.SIGKILL if kill else 0), child.stderr[-3000:]
 
     run(*overrides, "log_dir=whole")
     run(*overrides, "log_dir=killed", kill="0.2")
-    resume = ("train", "resume=latest", "log_dir=killed", f"trusted=[{task}]")
+    resume = ("train", "resume=latest", "log_dir=killed")
     run(*resume, kill="1.3")
     run(*resume)
     whole, found = only_run(root / "whole"), only_run(root / "killed")
@@ -150,6 +156,6 @@ LEARNED = {}
 @pytest.mark.parametrize("task", TASKS)
 def test_an_example_learns(boltlab, example, task):
     root = example(task)
-    code, _, err = boltlab("train", f"experiment={task}", "trainer.enable_progress_bar=false", f"trusted=[{task}]")
+    code, _, err = boltlab("train", f"experiment={task}", "trainer.enable_progress_bar=false")
     assert code == 0, err
     assert LEARNED[task](runs.read_summary(only_run(root / "logs"))["test"])
