@@ -5,7 +5,7 @@
 # Bytecode is compiled when packages are installed; this variable would leave the project itself without.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help train tracking-server test test-all test-exhaustive lint format lock install clean FORCE
+.PHONY: help train example tracking-server test test-all test-exhaustive lint format lock install clean FORCE
 
 PY := .venv/bin/python
 UV := $(if $(shell command -v uv 2>/dev/null),uv,.venv/bin/uv)
@@ -22,6 +22,15 @@ help: ## list the targets
 
 train: .venv/.$(KIND) ## train; ARGS="data=mnist optimizer.lr=0.01" are Hydra overrides
 	@$(PY) -m boltlab train $(ARGS)
+
+# An example is a project of its own: it is trusted once it is installed editable, and its runs stand in its own logs/,
+# where every verb that is called in its folder finds them.
+EXAMPLES := $(patsubst examples/%/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
+ONE := $(filter $(EXAMPLES),$(TASK))
+example: $(if $(ONE),.venv/.$(KIND)) ## train one of examples/: TASK=gan; ARGS="trainer.max_epochs=5" as above
+	@$(if $(ONE),,echo "make example TASK=…, one of: $(EXAMPLES)" >&2; exit 2)
+	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable examples/$(TASK)
+	@cd examples/$(TASK) && ../../$(PY) -m boltlab train experiment=$(TASK) $(ARGS)
 
 # MLflow tells its makers what is used, unless these variables say otherwise. HOST=0.0.0.0 serves the whole network:
 # there is no password, so put it behind something that asks for one.
@@ -48,7 +57,7 @@ test-exhaustive: .venv/.dev ## run the long matrices
 lint: .venv/.dev ## check style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m yamllint --no-warnings -d relaxed configs .github .pre-commit-config.yaml
+	@$(PY) -m yamllint --no-warnings -d relaxed configs examples/*/configs .github .pre-commit-config.yaml
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports
 
