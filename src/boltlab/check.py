@@ -27,6 +27,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab import words
 from boltlab.errors import UserError
 
 
@@ -112,10 +113,8 @@ class Checker:
         """Checks the root keys against the fields of the verb's dataclass."""
         for key in map(str, self.config):
             if key not in fields:
-                allowed = f"keys: {', '.join(fields)}"
-                self.add(
-                    f"{key}={_show(self.config[key])}", suggest(f"there is no key {key!r}", key, list(fields), allowed)
-                )
+                near = suggest(f"there is no key {key!r}", key, list(fields), f"keys: {', '.join(fields)}")
+                self.add(f"{key}={_show(self.config[key])}", words.KEYS.get(key, near))
         for key, spec in fields.items():
             if OmegaConf.is_missing(self.config, key):
                 self.add(key, f"is missing: give {key}=…")
@@ -134,10 +133,9 @@ class Checker:
         for group in ("callbacks", "logger"):
             for name, node in (self.config.get(group) or {}).items():
                 if not (isinstance(node, DictConfig) and node.get("_target_")):
-                    self.add(
-                        f"{group}.{name}",
-                        f"names no class: its `_target_` is missing; to leave it out: '~{group}.{name}'",
-                    )
+                    ours = words.CHOICES.get((group, name))
+                    message = f"names no class: its `_target_` is missing; to leave it out: '~{group}.{name}'"
+                    self.add(f"{group}.{name}", f"{message}; it {ours}" if ours else message)
 
     def discover(self) -> None:
         data = self.config.data
@@ -308,6 +306,8 @@ class Checker:
         """What tensor parallelism cannot be combined with; returns how many processes share each batch."""
         trainer = self.config.get("trainer") or {}
         strategy = trainer.get("strategy")
+        if isinstance(strategy, str) and (plain := re.sub("_(spawn|fork|notebook)", "", strategy)) != strategy:
+            self.add(f"trainer.strategy={strategy}", f"starts processes, which boltlab does itself: {plain}")
         if not isinstance(strategy, DictConfig):
             return 1
         group: int | None = strategy.get("tensor_parallel_size")

@@ -310,9 +310,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
                 mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near)))
         if key not in root_keys and key not in ("experiment", "debug", "local"):
             wrong_groups.add(key)
-            mistakes.append(
-                Mistake(f"{key}=…", f"boltlab {verb} has no group {key!r}; it takes {', '.join(root_keys)}")
-            )
+            message = f"boltlab {verb} has no group {key!r}; it takes {', '.join(root_keys)}"
+            mistakes.append(Mistake(f"{key}=…", words.KEYS.get(key, message)))
         if key not in wrong_groups:
             chosen.append(o)
 
@@ -341,9 +340,11 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
         raise ConfigError(mistakes)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
+    _follow_roots(config)
     if not check:
         return Composed(verb, config, overrides, choices)
     unused = _drop_unused(config) if "model" in config else []
+    unused += _drop_loggers(config, keys(overrides))
     for group in unused:
         of_group = [o.input_line for o in parsed if o.key_or_group.split(".")[0] == group and o.value() is not None]
         message = f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
@@ -386,6 +387,24 @@ def _drop_unused(config: DictConfig) -> list[str]:
             config[group] = None
             unused.append(group)
     return unused[::-1]
+
+
+def _drop_loggers(config: DictConfig, given: list[str]) -> list[str]:
+    """Takes out, in place, what a file says of a logger that was not chosen, and that the command line does not name:
+    an experiment may set the group of its W&B runs and be run without W&B."""
+    loggers = config.get("logger") or {}
+    unused = [name for name in loggers if not (loggers[name] or {}).get("_target_")]
+    unused = [name for name in unused if not any(key.startswith(f"logger.{name}") for key in given)]
+    for name in unused:
+        del loggers[name]
+    return [f"logger.{name}" for name in unused]
+
+
+def _follow_roots(config: DictConfig) -> None:
+    """Has a trainer of a project's own YAML follow the root keys, in place, where that leaves out what says so."""
+    for key, root in (("precision", "precision"), ("default_root_dir", "run_dir")):
+        if key not in (config.get("trainer") or {key: None}):
+            config.trainer[key] = f"${{{root}}}"
 
 
 def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
@@ -720,8 +739,10 @@ def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: l
 
 
 def _hydra_mistake(verb: str, error: Exception) -> Mistake:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return Mistake(f"configs/{project.config_name(verb)}.yaml and its groups", "; ".join(lines[:4]))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:4]
+    if words.PRIMARY[0] in _primary(project.config_name(verb)):
+        lines.append(words.PRIMARY[1])
+    return Mistake(f"configs/{project.config_name(verb)}.yaml and its groups", "; ".join(lines))
 
 
 def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:
@@ -764,13 +785,7 @@ def _key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, 
 def help_text(verb: str) -> str:
     """The groups of a verb with their choices, and its root keys with their defaults; reads YAML files only."""
     fields = ROOTS[verb].__dataclass_fields__
-    defaults = _primary(project.config_name(verb))
-    entries = defaults.pop("defaults", [])
-    for inherited in [entry for entry in entries if entry in ROOTS]:
-        parent = _primary(inherited)
-        entries += parent.pop("defaults")
-        parent.merge_with(defaults)
-        defaults = parent
+    defaults, entries = _inherited(project.config_name(verb))
     listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []
     for group, choices in groups().items():
@@ -780,6 +795,17 @@ def help_text(verb: str) -> str:
     keys = [f"  {key}={_yaml_value(defaults, key)}" for key in fields if key in defaults and key not in listed]
     parts = ["Groups: take a choice with group=choice, change one of its keys with group.key=value", *lines, ""]
     return "\n".join([*(parts if lines else []), "Keys", *keys])
+
+
+def _inherited(name: str) -> tuple[DictConfig, list[Any]]:
+    """A primary config over those that its defaults list names, without these lists; and the entries of all of them."""
+    config = _primary(name)
+    entries = list(config.pop("defaults", []))
+    for parent in [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]:
+        below, more = _inherited(parent)
+        below.merge_with(config)
+        config, entries = below, entries + more
+    return config, entries
 
 
 def _primary(name: str) -> DictConfig:

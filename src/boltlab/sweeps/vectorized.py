@@ -384,7 +384,7 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 2)
         runs.end(net.folder, fit_seconds=seconds, **counted, **known, **values)
         for name in net.config.logger or {}:
-            if name == "csv":
+            if name == "metrics":
                 continue
             logger = build(net.config, f"logger.{name}")
             logger.log_hyperparams(credentials.plain(net.config))
