@@ -446,7 +446,7 @@ def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_c
     shutil.copytree(CONFIG_DIR, tmp_path / "configs")
     monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     monkeypatch.setenv("CHOSEN", "sgd")
-    train = tmp_path / "configs" / "train.yaml"
+    train = tmp_path / "configs" / "_train.yaml"
     text = train.read_text().replace("optimizer: adamw", "optimizer: ${oc.env:CHOSEN}")
     train.write_text(text)
     first = compose("train", [], check=False)

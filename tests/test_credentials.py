@@ -185,7 +185,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
 def test_a_run_with_a_reference_goes_on_where_it_is_given_again(boltlab, monkeypatch):
     """The environment is read for a saved config only where the command line says so."""
     monkeypatch.setenv("RUN_TOKEN", "hunter2222")
-    given = "logger.csv.dir=${oc.env:RUN_TOKEN}"
+    given = "logger.metrics.dir=${oc.env:RUN_TOKEN}"
     monkeypatch.setenv("RUN_TOKEN", str(Path.cwd() / "elsewhere"))
     assert boltlab("train", "logger=csv", given, *QUICK)[0] == 0
     assert (Path("elsewhere") / "metrics.csv").is_file()
@@ -199,7 +199,7 @@ def test_a_run_with_a_reference_goes_on_where_it_is_given_again(boltlab, monkeyp
         assert "interpolation" not in err
     folder = next(runs.folders("logs"))
     assert (
-        OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))["logger"]["csv"]["dir"]
+        OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))["logger"]["metrics"]["dir"]
         == given.partition("=")[2]
     )
 

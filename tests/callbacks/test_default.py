@@ -49,7 +49,7 @@ def test_several_can_be_chosen_and_one_taken_away(composed, tmp_path):
     assert "early_stopping" in config.callbacks
     assert "best" in config.callbacks
     assert "summary" not in config.callbacks
-    assert list(config.logger) == ["csv", "mlflow"]
+    assert list(config.logger) == ["metrics", "mlflow"]
     assert composed("callbacks=none", "logger=none").callbacks == {}
 
 
@@ -63,7 +63,7 @@ def test_debug_runs_are_short_untracked_and_lie_apart(debug):
     config = train_config("train", [f"debug={debug}"]).config
     assert config.log_dir == "logs/debug"
     assert train_config("train", [f"debug={debug}", "log_dir=elsewhere"]).config.log_dir == "elsewhere"
-    assert list(config.logger) == ["csv"]
+    assert list(config.logger) == ["metrics"]
     assert config.trainer.max_epochs * (config.trainer.limit_train_batches or config.trainer.overfit_batches) <= 200
 
 

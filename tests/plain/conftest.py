@@ -27,11 +27,11 @@ def overrides(kind):
     return (f"data=cells_{data}", f"model=cells_{model}", f"monitor={monitor}", *QUICK)
 
 
-def install(root, site, editable=True):
+def install(root, site, editable=True, name="cells"):
     """What an installer leaves of a project in a site-packages folder."""
-    info = site / "cells-0.3.dist-info"
+    info = site / f"{name}-0.3.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: cells\nVersion: 0.3\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
     (info / "direct_url.json").write_text(json.dumps({"url": root.as_uri(), "dir_info": {"editable": editable}}))
 
 

@@ -165,16 +165,19 @@ def test_a_run_that_max_steps_has_ended_is_made_longer_exactly(run, limit, more)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("row", ["multi-label", "the template's kind", "LSTM, plateau"])
-def test_without_last_the_file_of_model_checkpoint_is_as_good(run, row):
-    """It is saved at the end of a validation, of an epoch or in it."""
+@pytest.mark.parametrize("interval", ["3", "1.0"])
+@pytest.mark.parametrize(
+    "row", ["multi-label", "the template's kind", "LSTM, plateau", "SimCLR, plateau on a training value"]
+)
+def test_without_last_the_file_of_model_checkpoint_is_as_good(run, row, interval):
+    """It is saved at the end of a validation in an epoch, or in the hooks of an epoch's end."""
     overrides = (
         *ROWS[row],
         "callbacks=[best,last]",
         "callbacks.best.save_top_k=-1",
         "callbacks.best.filename='{step}'",
     )
-    overrides += ("trainer.val_check_interval=3",)
+    overrides += (f"trainer.val_check_interval={interval}",)
     _, whole = run("whole", *overrides)
     for place in ("1.2", "2.0"):
         _, killed = run(place, *overrides, before=at(place), code=-signal.SIGKILL)

@@ -53,10 +53,19 @@ def of_run(text: str) -> list[str]:
     path = Path(value.strip("'\""))
     if key != "ckpt_path":
         return [text]
-    if path.parent.name != "checkpoints" or path.name not in ("best.ckpt", "last.ckpt"):
-        message = "is no best.ckpt or last.ckpt in a run folder: run=FOLDER, and checkpoint=best or last"
+    if path.parent.name != "checkpoints" or not (which := _which(path)):
+        message = "is no best or last checkpoint in a run folder: run=FOLDER, and checkpoint=best or last"
         raise ConfigError([Mistake(text, message)])
-    return [f"run={as_override(str(path.parents[1]))}", f"checkpoint={path.stem}"]
+    return [f"run={as_override(str(path.parents[1]))}", f"checkpoint={which}"]
+
+
+def _which(path: Path) -> str | None:
+    if path.name in ("best.ckpt", "last.ckpt"):
+        return path.stem
+    from boltlab.runs import checkpoints
+
+    best = checkpoints.best(path.parents[1])
+    return "best" if best is not None and best.resolve() == path.resolve() else None
 
 
 def kind_of(run: Path, asked: str | None) -> str:

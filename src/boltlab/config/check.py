@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from boltlab.config import words
 from boltlab.config.devices import process_count
 from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
@@ -43,10 +44,8 @@ class Checker:
         """Checks the root keys against the fields of the verb's dataclass."""
         for key in map(str, self.config):
             if key not in fields:
-                allowed = f"keys: {', '.join(fields)}"
-                self.add(
-                    f"{key}={show(self.config[key])}", suggest(f"there is no key {key!r}", key, list(fields), allowed)
-                )
+                near = suggest(f"there is no key {key!r}", key, list(fields), f"keys: {', '.join(fields)}")
+                self.add(f"{key}={show(self.config[key])}", words.KEYS.get(key, near))
         for key, spec in fields.items():
             if OmegaConf.is_missing(self.config, key):
                 self.add(key, f"is missing: give {key}=…")
@@ -65,10 +64,9 @@ class Checker:
         for group in ("callbacks", "logger"):
             for name, node in (self.config.get(group) or {}).items():
                 if not (isinstance(node, DictConfig) and node.get("_target_")):
-                    self.add(
-                        f"{group}.{name}",
-                        f"names no class: its `_target_` is missing; to leave it out: '~{group}.{name}'",
-                    )
+                    ours = words.CHOICES.get((group, name))
+                    message = f"names no class: its `_target_` is missing; to leave it out: '~{group}.{name}'"
+                    self.add(f"{group}.{name}", f"{message}; it {ours}" if ours else message)
 
     def discover(self) -> None:
         data = self.config.data

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from boltlab.config import devices, project, words
 from boltlab.config.overrides import choices_of, first_text, keys, parse, parsed, variants
 from boltlab.config.roots import COMPOSED, ROOTS
-from boltlab.config.sources import config_dirs, groups, search_further
+from boltlab.config.sources import config_dirs, groups, primary, search_further
 from boltlab.config.validate import problems
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 
@@ -54,9 +54,11 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     config, choices = request.compose(check)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
+    _follow_roots(config)
     if not check:
         return Composed(verb, config, overrides, choices)
     unused = _drop_unused(config) if "model" in config else []
+    unused += _drop_loggers(config, keys(overrides))
     mistakes = request.mistakes
     mistakes += _without_effect(config, request.parsed, unused)
     mistakes += _of_one_run(request.parsed, sweep)
@@ -104,7 +106,8 @@ class _Request:
                 near = suggest(f"{key} has no {choice!r}", str(choice), known, allowed)
                 yield Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near))
         if key not in (*roots, *_NO_ROOT):
-            yield Mistake(f"{key}=…", f"boltlab {self.verb} has no group {key!r}; it takes {', '.join(roots)}")
+            message = f"boltlab {self.verb} has no group {key!r}; it takes {', '.join(roots)}"
+            yield Mistake(f"{key}=…", words.KEYS.get(key, message))
 
     def compose(self, check: bool) -> tuple[DictConfig, dict[str, Any]]:
         """The config, each key of a sweep at its first value, and the choices.
@@ -197,6 +200,24 @@ def _drop_unused(config: DictConfig) -> list[str]:
     return unused[::-1]
 
 
+def _drop_loggers(config: DictConfig, given: list[str]) -> list[str]:
+    """Takes out, in place, what a file says of a logger that was not chosen, and that the command line does not name:
+    an experiment may set the group of its W&B runs and be run without W&B."""
+    loggers = config.get("logger") or {}
+    unused = [name for name in loggers if not (loggers[name] or {}).get("_target_")]
+    unused = [name for name in unused if not any(key.startswith(f"logger.{name}") for key in given)]
+    for name in unused:
+        del loggers[name]
+    return [f"logger.{name}" for name in unused]
+
+
+def _follow_roots(config: DictConfig) -> None:
+    """Has a trainer of a project's own YAML follow the root keys, in place, where that leaves out what says so."""
+    for key, root in (("precision", "precision"), ("default_root_dir", "run_dir")):
+        if key not in (config.get("trainer") or {key: None}):
+            config.trainer[key] = f"${{{root}}}"
+
+
 def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
     """Lets folders that a config names relatively stand in the project, from a folder below it too; what the command
     line names is relative to the current one, as everywhere."""
@@ -260,8 +281,10 @@ def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: l
 
 
 def _hydra_mistake(verb: str, error: Exception) -> Mistake:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return Mistake(f"configs/{project.config_name(verb)}.yaml and its groups", "; ".join(lines[:4]))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()][:4]
+    if words.PRIMARY[0] in primary(project.config_name(verb)):
+        lines.append(words.PRIMARY[1])
+    return Mistake(f"configs/{project.config_name(verb)}.yaml and its groups", "; ".join(lines))
 
 
 def key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, list[str]]) -> Mistake | None:

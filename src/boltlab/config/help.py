@@ -2,25 +2,19 @@
 
 import json
 import textwrap
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab.config import project
 from boltlab.config.roots import ROOTS
-from boltlab.config.sources import config_dirs, groups
-from boltlab.ground.errors import ConfigError, Mistake
+from boltlab.config.sources import groups, primary
 
 
 def help_text(verb: str) -> str:
     """The groups of a verb with their choices, and its root keys with their defaults; reads YAML files only."""
     fields = ROOTS[verb].__dataclass_fields__
-    defaults = _primary(project.config_name(verb))
-    entries = defaults.pop("defaults", [])
-    for inherited in [entry for entry in entries if entry in ROOTS]:
-        parent = _primary(inherited)
-        entries += parent.pop("defaults")
-        parent.merge_with(defaults)
-        defaults = parent
+    defaults, entries = _inherited(project.config_name(verb))
     listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []
     for group, choices in groups().items():
@@ -32,12 +26,15 @@ def help_text(verb: str) -> str:
     return "\n".join([*(parts if lines else []), "Keys", *keys])
 
 
-def _primary(name: str) -> DictConfig:
-    found = next((path for folder in config_dirs() if (path := folder / f"{name}.yaml").is_file()), None)
-    config = OmegaConf.load(found) if found else None
-    if not isinstance(config, DictConfig):
-        raise ConfigError([Mistake(f"--config-name {name}", f"{found or f'no {name}.yaml'} holds no config")])
-    return config
+def _inherited(name: str) -> tuple[DictConfig, list[Any]]:
+    """A primary config over those that its defaults list names, without these lists; and the entries of all of them."""
+    config = primary(name)
+    entries = list(config.pop("defaults", []))
+    for parent in [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]:
+        below, more = _inherited(parent)
+        below.merge_with(config)
+        config, entries = below, entries + more
+    return config, entries
 
 
 def _yaml_value(node: DictConfig, key: str) -> str:

@@ -1,6 +1,7 @@
 """Mistakes that several values of a config make together."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -113,6 +114,12 @@ def refused_pairs(config: DictConfig, calls: Calls) -> Found:
             yield where, f"cannot be combined with {other}: {pair.cure}"
 
 
+def no_processes_of_lightning(config: DictConfig, calls: Calls) -> Found:
+    strategy = (config.get("trainer") or {}).get("strategy")
+    if isinstance(strategy, str) and (plain := re.sub("_(spawn|fork|notebook)", "", strategy)) != strategy:
+        yield f"trainer.strategy={strategy}", f"starts processes, which boltlab does itself: {plain}"
+
+
 def tensor_parallel(config: DictConfig, calls: Calls) -> Found:
     group = _processes_of_a_batch(config)
     if group is None:
@@ -149,6 +156,7 @@ RULES: list[Callable[[DictConfig, Calls], Found]] = [
     of_the_trainer,
     a_checkpoint_to_test,
     refused_pairs,
+    no_processes_of_lightning,
     tensor_parallel,
     whole_shares,
 ]

@@ -4,7 +4,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from boltlab.config import project
+from boltlab.ground.errors import ConfigError, Mistake
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed wheel carries the configs inside the package; a clone has them at its top.
@@ -36,3 +39,16 @@ def search_further() -> None:
                 search_path.append("boltlab", str(folder))
 
     Plugins.instance().register(ConfigDirs)
+
+
+def primary(name: str) -> DictConfig:
+    """The primary config of that name as its file has it; no defaults are composed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = next((path for folder in config_dirs() if (path := folder / f"{name}.yaml").is_file()), None)
+    config = OmegaConf.load(found) if found else None
+    if not isinstance(config, DictConfig):
+        raise ConfigError([Mistake(f"--config-name {name}", f"{found or f'no {name}.yaml'} holds no config")])
+    return config

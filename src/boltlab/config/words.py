@@ -2,11 +2,12 @@
 
 # Root keys that it has and boltlab has not. (`train ckpt_path=X` and `eval ckpt_path=X` work.)
 KEYS = {
-    "ckpt_path": "is of train and eval; here run=FOLDER, and checkpoint=best or last",
+    "ckpt_path": "is given to train and eval on the command line; else run=FOLDER, and checkpoint=best or last",
     "hparams_search": "is a verb here: boltlab sweep sweep=NAME, with configs/sweep/NAME.yaml",
     "task_name": "is name=…, the short name of the run",
     "paths": "is log_dir=… for runs and data_dir=… for data",
     "extras": "has nothing to switch here: tags=[…] are given as they are, the config is in the run folder",
+    "optimized_metric": "is monitor=…",
     "train": "is a verb here: boltlab eval run=… evaluates without a training",
 }
 # Choices of groups.
@@ -19,3 +20,5 @@ CHOICES = {
     ("callbacks", "model_summary"): "is callbacks=summary",
     ("trainer", "ddp_sim"): "is trainer=ddp trainer.accelerator=cpu trainer.devices=2",
 }
+# Its train.yaml and eval.yaml have this key; ours replace them.
+PRIMARY = ("task_name", "it is lightning-hydra-template's; docs/migrate.md says what replaces it")

@@ -306,7 +306,7 @@ class _Training:
         seconds = round(time.perf_counter() - self.started, 2)
         runs.end(net.folder, fit_seconds=seconds, **counted, **known, **values)
         for name in net.config.logger or {}:
-            if name != "csv":
+            if name != "metrics":
                 known["test"] = values.get("test") or {}
                 self._tell(build(net.config, f"logger.{name}"), net, known, values["status"] == "finished")
 

@@ -98,8 +98,27 @@ def training_modes(trainer: Any) -> dict[str, bool]:
 
 def validated_metrics(trainer: Any) -> set[str]:
     """Names of the metrics that were logged as objects in the validation."""
-    results = trainer.fit_loop.epoch_loop.val_loop._results.values()
-    return {result.meta.metric_attribute for result in results if not result.is_tensor}
+    return _logged_objects(trainer.fit_loop.epoch_loop.val_loop)
+
+
+def trained_metrics(trainer: Any) -> set[str]:
+    """Names of the metrics that were logged as objects in the training."""
+    return _logged_objects(trainer.fit_loop.epoch_loop)
+
+
+def _logged_objects(loop: Any) -> set[str]:
+    return {result.meta.metric_attribute for result in loop._results.values() if not result.is_tensor}
+
+
+def end_epoch(trainer: Any, metrics: list[str]) -> None:
+    """Does the rest of the epoch at whose end a checkpoint was saved, which Lightning leaves out after a resume: the
+    plateau schedulers are stepped, and the metrics that were logged as objects are reset."""
+    loop, epochs = trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_progress.current
+    epochs.completed -= 1  # a schedule's `frequency` counts the epoch that ends
+    loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    epochs.completed += 1
+    for name in metrics:
+        trainer.lightning_module.get_submodule(name).reset()
 
 
 def float_counts(loop: Any) -> None:

@@ -44,7 +44,7 @@ def quiet(config: DictConfig, folder: str) -> DictConfig:
     copy = OmegaConf.create(OmegaConf.to_container(config))
     assert isinstance(copy, DictConfig)
     copy.run_dir = folder
-    copy.logger = {name: node for name, node in (copy.logger or {}).items() if name == "csv"}
+    copy.logger = {name: node for name, node in (copy.logger or {}).items() if name == "metrics"}
     kept = {}
     for name, node in (copy.callbacks or {}).items():
         target = locate(node["_target_"])

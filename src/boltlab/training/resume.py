@@ -79,9 +79,9 @@ def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -
     steps, limits = content["global_step"], config.trainer
     done = f"after {epochs} epochs ({steps} steps)"
     for key, count in (("max_epochs", epochs), ("max_steps", steps)):
-        if limits[key] not in (None, -1) and limits[key] < count:
+        if limits.get(key) not in (None, -1) and limits[key] < count:
             raise UserError(f"trainer.{key}={limits[key]} is less than {runs.shown(folder)} has done, {done}")
-    longer = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits[key] == count]
+    longer = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits.get(key) == count]
     longer = [f"trainer.{key}=… with a larger number extends it" for key in longer]
     if _stops(content, config):
         longer.append(

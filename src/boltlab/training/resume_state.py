@@ -37,7 +37,7 @@ class Resume(Callback):
         self._restored: dict[str, Any] = {}  # of the checkpoint, until the first hook of the loop
         self._loader_states: list[dict[str, Any]] = []
         self._before: dict[str, Any] | None = None  # the state before the validation that is running
-        self._epoch_ends = self._adds = False
+        self._epoch_ends = self._ending = self._adds = False
 
     # -- a fit begins
 
@@ -154,11 +154,13 @@ class Resume(Callback):
         self.state.restore(mine["module"], lightning_private.training_modes(trainer) if trainer.validating else None)
         lightning_private.restore_logged_sums(trainer, self.state.module, mine["sums"])
         self._adds = bool(mine["sums"])
+        if (ended := restored.get("ended")) is not None:
+            lightning_private.end_epoch(trainer, ended)
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.acts:
             self._settle(trainer)
-            self._before, self._epoch_ends = None, False
+            self._before, self._epoch_ends, self._ending = None, False, False
             for last in self._lasts:
                 last.save_due(trainer)
             self._seed(_EPOCH_START)
@@ -191,12 +193,14 @@ class Resume(Callback):
         self._before, self._epoch_ends = None, True
         for last in self._lasts:
             last.before_epoch_end(trainer)
+        self._ending = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         # Lightning steps no plateau scheduler at the end of an epoch that was resumed.
         trainer.fit_loop.restarting = False
         self._seed(_EPOCH_END)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.acts:
+            self._ending = False
             for last in self._lasts:
                 last.save_due(trainer)
 
@@ -241,7 +245,9 @@ class Resume(Callback):
         sums = [] if self._epoch_ends else lightning_private.logged_sums(trainer)
         mine = {"module": module, "sums": sums}
         metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        checkpoint[KEY] = {"processes": _of_all_processes(trainer, mine), "metrics": metrics}
+        # A ModelCheckpoint saves before Lightning has done all of an epoch's end.
+        ended = sorted(lightning_private.trained_metrics(trainer)) if self._ending else None
+        checkpoint[KEY] = {"processes": _of_all_processes(trainer, mine), "metrics": metrics, "ended": ended}
 
 
 def _finish(progress: dict[str, Any]) -> None:

@@ -172,10 +172,14 @@ def name_of(composed: Composed) -> str:
 
 
 def say_unused(composed: Composed) -> None:
-    """Names the groups that the model has no use for."""
-    if composed.unused:
-        groups, kind = " and ".join(composed.unused), composed.config.model._target_.rpartition(".")[2]
-        print(f"not used: {groups}; {kind} makes its own", flush=True)
+    """Names what a file says that nothing uses."""
+    groups = [key for key in composed.unused if "." not in key]
+    loggers = [key for key in composed.unused if "." in key]
+    if groups:
+        kind = composed.config.model._target_.rpartition(".")[2]
+        print(f"not used: {' and '.join(groups)}; {kind} makes its own", flush=True)
+    if loggers:
+        print(f"not used: {' and '.join(loggers)}; logger=… does not choose it", flush=True)
 
 
 def settle_weights(composed: Composed) -> None:
