@@ -39,7 +39,9 @@ class DataModuleTests(ConfigTests):
 
     def test_workers_do_not_change_the_batches(self, tmp_path: Path) -> None:
         """No worker and two workers give the same first batches of each split."""
-        found = differing(self._read(tmp_path, 0)[1], self._read(tmp_path, 2)[1])
+        alone, two = (self._read(tmp_path, workers)[1] for workers in (0, 2))
+        if (found := differing(alone, two)) and differing(alone, self._read(tmp_path, 0)[1]):
+            pytest.skip("two setups differ without workers: see test_two_setups_give_equal_batches")
         assert not found, f"two workers give other batches than none: {', '.join(found[:8])}"
 
     def test_splits_do_not_overlap(self, tmp_path: Path) -> None:

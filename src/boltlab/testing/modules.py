@@ -75,10 +75,9 @@ class ModuleTests(ConfigTests):
         if found := differing(_state(whole), _state(folder)):
             if differing(_state(whole), _state(self._trained(tmp_path_factory, 1)[0])):
                 pytest.skip("two trainings differ without an interruption: see test_a_step_is_deterministic")
-            reason = runs.read_summary(folder).get("exact_reason") or "does the module keep a state in an own object?"
-            pytest.fail(
-                f"interrupted before batch {at}, after the resume these differ: {', '.join(found[:8])}; {reason}"
-            )
+            reason = runs.read_summary(folder).get("exact_reason") or "is a state kept in an object of its own?"
+            where = f"interrupted before batch {at}, after the resume"
+            pytest.fail(f"{where} these differ: {', '.join(found[:8])}; {reason}")
 
     def test_its_checkpoint_loads(self, tmp_path_factory: pytest.TempPathFactory) -> None:
         """torch loads the checkpoint with `weights_only=True`, `boltlab.load` builds a module with the same weights."""
@@ -92,12 +91,11 @@ class ModuleTests(ConfigTests):
 
     @pytest.mark.parametrize("device", ["cpu", *_DEVICES])
     def test_runs_on(self, device: str, tmp_path: Path) -> None:
-        """The module trains, validates and is tested on the device, and loads there."""
+        """The module trains, validates and is tested on the device."""
         if device in _DEVICES and not _DEVICES[device].is_available():
             pytest.skip(f"this machine has no {device}")
-        more = (f"trainer.accelerator={device}", "trainer.max_epochs=1", "test=true", f"log_dir={tmp_path}")
-        _train(self.overrides(*more))
-        assert boltlab.load(next(runs.folders(tmp_path)), "last", device).device.type == device
+        where = (f"trainer.accelerator={device}", f"log_dir={tmp_path}")
+        _train(self.overrides("trainer.max_epochs=1", "test=true", *where))
 
     def test_the_loss_halves_on_one_batch(self, tmp_path: Path) -> None:
         """Trained on one batch alone, the loss halves within 50 steps: the gradients reach the weights."""
@@ -176,6 +174,7 @@ def _train(overrides: list[str], *callbacks: pl.Callback) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_trainer", make_trainer)
+        patch.delenv("PYTEST_CURRENT_TEST", raising=False)  # else what was composed before is composed again
         train.main(overrides)
 
 
