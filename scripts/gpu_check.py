@@ -175,13 +175,11 @@ def _made_images(count: int) -> Any:
 class _Steps:
     """A loader of batches that stand on the device; times the steps behind the first ones."""
 
-    warmup = 32
-
     def __init__(self, batches: list[Any], steps: int) -> None:
-        self.batches, self.steps, self.seconds = batches, steps, 0.0
+        self.batches, self.steps, self.warmup, self.seconds = batches, steps, steps // 2, 0.0
 
     def __len__(self) -> int:
-        return self.warmup + self.steps + 16  # batches are fetched ahead, and the last ones are not timed
+        return self.warmup + self.steps + 2  # batches are fetched ahead: the last ones are not timed
 
     def __iter__(self) -> Iterator[Any]:
         start = 0.0

@@ -14,16 +14,17 @@ from boltlab import project
 from boltlab.callbacks.last import Last
 from boltlab.config import compose
 
-# Warnings of Lightning, torch and Python about the machine, or that no user can mend.
+# Warnings about the machine, those that no user can mend, and those about what the checks say themselves.
 _NOISE = "does not have many workers|.PU available but not used|MPS available but not used|The `srun` command"
-_NOISE += "|`isinstance.treespec, LeafSpec|This process .* is multi-threaded"
+_NOISE += "|`isinstance.treespec, LeafSpec|This process .* is multi-threaded|`training_step` returned `None`"
+_NOISE += "|Total length of `DataLoader` across ranks is zero|You defined a `validation_step` but have no"
 # Two epochs of four steps in float32, with a checkpoint at each step.
 SHORT = f"""logger=csv compile=false precision=32 test=false init_from=null trainer.accelerator=cpu trainer.devices=1
 trainer.num_nodes=1 trainer.strategy=auto trainer.enable_progress_bar=false trainer.max_epochs=2 trainer.min_epochs=null
 trainer.max_steps=-1 trainer.min_steps=null trainer.accumulate_grad_batches=1 trainer.overfit_batches=0
 trainer.limit_train_batches=4 trainer.limit_val_batches=2 trainer.limit_test_batches=2 trainer.val_check_interval=null
-++callbacks.last._target_={Last.__module__}.Last ++callbacks.last.dirpath=${{run_dir}}/checkpoints
-++callbacks.last.every_n_train_steps=1"""
+trainer.check_val_every_n_epoch=1 ++callbacks.last._target_={Last.__module__}.Last
+++callbacks.last.dirpath=${{run_dir}}/checkpoints ++callbacks.last.every_n_train_steps=1"""
 
 
 class ConfigTests:

@@ -41,12 +41,13 @@ class ModuleTests(ConfigTests):
     def test_its_config_is_golden(self, request: pytest.FixtureRequest) -> None:
         """The resolved config equals the text in `golden/`, beside the test file, so that a changed default is seen.
 
-        `BOLTLAB_UPDATE_GOLDEN=1 pytest` writes it. Where a machine chooses, it holds `auto`.
+        `BOLTLAB_UPDATE_GOLDEN=1 pytest` writes it. Where a machine chooses it holds `auto`, and references to the
+        environment stay.
         """
         given = [*shlex.split(self.config), *(["local=null"] if "local" in groups() else [])]
         config, unsettled = compose("train", given).config, compose("train", given, check=False).config
         config.update({key: unsettled[key] for key in machine.KEYS} | {"run_dir": "run"})
-        text = yaml.safe_dump(credentials.plain(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(credentials.with_references(config), sort_keys=False, allow_unicode=True)
         path = request.path.parent / "golden" / f"{request.path.stem}.{type(self).__name__}.yaml"
         how = f"BOLTLAB_UPDATE_GOLDEN=1 pytest {request.path.name} -k {type(self).__name__}"
         if os.environ.get("BOLTLAB_UPDATE_GOLDEN"):
