@@ -248,9 +248,10 @@ class _Loops:
 def _run(name: str, tiny: bool, sender: Any, log: str) -> None:
     """In a process and a folder of its own: sends outcome and figures."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    output = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    sys.stdout = sys.stderr = output
     warnings.simplefilter("ignore")
     if tiny:
         torch.set_num_threads(1)
@@ -264,7 +265,7 @@ def _run(name: str, tiny: bool, sender: Any, log: str) -> None:
         except BaseException as e:
             traceback.print_exc()
             found.update(outcome="failed", reason=f"{type(e).__name__}: {e}"[:2000])
-    sys.stdout.flush()
+    output.flush()
     sender.send(found)
     sender.close()
     os._exit(0)
