@@ -127,6 +127,19 @@ def test_another_number_of_workers_resumes_to_the_same_bits(run, row):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("row", ["VAE", "two optimizers, one accumulating by hand"])
+def test_what_is_drawn_on_a_device_resumes_to_the_same_bits(run, row, device):
+    """`torch.randn_like`, dropout: by the generator of the device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    overrides = (*MODULES[row], f"trainer.accelerator={device}")
+    _, whole = run("whole", *overrides)
+    run("killed", *overrides, before=at("1.3"), code=-signal.SIGKILL)
+    assert_same(whole, run("killed", "train", "resume=latest")[1])
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("number", [2, 7, 9])
 def test_killed_while_saving(run, number):
     _, whole = run("whole", *net())

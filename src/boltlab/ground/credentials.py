@@ -51,14 +51,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
     real: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     if not any(_REFERENCE.search(text) for _, text in _texts(OmegaConf.to_container(config))):
         return real
-    kept: Any = _with_references(config)
+    kept: Any = with_references(config)
     return _chosen(real, kept, "")
 
 
 def mistakes(config: DictConfig) -> Iterator[tuple[str, str]]:
     """(key path with what is wrong masked, message) of each value that is a secret, or holds one."""
     try:
-        values = dict(_texts(_with_references(config)))
+        values = dict(_texts(with_references(config)))
     except OmegaConfBaseException:  # listed by the check of the config
         values = dict(_texts(OmegaConf.to_container(config)))
     variables = {
@@ -94,8 +94,8 @@ def private(path: str) -> bool:
     return fits[0] and not fits[1]
 
 
-def _with_references(config: DictConfig) -> Any:
-    """Resolved, but for what refers to the environment."""
+def with_references(config: DictConfig) -> Any:
+    """The resolved config as plain values; what refers to the environment stays a reference."""
     from omegaconf.resolvers import oc
 
     def keep(name: str, default: Any = "\0") -> Any:
