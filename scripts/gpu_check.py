@@ -29,10 +29,11 @@ from torch import Tensor
 
 from boltlab import runs
 from boltlab.__main__ import main as boltlab
-from boltlab.config import build, compose
+from boltlab.config.build import build
+from boltlab.config.compose import compose
 from boltlab.data.loader import TensorData
 from boltlab.data.torchvision_images import TorchvisionImages
-from boltlab.trainer import make_trainer
+from boltlab.training.trainer import make_trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKS: dict[str, tuple[int, Callable[[bool], dict[str, Any]]]] = {}  # name → (seconds, check)

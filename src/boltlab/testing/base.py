@@ -10,9 +10,9 @@ import torch
 from omegaconf import DictConfig
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from boltlab import project
 from boltlab.callbacks.last import Last
-from boltlab.config import compose
+from boltlab.config import project
+from boltlab.config.compose import compose
 
 # Warnings about the machine, those that no user can mend, and those about what the checks say themselves.
 _NOISE = "does not have many workers|.PU available but not used|MPS available but not used|The `srun` command"

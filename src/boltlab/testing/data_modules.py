@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from boltlab import plain
-from boltlab.commands import probe
-from boltlab.config import build
+from boltlab.config.build import build
 from boltlab.data.base import DataModule
 from boltlab.testing.base import ConfigTests, differing, digests
-from boltlab.trainer import make_trainer
+from boltlab.training import plain, probe
+from boltlab.training.trainer import make_trainer
 
 BATCHES = 3  # that are read of each split
 SAMPLES = 2000  # of each split that are compared, at even distances

@@ -16,10 +16,15 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
 import boltlab
-from boltlab import credentials, machine, plain, runs
-from boltlab.commands import probe, train
-from boltlab.config import build, compose, groups
+from boltlab import runs
+from boltlab.commands import train
+from boltlab.config import auto as machine
+from boltlab.config.build import build
+from boltlab.config.compose import compose
+from boltlab.config.sources import groups
+from boltlab.ground import credentials
 from boltlab.testing.base import ConfigTests, differing, digests
+from boltlab.training import plain, probe
 
 STEPS = 50  # in which the loss of one batch halves
 _COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")  # of checkpoints
