@@ -97,7 +97,7 @@ def _is_plain_jpeg(data: memoryview) -> bool:
     """Whether the headers promise a JPEG that every decoder reads alike: 8 bits, grey or YCbCr, upright, no bomb."""
     if bytes(data[:2]) != b"\xff\xd8":
         return False
-    at, end, seen = 2, len(data) - 4, set()
+    at, end, seen = 2, len(data) - 4, set[int]()
     while at <= end and data[at] == 0xFF:
         marker, start, at = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == _PIXELS:
