@@ -1,7 +1,8 @@
-"""`boltlab sweep`: trainings whose values a sampler chooses and a pruner ends, until there are enough.
+"""`boltlab sweep`: a sampler chooses the values of trainings and a pruner ends the poor ones, until there are enough.
 
-The same command again goes on with the sweep: with what was at work when it was stopped or killed, then up to the
-number of trials that is asked for now. Beside one that is running, on any machine that sees its storage, it helps.
+The same command again resumes the sweep: first the trials that were running when it was stopped or killed, then new
+ones up to the number now asked for. While another command runs the sweep, on any machine that sees its storage, it
+helps.
 """
 
 import math
@@ -38,14 +39,14 @@ _composing = threading.Lock()  # Hydra has one global state
 
 
 def main(overrides: list[str]) -> int:
-    """Returns 0 where a trial has come to its end; what is missing, at the time limit or elsewhere, is said."""
+    """Returns 0 if a trial has finished; prints how many are missing, after the time limit or elsewhere."""
     with signals.caught():
         return _main(overrides)
 
 
 def _main(overrides: list[str]) -> int:
     if "sweep.engine=vectorized" not in overrides:
-        launch.ready()  # what the trials are forked from gets its imports while this process has its own
+        launch.ready()  # the process that trials are forked from imports while this one does
     own, for_trials = split_overrides("sweep", overrides)
     options = compose("sweep", own).config
     try:
@@ -111,7 +112,7 @@ def _places(base: Composed, workers: Any, study: Study, threads: int | Literal["
 
 
 def _key(top: Path) -> str:
-    """Empty for the first process at work on a sweep, so that alone it repeats itself; others draw other samples."""
+    """Empty for the first process of a sweep, which alone draws the same samples again; others draw other samples."""
     from filelock import FileLock, Timeout
 
     (top / "claims").mkdir(exist_ok=True)
@@ -128,7 +129,7 @@ _held: list[Any] = []
 
 
 def _begin(overrides: list[str], folder: Path) -> None:
-    """Makes the run of a trial, whole and checked, for a process of this machine to begin it."""
+    """Makes the checked run folder of a trial; a process of this machine trains it."""
     with _composing:
         job = compose("train", overrides)
         training.settle_weights(job)
@@ -169,7 +170,7 @@ def _launch(launcher: Any, study: Study, storage: str | None, wanted: int) -> No
 
 
 def work(folder: Path) -> int:
-    """What a worker's job does: trials of the sweep that its folder stands in; returns the exit code."""
+    """Entry point of a worker's job: trains trials of the sweep that contains its folder; returns the exit code."""
 
     def command() -> int:
         top = folder.parents[1]
@@ -202,7 +203,7 @@ def _is_done(study: Study) -> bool:
 
 
 def _end(study: Study) -> int:
-    """Says what was found, and writes it: the best config as an experiment, the report."""
+    """Prints the results and writes them: the best config as an experiment, and the report."""
     from boltlab.sweeps import report
 
     trials = study.trials()

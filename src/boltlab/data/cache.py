@@ -24,7 +24,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -204,7 +204,7 @@ class ImageCache:
 def available_memory() -> int | None:
     """Bytes that this process can still take, by the system and by its control groups; None where nobody tells."""
     found = []
-    try:
+    with suppress(OSError):
         sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         found.append(int(sizes["MemAvailable"].split()[0]) * 1024)
         group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
@@ -213,8 +213,6 @@ def available_memory() -> int | None:
                 cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 used = int((folder / "memory.current").read_text()) - int(cached["inactive_file"])
                 found.append(int(limit) - used)
-    except OSError:
-        pass
     return min(found, default=None)
 
 

@@ -1,4 +1,4 @@
-"""How the processes of a run ended: each leaves word in the run folder, and together they tell what ended the run."""
+"""How the processes of a run ended: each writes a file into the run folder; together they name the cause."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class ProcessFailed(UserError):
 
 @contextmanager
 def last_word(folder: Path) -> Iterator[None]:
-    """Leaves in the folder how this process has ended."""
+    """Writes into the folder how this process has ended."""
     rank = int(os.environ["RANK"])
     try:
         yield
@@ -84,7 +84,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def failed(folder: Path) -> bool:
-    """Whether a process has said that it failed, or is gone without a word."""
+    """Whether a process has reported a failure, or is gone without a report."""
     if next(folder.glob(f"{ENDED}error-*"), None):
         return True
     for file in folder.glob(f"{ENDED}pid-*"):
@@ -108,7 +108,7 @@ def wait_for_reports(folder: Path) -> list[dict[str, Any]]:
 
 
 def cause(told: list[dict[str, Any]], exits: dict[int, int], processes: int) -> UserError:
-    """What ended the run: of several that failed, the one that failed by itself, and not because of another.
+    """The error that ended the run: of several failed processes, that of the one that failed by itself.
 
     exits: of each rank that has failed its exit code, where that is known; negative where a signal ended it.
     """

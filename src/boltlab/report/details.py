@@ -1,4 +1,4 @@
-"""The part of the page about one run: each section a function that adds what the page shows."""
+"""The part of the page about one run: each section is a function."""
 
 import math
 from collections.abc import Sequence

@@ -82,7 +82,7 @@ def status(summary: dict[str, Any], folder: Path | None = None, job: str | None 
 
 
 def _queued(job: str | None, launcher_gone: bool) -> str:
-    """The status of a run that waits for a process; one that no cluster knows waits for the command that queued it."""
+    """The status of a queued run; one that no cluster knows waits for the command that queued it."""
     if job == "cancelled":
         return job
     return "not started" if job == "gone" or (job is None and launcher_gone) else "queued"

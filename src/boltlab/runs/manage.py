@@ -1,7 +1,7 @@
-"""What `boltlab runs <action>` does to runs: diff, rm, archive, tag, note.
+"""The actions of `boltlab runs`: rm, archive, tag, note.
 
-rm and archive take a run or a whole sweep, in the log folder only, and nothing that is at work. A folder goes by one
-rename, so that nobody finds half of it.
+rm and archive take a run or a whole sweep, only in the log folder and only if nothing of it is running. They rename the
+folder first, so that nobody finds half of it.
 """
 
 import hashlib

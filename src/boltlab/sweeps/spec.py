@@ -1,4 +1,4 @@
-"""A sweep as its command asks for it: what its trainings share, what they vary, and every mistake before one starts."""
+"""A sweep as its command asks for it: what its trainings share and what they vary; all mistakes are found first."""
 
 import math
 from contextlib import suppress
@@ -78,8 +78,8 @@ def read(own: list[str], for_trials: list[str], options: Any) -> Spec:
 
 
 def _space(sweep: studies.Sweep, for_trials: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The overrides that all trials share, and the space. The command line comes before the file, and of a key that
-    stands twice the last counts."""
+    """The overrides that all trials share, and the space. The command line overrides the file; of a key that is given
+    twice, the last counts."""
     shared: list[str] = []
     space = dict(sweep.space)
     for text in [*sweep.train, *for_trials]:

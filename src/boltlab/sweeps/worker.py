@@ -1,7 +1,7 @@
-"""A worker of a sweep: takes a trial, trains it in a process of its own, tells the study what came of it, and again.
+"""A worker of a sweep: takes a trial, trains it in a process of its own, tells the study the result, and repeats.
 
-A trial is one run or several, its parts: one for each seed and fold. They are trained one after another, and the pruner
-sees after each epoch the mean of the parts that have come so far. Where nothing is pruned, idle workers take parts too.
+A trial is one run, or several parts: one for each seed and fold. They train one after another, and after each epoch the
+pruner sees the mean of the parts that have reached it. If nothing is pruned, idle workers take parts too.
 """
 
 import csv
@@ -49,7 +49,7 @@ class Pruned(Exception):
 
 
 class Left(Exception):
-    """This command was told to stop while a trial was at work: it saved, and goes on later."""
+    """This command was told to stop while a trial was running: the trial has saved, and resumes later."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Part:
 
 @dataclass
 class State:
-    """What the table shows of a trial that is at work here."""
+    """A trial that is running here, as the table shows it."""
 
     params: dict[str, Any]
     begun: float = field(default_factory=time.monotonic)
@@ -223,7 +223,7 @@ class Worker:
         return [one.result() for one in waiting]
 
     def _run(self, claimed: Claimed, part: Part, state: State) -> list[float]:
-        """Trains one part, or goes on with it, and returns the values of its objectives.
+        """Trains or resumes one part, and returns the values of its objectives.
 
         Raises:
             Pruned, Left, Dead
@@ -242,7 +242,7 @@ class Worker:
         return values
 
     def _process(self, claimed: Claimed, part: Part, folder: Path, state: State) -> None:
-        """Has a process of its own train the run, and looks at what it logs."""
+        """Trains the run in a process of its own, and reads what it logs."""
         place = self._places.get()
         try:
             begun = any(self.study.folder(claimed.number, p.label).exists() for p in self.parts)
