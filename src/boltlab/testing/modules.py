@@ -24,7 +24,7 @@ from boltlab.config.compose import compose
 from boltlab.config.sources import groups
 from boltlab.ground import credentials
 from boltlab.testing.base import ConfigTests, differing, digests
-from boltlab.training import plain, probe
+from boltlab.training import fit, plain, probe
 
 STEPS = 50  # in which the loss of one batch halves
 _COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")  # of checkpoints
@@ -112,7 +112,7 @@ class ModuleTests(ConfigTests):
             pytest.skip(f"{type(model).__name__} optimizes manually: training_step need not return a loss")
         own = (data if plain.has(data, "train_dataloader") else model).train_dataloader
         data.train_dataloader = lambda: _repeated(own())
-        trainer = train.make_trainer(config)
+        trainer = fit.make_trainer(config)
         trainer.callbacks.append(watch)
         with suppress(_Interrupted):
             trainer.fit(model, datamodule=data)
@@ -173,13 +173,13 @@ def _repeated(loaders: Any) -> Any:
 def _train(overrides: list[str], *callbacks: pl.Callback) -> None:
     """`boltlab train` in this process, with more callbacks."""
 
-    def make_trainer(*arguments: Any, _make: Any = train.make_trainer, **keywords: Any) -> Any:
+    def make_trainer(*arguments: Any, _make: Any = fit.make_trainer, **keywords: Any) -> Any:
         trainer = _make(*arguments, **keywords)
         trainer.callbacks.extend(callbacks)
         return trainer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_trainer", make_trainer)
+        patch.setattr(fit, "make_trainer", make_trainer)
         patch.delenv("PYTEST_CURRENT_TEST", raising=False)  # else what was composed before is composed again
         train.main(overrides)
 
