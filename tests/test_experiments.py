@@ -12,7 +12,7 @@ from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.config.sources import CONFIG_DIR, groups
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,8 @@ from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.data.tabular import CSV
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("model=linear", "trainer.max_epochs=3", "optimizer.lr=0.05", "logger=csv", "trainer.accelerator=cpu")
 CENTRES = np.array([[0, 0], [4, 0], [0, 4]])
 KINDS = ["oak", "ash", "elm"]

@@ -15,7 +15,7 @@ from boltlab.config.edit import edit
 from boltlab.runs import checkpoints
 from boltlab.training import init_from as transfer
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "callbacks=[best,last]", "trainer.max_epochs=1", "test=false")
 # The learning rate of nothing: what the run ends with is what it began with.

@@ -13,7 +13,7 @@ from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.training.trainer import make_trainer
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("logger=csv", "trainer.accelerator=cpu", "data.batch_size=400", "model=lenet_bn", "optimizer.lr=0.05")
 EVERY = ("callbacks.last.keep_last=3",)

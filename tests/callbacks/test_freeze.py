@@ -11,7 +11,7 @@ from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 from boltlab.training.trainer import make_trainer
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("logger=csv", "test=false", "trainer.accelerator=cpu", "data.batch_size=400", "callbacks=[freeze,last]")
 STAGES = '[[0,last_layer],[1,"classifier.[34]"],[2,"*"]]'

@@ -16,7 +16,7 @@ from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
 from boltlab.training.trainer import make_trainer as make_train_trainer
 
-pytestmark = [pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
+pytestmark = [pytest.mark.slow, pytest.mark.floats, pytest.mark.filterwarnings("ignore:Checkpoint directory")]
 
 
 def breaking(tiny_module, at_step: int, value: float):

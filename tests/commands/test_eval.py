@@ -5,7 +5,7 @@ from boltlab.checkpoints import file as checkpoint_file
 from boltlab.commands.eval import same_kind
 from boltlab.ground.errors import UserError
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("model=linear", "trainer.max_epochs=2", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 

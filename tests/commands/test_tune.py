@@ -11,7 +11,7 @@ from boltlab.config.compose import compose
 from boltlab.training import probe
 from boltlab.training import search as tune
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("model=linear", "logger=csv", "trainer.accelerator=cpu", "trainer.max_epochs=2", "test=false")
 

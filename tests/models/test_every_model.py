@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from torch import nn
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 IMAGES = [(1, 28, 28), (1, 8, 8), (3, 32, 32), (3, 64, 64), (3, 224, 224)]

@@ -11,7 +11,7 @@ from boltlab.config.compose import compose
 from boltlab.sweeps.stack import Stack
 from boltlab.training import start as train
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 FIXED = ["logger=csv", "callbacks=[best,last]", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
 FIXED += ["trainer.max_epochs=2", "data.max_samples=120", "precision=64"]

@@ -16,7 +16,7 @@ from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Lost, Study
 from boltlab.sweeps.vectorized import _signature
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 QUICK = ("sweep.engine=vectorized", "logger=csv", "model=mlp", "data.max_samples=200", "data.batch_size=50")
 QUICK += ("trainer.max_epochs=3", "trainer.accelerator=cpu", "sampler=random", "pruner=none")
