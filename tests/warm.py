@@ -150,7 +150,7 @@ torch.set_num_threads(1)
 def launch(entry, folder, config):
     processes = process_count(config)
     if processes == 1:
-        entry(str(folder))
+        entry(str(folder), config)
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -168,7 +168,7 @@ def launch(entry, folder, config):
                 LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
             code = 1
             try:
-                entry(str(folder))
+                entry(str(folder), config)
                 code = 0
             except BaseException:
                 traceback.print_exc()

@@ -150,6 +150,27 @@ def test_what_its_parent_has_just_queued_begins_with_the_same_config_and_no_seco
     assert checks == [1]
 
 
+READS = """
+import boltlab.commands.train as command
+read = []
+sys.addaudithook(lambda event, a: event == "open" and str(a[1] or "").startswith("r") and read.append(str(a[0])))
+def main(overrides, _main=command.main):
+    code = _main(overrides)
+    for name in ("config.yaml", "summary.json"):
+        print(name, sum(path.endswith("/" + name) for path in read))
+    return code
+command.main = main
+"""
+
+
+def test_a_resume_opens_config_and_summary_once(warm, tmp_path):
+    assert warm("train", *QUICK, "trainer.max_epochs=1").wait().code == 0
+    (folder,) = runs.folders(tmp_path / "logs")
+    child = warm("train", f"resume={folder}", "trainer.max_epochs=2", before=READS).wait()
+    assert child.code == 0, child.stderr
+    assert "config.yaml 1\n" in child.stdout and "summary.json 1\n" in child.stdout, child.stdout
+
+
 def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
     command = [sys.executable, "-m", "boltlab", "train", "trainer.max_epochs=100000", "logger=csv"]
     traces = {**os.environ, "PYTHONFAULTHANDLER": "1"}

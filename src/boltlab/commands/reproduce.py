@@ -12,18 +12,17 @@ from boltlab.config.build import build
 from boltlab.config.compose import Composed, compose
 from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
+from boltlab.config.effects import NO_EFFECT, PLACES_OF_DATA, under
 from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.runs import differences as differ
-from boltlab.runs import index as history
 from boltlab.training import resume
 from boltlab.training import start as training
 
-# What of a run's config may be another one. (Much of `resume.FREE`, as the length of a run, would change the result.)
-# The data of then may lie elsewhere now: their fingerprints tell whether they are the same.
-HARMLESS = (*history.HARMLESS, "data.root", "data.path")
-_HARMLESS = history.under(*HARMLESS)
+# What of a run's config may be another one. (Its length, though changeable on resume, would change the result.)
+HARMLESS = (*NO_EFFECT, *PLACES_OF_DATA)
+_HARMLESS = under(*HARMLESS)
 
 
 def main(overrides: list[str]) -> int:

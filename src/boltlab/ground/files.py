@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _Stamp = tuple[int, int, int]
-_written: dict[Path, tuple[_Stamp, bytes]] = {}  # by this process, the newest ones: they need not be opened again
+_known: dict[Path, tuple[_Stamp, bytes]] = {}  # what this process has read or written: it is not opened again
 _MOST = 16
 
 
@@ -23,8 +23,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     if not path.is_file():  # a device or a pipe may have no end
         return b""
-    stamp, content = _written.get(path, (None, b""))
-    return content if stamp == _stamp(path) else path.read_bytes()
+    stamp, (known, content) = _stamp(path), _known.get(path, (None, b""))
+    if known != stamp:
+        content = path.read_bytes()
+        _remember(path, stamp, content)
+    return content
+
+
+def _remember(path: Path, stamp: _Stamp, content: bytes) -> None:
+    _known.pop(path, None)
+    _known[path] = stamp, content
+    while len(_known) > _MOST:
+        del _known[next(iter(_known))]
 
 
 def _stamp(path: Path) -> _Stamp:
@@ -35,11 +45,7 @@ def _stamp(path: Path) -> _Stamp:
 def write_json(path: Path, value: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
     text = json.dumps(value, indent=1, ensure_ascii=False)
-    stamp = write_whole(path, text)
-    _written.pop(path, None)
-    _written[path] = stamp, text.encode()
-    while len(_written) > _MOST:
-        del _written[next(iter(_written))]
+    _remember(path, write_whole(path, text), text.encode())
 
 
 def write_whole(path: Path, text: str) -> _Stamp:

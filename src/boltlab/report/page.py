@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from boltlab import __version__, runs
+from boltlab.config.effects import NO_EFFECT, under
 from boltlab.report import plots
 from boltlab.report.details import details
 from boltlab.report.read import read
@@ -28,7 +29,6 @@ from boltlab.report.tables import (
     spread,
     value,
 )
-from boltlab.runs import index as history
 from boltlab.runs import table as runs_table
 from boltlab.runs.filters import as_text, is_number
 from boltlab.runs.index import Row
@@ -39,7 +39,7 @@ MAX_PLOTS = 18
 MAX_NUMBERS = 40  # rows below a plot
 PICTURES, PICTURES_OF_A_RUN = 10_000_000, 300_000  # bytes
 # Settings that say nothing about a result, or follow from others.
-NOT_COMPARED = history.under(*history.HARMLESS, "callbacks", "mode")
+NOT_COMPARED = under(*NO_EFFECT, "callbacks", "mode")
 
 
 def render(rows: Sequence[Row], verb: str, selected: str) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from boltlab import runs
+from boltlab.config.effects import NO_EFFECT, under
 
 MARKS = "marks.json"  # tags and note given afterwards: the summary of a run at work is the run's own to write
 _VERSION = 2
@@ -31,21 +32,7 @@ _PLAIN = {str, int, float, bool, list, type(None)}
 _BLOCK = re.compile(r"\n(?=[A-Za-z_])")
 _MOST_KEYS, _LONGEST_KEY, _LONGEST_TEXT, _DEEPEST = 3000, 200, 20_000, 30
 _UNSETTLED = (*runs.AT_WORK, "interrupted")  # a lock, a process or the cluster may say something else
-# What of a config cannot change what is trained: where things lie, what is shown, who is told.
-HARMLESS = (
-    *(f"data.{key}" for key in ("num_workers", "data_dir", "cache_dir", "device_memory_share")),
-    *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
-    *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
-)
-
-
-def under(*keys: str) -> re.Pattern[str]:
-    """What matches these keys and all below them."""
-    return re.compile(rf"({'|'.join(map(re.escape, keys))})(\.|$)")
-
-
-_NOT_OF_RECIPE = under("seed", "data.seed", *HARMLESS)  # two runs are one where nothing else in their configs differs
+_NOT_OF_RECIPE = under("seed", "data.seed", *NO_EFFECT)  # two runs are one where nothing else in their configs differs
 # Stamps of its files, status, start, recipe, number of the config's layout, what differs from its base, values as JSON.
 _Entry = tuple[str, str, float, str, int, list[int], str]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Container, Sequence
 from datetime import datetime
 from typing import Any
 
+from boltlab.config.effects import NO_EFFECT, under
 from boltlab.ground.errors import Mistake
 from boltlab.runs import filters
-from boltlab.runs import index as history
 from boltlab.runs.filters import is_number
 from boltlab.runs.index import Row
 
@@ -23,7 +23,7 @@ _MEASURED = re.compile(r"(best|final|test|val|train)_|((fit_)?seconds|samples_pe
 _SMALL_IS_GOOD = re.compile(r"loss|mse|mae|rmse|error|perplexity|seconds$|wait", re.IGNORECASE)
 # What differs without telling more than the columns for data and model do, or where a run was and not what it was.
 _TELLS_NOTHING = re.compile(
-    history.under(*history.HARMLESS, "callbacks", "monitor", "mode", "test").pattern
+    under(*NO_EFFECT, "callbacks", "monitor", "mode", "test").pattern
     + r"|data\.(seed|mean|std|class_names|input_shape|num_classes|allow_flip|root|url.*|files?)$"
     r"|(data|model|augment)\._target_$|(data\.)?augment\.(input_shape|allow_flip)$"
     r"|model\.(num_classes|optimizer|scheduler|net\.(input_shape|num_outputs|num_classes|_target_))(\.|$)"

@@ -7,30 +7,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.config import renamed
+from boltlab.config.effects import CHANGEABLE_ON_RESUME, RESTORED
 from boltlab.config.trust import paths_inside
 from boltlab.ground import credentials
 from boltlab.ground.errors import DataError, UserError
-from boltlab.runs import index as history
 
-# Keys (and all below them) that change nothing in the steps that are still to come: where and how fast the data are
-# read, what is logged, how long the run is. (The command says it where a schedule follows the new length.)
-FREE = (
-    *history.HARMLESS,
-    *(f"data.{key}" for key in ("root", "max_bad_files", "download", "class_names")),
-    *(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
-    *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "log_every_n_steps", "profiler")),
-    *("trainer.detect_anomaly", "trainer.inference_mode", "test", "init_from", "init_strict", "monitor", "mode"),
-    *(f"callbacks.{key}" for key in ("throughput", "lr_monitor", "confusion_matrix", "mistakes", "last", "best")),
-    *("callbacks.early_stopping", "callbacks.nan_guard", "callbacks.finite_metrics", "callbacks.latency"),
-    "augment",  # it stands in data as well
-    "steps_per_execution",  # of older versions
-)
 UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
-# What a checkpoint restores, so that a change would have no effect or could not be loaded.
-RESTORED = ("model", "optimizer", "scheduler")
 
 
-def changes(before: Any, after: Any, path: str = "", free: tuple[str, ...] = FREE) -> list[tuple[str, Any, Any]]:
+def changes(
+    before: Any, after: Any, path: str = "", free: tuple[str, ...] = CHANGEABLE_ON_RESUME
+) -> list[tuple[str, Any, Any]]:
     """(key path, value before, value after) of all that differs between two plain configs, the free keys left out."""
     if not path:
         before = renamed.current(before)
