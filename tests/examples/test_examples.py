@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TASKS = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
 DRAW = {"gan", "char_gpt"}  # in predict_step, which the engine seeds in its own way
 SHORT = ("trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=5", "precision=32")
+SHORT += tuple(f"trainer.limit_{stage}_batches=2" for stage in ("val", "test", "predict"))
 SHORT += ("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 
 
@@ -74,10 +75,11 @@ def test_an_example_trains_one_step_and_tests(boltlab, example, task):
 def with_lightning(model, data, verb):
     """What a Trainer of Lightning alone gives."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = L.Trainer(**quiet)
+    trainer = L.Trainer(**quiet, **dict.fromkeys((f"limit_{stage}_batches" for stage in ("val", "test", "predict")), 2))
     if verb == "predict":
         data.setup("test")
-        return trainer.predict(model, data.test_dataloader())
+        loader = "predict_dataloader" if "predict_dataloader" in vars(type(data)) else "test_dataloader"
+        return trainer.predict(model, getattr(data, loader)())
     getattr(trainer, verb)(model, datamodule=data)
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
 
