@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 def scenes(digits, labels, count, generator):
     """Each digit is drawn over those before it."""
-    images, masks = 0.3 * torch.rand(count, 1, 24, 24, generator=generator), torch.zeros(count, 24, 24, dtype=torch.long)
+    images = 0.3 * torch.rand(count, 1, 24, 24, generator=generator)
+    masks = torch.zeros(count, 24, 24, dtype=torch.long)
     for image, mask in zip(images, masks, strict=True):
         for index in torch.randint(len(digits), (3,), generator=generator).tolist():
             y, x = torch.randint(17, (2,), generator=generator).tolist()
