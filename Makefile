@@ -26,7 +26,7 @@ train: .venv/.$(KIND) ## train; ARGS="data=mnist optimizer.lr=0.01" are Hydra ov
 # An example is a project of its own: it is trusted once it is installed editable, and its runs stand in its own logs/,
 # where every verb that is called in its folder finds them.
 EXAMPLES := $(patsubst examples/%/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
-ONE := $(filter $(EXAMPLES),$(TASK))
+ONE := $(if $(word 2,$(TASK)),,$(filter $(EXAMPLES),$(TASK)))
 example: $(if $(ONE),.venv/.$(KIND)) ## train one of examples/: TASK=gan; ARGS="trainer.max_epochs=5" as above
 	@$(if $(ONE),,echo "make example TASK=…, one of: $(EXAMPLES)" >&2; exit 2)
 	@$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable examples/$(TASK)

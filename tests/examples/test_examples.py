@@ -22,6 +22,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TASKS = sorted(path.parent.name for path in EXAMPLES.glob("*/pyproject.toml"))
 DRAW = {"gan", "char_gpt"}  # in predict_step, which the engine seeds in its own way
 SHORT = ("trainer.accelerator=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=5", "precision=32")
+SHORT += tuple(f"trainer.limit_{stage}_batches=2" for stage in ("val", "test", "predict"))
 SHORT += ("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
 
 
@@ -74,10 +75,11 @@ def test_an_example_trains_one_step_and_tests(boltlab, example, task):
 def with_lightning(model, data, verb):
     """What a Trainer of Lightning alone gives."""
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = L.Trainer(**quiet)
+    trainer = L.Trainer(**quiet, **dict.fromkeys((f"limit_{stage}_batches" for stage in ("val", "test", "predict")), 2))
     if verb == "predict":
         data.setup("test")
-        return trainer.predict(model, data.test_dataloader())
+        loader = "predict_dataloader" if "predict_dataloader" in vars(type(data)) else "test_dataloader"
+        return trainer.predict(model, getattr(data, loader)())
     getattr(trainer, verb)(model, datamodule=data)
     return {key: float(value) for key, value in trainer.callback_metrics.items()}
 
@@ -148,8 +150,18 @@ def test_an_example_that_was_killed_twice_resumes_to_the_same_bits(warm, example
     assert runs.read_summary(found)["exact"] is True
 
 
-# metric of the test, and the bound that it must pass: what is known without learning lies far on the other side
-LEARNED = {}
+# What the whole training must reach; what needs no learning lies far on the other side.
+LEARNED = {
+    "char_gpt": lambda test: test["test_bits"] < 0.7 * test["test_bits_unigram"],
+    "detection": lambda test: test["test_average_precision"] > 0.6,
+    "forecasting": lambda test: test["test_mae"] < 0.8 * test["test_mae_day_before"] < test["test_mae_week_before"],
+    "gan": lambda test: test["test_frechet"] < 4 * test["test_frechet_real"],
+    "segmentation": lambda test: test["test_iou"] > 0.5,  # 1 / 11 for background everywhere
+    "sequence_rnn": lambda test: test["test_acc"] > 0.95,
+    "simclr": lambda test: test["test_acc"] > test["test_acc_untrained"] + 0.25,
+    "text_classifier": lambda test: test["test_acc"] > 0.6,  # 0.18 for the largest module
+    "vae": lambda test: test["test_r2"] > 0.5,  # 0 for the mean image
+}
 
 
 @pytest.mark.exhaustive

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str
             what = f"predict_step gives {shapes} for a batch, no values of samples: output={output.stem}.pt"
             raise ConfigError([Mistake(f"output={options.output}", what)])
         with checkpoint_file.whole(output) as file:
-            torch.save(checkpoint_file.plain(joined(batches)), file)
+            torch.save(checkpoint_file.plain(joined(batches, sizes)), file)
         print(f"{sum(sizes)} samples  {output}")
     else:
         write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
@@ -131,8 +132,11 @@ def _columns(name: str, tensor: Tensor) -> list[tuple[str, list[Any]]]:
     return [(f"{name}_{i}", column.tolist()) for i, column in enumerate(tensor.unbind(1))]
 
 
-def joined(batches: list[Any]) -> Any:
-    """The batches as one, where they are tensors of samples or dicts, lists and tuples of them; else as they are."""
+def joined(batches: list[Any], sizes: Sequence[int] = ()) -> Any:
+    """The batches as one, where they are lists with an entry of each sample, or tensors of samples, or dicts, lists and
+    tuples of such tensors; else as they are."""
+    if len(sizes) == len(batches) and all(map(_lists_samples, batches, sizes)):
+        return [sample for batch in batches for sample in batch]
     first = batches[0] if batches else None
     if isinstance(first, Tensor) and all(isinstance(b, Tensor) and b.shape[1:] == first.shape[1:] for b in batches):
         return torch.cat(batches) if first.ndim else torch.stack(batches)
@@ -142,6 +146,12 @@ def joined(batches: list[Any]) -> Any:
         parts = [joined(list(part)) for part in zip(*batches, strict=True)]
         return tuple(parts) if isinstance(first, tuple) else parts
     return batches
+
+
+def _lists_samples(batch: Any, size: int) -> bool:
+    """Whether a batch is a list of `size` samples, rather than of tensors that each hold a row of every sample."""
+    rows = isinstance(batch, list) and all(isinstance(part, Tensor) and len(part.shape) for part in batch)
+    return isinstance(batch, list) and len(batch) == size and not (rows and {len(part) for part in batch} == {size})
 
 
 def to_csv(columns: dict[str, list[Any]]) -> str:

@@ -32,3 +32,6 @@ class Text(L.LightningDataModule):
 
     def test_dataloader(self):
         return DataLoader(self.test, 4 * self.hparams.batch_size)
+
+    def predict_dataloader(self):
+        return DataLoader(self.test[:8], 8)

@@ -61,7 +61,7 @@ class Detector(L.LightningModule):
 
     def on_validation_epoch_end(self, stage="val"):
         """The area under precision over recall, of the boxes of all classes together."""
-        right = torch.tensor([right for _, right in sorted(self.found, reverse=True)], dtype=torch.float64)
+        right = torch.tensor([right for _, right in sorted(self.found, reverse=True)], dtype=torch.float32)
         precision = right.cumsum(0) / torch.arange(1, len(right) + 1)
         self.log(f"{stage}_average_precision", (precision * right).sum() / self.boxes, prog_bar=True)
         self.found, self.boxes = [], 0

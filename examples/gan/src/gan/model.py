@@ -10,7 +10,7 @@ def frechet(a, b):
     """Fréchet distance between normal distributions fitted to the pixels of two sets of images, [N, 1, 8, 8] each."""
     a, b = a.flatten(1).cpu().double(), b.flatten(1).cpu().double()
     spread = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real.clamp(min=0).sqrt().sum()
-    return (a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * spread
+    return ((a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * spread).float()
 
 
 class GAN(L.LightningModule):
@@ -56,11 +56,9 @@ class GAN(L.LightningModule):
         self.log("train_generator_loss", loss, prog_bar=True)
 
     def _step(self, optimizer, loss):
-        self.toggle_optimizer(optimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        self.untoggle_optimizer(optimizer)
 
     def validation_step(self, batch, batch_idx):
         self.log("val_frechet", frechet(self.generator(self.noise), batch[0]))

@@ -1,4 +1,4 @@
-"""Scenes of three digits on a canvas: images float [B, 1, 32, 32] with noise, masks int64 [B, 32, 32].
+"""Scenes of three digits on a canvas: images float [B, 1, 24, 24] with noise, masks int64 [B, 24, 24].
 
 A mask has 0 where nothing was drawn, and 1 + the digit where one was.
 """
@@ -10,22 +10,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 def scenes(digits, labels, count, generator):
-    """Digits are drawn twice as large, over each other where they meet."""
-    images, masks = (
-        0.2 * torch.rand(count, 1, 32, 32, generator=generator),
-        torch.zeros(count, 32, 32, dtype=torch.long),
-    )
+    """Each digit is drawn over those before it."""
+    images = 0.3 * torch.rand(count, 1, 24, 24, generator=generator)
+    masks = torch.zeros(count, 24, 24, dtype=torch.long)
     for image, mask in zip(images, masks, strict=True):
         for index in torch.randint(len(digits), (3,), generator=generator).tolist():
             y, x = torch.randint(17, (2,), generator=generator).tolist()
-            ink = digits[index].repeat_interleave(2, 0).repeat_interleave(2, 1)
-            image[0, y : y + 16, x : x + 16][ink > 0.3] = ink[ink > 0.3]
-            mask[y : y + 16, x : x + 16][ink > 0.3] = 1 + labels[index]
+            drawn = digits[index] > 0.3
+            image[0, y : y + 8, x : x + 8][drawn] = digits[index][drawn]
+            mask[y : y + 8, x : x + 8][drawn] = 1 + labels[index]
     return TensorDataset(images, masks)
 
 
 class Scenes(L.LightningDataModule):
-    def __init__(self, batch_size: int = 32, train_size: int = 1000):
+    def __init__(self, batch_size: int = 32, train_size: int = 3000):
         super().__init__()
         self.save_hyperparameters()
 
