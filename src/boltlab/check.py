@@ -16,6 +16,7 @@ import json
 import operator
 import pkgutil
 import re
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -436,6 +437,13 @@ def locate(name: Any) -> Callable[..., Any]:
                 message = suggest(
                     f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
                 )
+            raise ConfigError([Mistake("_target_", message)]) from e
+        except UserError:
+            raise
+        except Exception as e:  # whatever a module does when it is imported
+            frames = traceback.extract_tb(e.__traceback__)
+            at = next((f for f in reversed(frames) if parts[0] in Path(f.filename).parts), frames[-1])
+            message = f"{path} cannot be imported: {type(e).__name__}: {e} ({at.filename}, line {at.lineno})"
             raise ConfigError([Mistake("_target_", message)]) from e
         if thing is None:
             raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])

@@ -241,10 +241,14 @@ class Composed:
 
 
 def groups() -> dict[str, list[str]]:
-    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice."""
+    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice. As in
+    Hydra, `data/sets/small.yaml` is the choice `sets/small` of data, and `small` of the group data/sets."""
     found: dict[str, set[str]] = {}
-    for folder in [p for top in config_dirs() for p in top.iterdir() if p.is_dir() and p.name != "hydra"]:
-        found.setdefault(folder.name, set()).update(f.stem for f in folder.glob("*.yaml") if f.stem[0] != "_")
+    for top, folder in [(t, p) for t in config_dirs() for p in t.iterdir() if p.is_dir() and p.name != "hydra"]:
+        found.setdefault(folder.name, set())
+        for path in (p.relative_to(top).with_suffix("") for p in folder.rglob("*.yaml") if p.stem[0] != "_"):
+            for depth in range(1, len(path.parts)):
+                found.setdefault("/".join(path.parts[:depth]), set()).add("/".join(path.parts[depth:]))
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
@@ -308,7 +312,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
                 allowed = f"choices: {', '.join(known[key]) or 'none yet'}"
                 near = suggest(f"{key} has no {choice!r}", str(choice), known[key], allowed)
                 mistakes.append(Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near)))
-        if key not in root_keys and key not in ("experiment", "debug", "local"):
+        if key.split("/")[0] not in (*root_keys, "experiment", "debug", "local"):
             wrong_groups.add(key)
             message = f"boltlab {verb} has no group {key!r}; it takes {', '.join(root_keys)}"
             mistakes.append(Mistake(f"{key}=…", words.KEYS.get(key, message)))
