@@ -117,7 +117,7 @@ def test_a_key_that_the_command_gives_a_logger_which_is_not_chosen_is_a_mistake(
     assert code == 2 and "  logger.aim\n" in err and "names no class" in err
 
 
-@pytest.mark.parametrize("given", ["trainer=default", "~trainer.default_root_dir", "++trainer.precision=${precision}"])
+@pytest.mark.parametrize("given", ["trainer=default", "trainer=cpu", "++trainer.precision=${precision}"])
 def test_precision_and_folder_reach_a_trainer_whose_yaml_does_not_name_them(inside, tmp_path, given):
     assert inside("train", "precision=64", given, "trainer.max_epochs=1", "test=false")[0] == 0
     run = only(tmp_path)
