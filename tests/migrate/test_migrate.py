@@ -13,6 +13,7 @@ from training.kills import at
 from warm import differences, outcome
 
 from boltlab import runs
+from boltlab.config.compose import compose
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrate.md").read_text()
 pytestmark = [
@@ -116,12 +117,12 @@ def test_a_key_that_the_command_gives_a_logger_which_is_not_chosen_is_a_mistake(
     assert code == 2 and "  logger.aim\n" in err and "names no class" in err
 
 
-@pytest.mark.parametrize("given", ["trainer=default", "~trainer.default_root_dir", "++trainer.precision=${precision}"])
+@pytest.mark.parametrize("given", ["trainer=default", "trainer=cpu", "++trainer.precision=${precision}"])
 def test_precision_and_folder_reach_a_trainer_whose_yaml_does_not_name_them(inside, tmp_path, given):
-    assert inside("train", "precision=bf16-mixed", given, "trainer.max_epochs=1", "test=false")[0] == 0
+    assert inside("train", "precision=64", given, "trainer.max_epochs=1", "test=false")[0] == 0
     run = only(tmp_path)
     trainer = runs.load_config(run).trainer
-    assert trainer.precision == "bf16-mixed" and trainer.default_root_dir in ("${run_dir}", str(run))
+    assert str(trainer.precision) == "64" and trainer.default_root_dir in ("${run_dir}", str(run))
 
 
 @pytest.mark.faults
@@ -160,6 +161,43 @@ def test_a_grid_and_a_sweep_run_with_its_keys(inside, tmp_path):
     code, out, err = inside("sweep", "sweep=spirals_optuna", "sweep.trials=2", "trainer.max_epochs=1", "workers=1")
     assert code == 0, err
     assert len(re.findall(r"trial \d+ finished", out)) == 2 and "val/acc" in out
+
+
+def test_choices_in_folders_are_taken_as_hydra_takes_them(moved, inside):
+    """`experiment=tuned/wide`, `data/sizes=small`, and a folder of a data set's parts that is its own group."""
+    configs = moved / "configs"
+    files = {
+        "experiment/tuned/wide.yaml": "# @package _global_\nmodel:\n  net:\n    width: 64\n",
+        "data/sizes/small.yaml": "batch_size: 4\n",
+        "data/sized.yaml": "defaults: [spirals, sizes@_here_: large, _self_]\n",
+        "data/sizes/large.yaml": "batch_size: 32\n",
+    }
+    for name, text in files.items():
+        (configs / name).parent.mkdir(exist_ok=True)
+        (configs / name).write_text(text)
+    try:
+        chosen = ("experiment=tuned/wide", "data=sized", "data/sizes@data=small")
+        config = compose("train", [*chosen]).config
+        assert (config.model.net.width, config.data.batch_size) == (64, 4)
+        assert compose("train", ["data=sized"]).config.data.batch_size == 32
+        code, _, err = inside("train", "experiment=tuned/wild")
+        assert code == 2 and "did you mean 'tuned/wide'?" in err
+    finally:
+        for name in files:
+            (configs / name).unlink()
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('no')", "import json; json.loads('')", "1 +"])
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(moved, inside, text):
+    path = moved / "src" / "models" / "broken.py"
+    path.write_text(f"\n{text}\n")
+    try:
+        code, _, err = inside("train", "model.net._target_=src.models.broken.Net")
+        assert code == 2 and "model.net._target_=src.models.broken.Net" in err
+        assert "src.models.broken cannot be imported: " in err and "Traceback" not in err
+        assert text == "1 +" or f"{path}, line 2" in err
+    finally:
+        path.unlink()
 
 
 WORDS = {

@@ -105,7 +105,7 @@ class _Request:
                 allowed = f"choices: {', '.join(known) or 'none yet'}"
                 near = suggest(f"{key} has no {choice!r}", str(choice), known, allowed)
                 yield Mistake(f"{key}={choice}", words.CHOICES.get((key, str(choice)), near))
-        if key not in (*roots, *_NO_ROOT):
+        if key.split("/")[0] not in (*roots, *_NO_ROOT):
             message = f"boltlab {self.verb} has no group {key!r}; it takes {', '.join(roots)}"
             yield Mistake(f"{key}=…", words.KEYS.get(key, message))
 

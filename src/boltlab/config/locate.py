@@ -3,10 +3,12 @@
 import importlib
 import inspect
 import pkgutil
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from boltlab.ground.errors import ConfigError, Mistake, suggest
+from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 
 def locate(name: Any) -> Callable[..., Any]:
@@ -36,11 +38,23 @@ def locate(name: Any) -> Callable[..., Any]:
                     f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
                 )
             raise ConfigError([Mistake("_target_", message)]) from e
+        except UserError:
+            raise
+        except Exception as e:  # whatever a module does when it is imported
+            raise ConfigError([Mistake("_target_", _of_import(path, e))]) from e
         if thing is None:
             raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
     if not callable(thing):
         raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
     return thing
+
+
+def _of_import(path: str, error: Exception) -> str:
+    """Says where the import of a module failed: in its own package where that is on the way."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = path.split(".")[0]
+    at = next((frame for frame in reversed(frames) if package in Path(frame.filename).parts), frames[-1])
+    return f"{path} cannot be imported: {type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
 
 
 def _names(module: Any) -> list[str]:

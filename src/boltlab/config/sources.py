@@ -15,10 +15,14 @@ CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKA
 
 
 def groups() -> dict[str, list[str]]:
-    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice."""
+    """Every config group with its choices; a file whose name begins with `_` is a part of others, not a choice. As in
+    Hydra, `data/sets/small.yaml` is the choice `sets/small` of data, and `small` of the group data/sets."""
     found: dict[str, set[str]] = {}
-    for folder in [p for top in config_dirs() for p in top.iterdir() if p.is_dir() and p.name != "hydra"]:
-        found.setdefault(folder.name, set()).update(f.stem for f in folder.glob("*.yaml") if f.stem[0] != "_")
+    for top, folder in [(t, p) for t in config_dirs() for p in t.iterdir() if p.is_dir() and p.name != "hydra"]:
+        found.setdefault(folder.name, set())
+        for path in (p.relative_to(top).with_suffix("") for p in folder.rglob("*.yaml") if p.stem[0] != "_"):
+            for depth in range(1, len(path.parts)):
+                found.setdefault("/".join(path.parts[:depth]), set()).add("/".join(path.parts[depth:]))
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
