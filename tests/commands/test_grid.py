@@ -10,7 +10,6 @@ import pytest
 from waiting import HANG, until
 
 from boltlab import runs
-from boltlab.training import start as train
 
 QUICK = ("model=linear", "trainer.max_epochs=1", "logger=csv", "data.batch_size=256", "trainer.accelerator=cpu")
 QUICK += ("callbacks=[best,last]", "test=false", "optimizer=sgd")
@@ -25,14 +24,13 @@ def ends(monkeypatch):
     """Says how the jobs end, by seed, without training: an exception to raise, or nothing."""
     endings = {}
 
-    def fit(folder_name):
-        folder = Path(folder_name)
-        seed = runs.load_config(folder).seed
+    def fit(folder_name, config):
+        folder, seed = Path(folder_name), config.seed
         if seed in endings:
             raise endings[seed]
         runs.end(folder, status="finished", best={"val_acc": seed / 10})
 
-    monkeypatch.setattr(train, "fit", fit)
+    monkeypatch.setattr("boltlab.training.fit.fit", fit)
     return endings
 
 
