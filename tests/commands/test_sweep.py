@@ -100,7 +100,7 @@ def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, mon
     shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
     monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "found.yaml").write_text((folder() / "best.yaml").read_text())
-    composed = compose.compose("train", ["experiment=found"]).config
+    composed = compose("train", ["experiment=found"]).config
     best = max((t for t in known() if t.values), key=lambda t: t.value)
     saved = yaml.safe_load((folder() / str(best.number) / "config.yaml").read_text())
     assert composed.model.net.hidden_sizes == saved["model"]["net"]["hidden_sizes"]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
-from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config import auto
 from boltlab.config.build import build
 from boltlab.config.check import SEARCHED
@@ -24,7 +23,6 @@ from boltlab.ground.signals import Stopped
 from boltlab.processes import launch, rendezvous
 from boltlab.processes.exits import exit_code
 from boltlab.processes.launchers import process
-from boltlab.runs import checkpoints
 from boltlab.training import resume
 from boltlab.training.outcome import print_end
 
@@ -67,6 +65,8 @@ class Start:
         Raises:
             UserError: it is finished, or what changed does not allow it to resume exactly.
         """
+        from boltlab.runs import checkpoints  # which imports torch
+
         summary = runs.read_summary(folder)
         kept = runs.config_text(folder)
         before = runs.parse_config(folder, kept, own, keys(overrides))
@@ -106,6 +106,8 @@ class Start:
         known["name"] = name_of(self.composed)
         config = runs.prepare(self.folder, self.config, self.overrides, git, **known)
         if self.state is not None:
+            from boltlab.checkpoints import file as checkpoint_file
+
             checkpoint_file.write(self.state, self.folder / "checkpoints" / "last.ckpt")
             runs.write_summary(self.folder, ckpt_path=self.state["ckpt_path"])
         return config
@@ -143,6 +145,8 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
     if "evaluated" in (summary := runs.read_summary(folder)):
         trained = Path(str(summary["evaluated"])).name
         raise UserError(f"{runs.shown(folder)} is an evaluation, no training: resume={trained}")
+    from boltlab.checkpoints import file as checkpoint_file
+
     runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint_file.clean_leftovers(folder)
@@ -196,6 +200,8 @@ def state_of(path: Path, config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, holds weights only, or belongs to another model, optimizer or schedule.
     """
+    from boltlab.checkpoints import file as checkpoint_file
+
     content = checkpoint_file.read(path)
     if not {"optimizer_states", "loops", "config"} <= content.keys():
         raise UserError(f"ckpt_path={path} holds weights only: init_from={path} begins with them")
@@ -234,6 +240,8 @@ def _queued(folder: Path, config: DictConfig, kept: str) -> Start:
 
 def _against(path: Path, config: DictConfig, folder: Path) -> tuple[tuple[tuple[str, Any, Any], ...], str]:
     """What breaks exactness between a checkpoint and the config that resumes from it; and what is said about it."""
+    from boltlab.checkpoints import file as checkpoint_file
+
     content = checkpoint_file.read(path)
     try:
         resume.refuse_finished(content, config, folder)
