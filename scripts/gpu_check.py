@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 # Everything is imported before the checks are forked. None of it may ask CUDA: a forked process could not use it then.
-os.environ.update(PYTORCH_NVML_BASED_CUDA_CHECK="1", WANDB_MODE="disabled")
+# Plugins of pytest that were imported already would warn that they cannot be rewritten.
+os.environ.update(PYTORCH_NVML_BASED_CUDA_CHECK="1", WANDB_MODE="disabled", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 import lightning.pytorch as pl
 import pytest
 import torch
