@@ -154,12 +154,12 @@ READS = """
 import boltlab.commands.train as command
 read = []
 sys.addaudithook(lambda event, a: event == "open" and str(a[1] or "").startswith("r") and read.append(str(a[0])))
-def main(overrides, _main=command.main):
-    code = _main(overrides)
+def counted(overrides, original=command.main):
+    code = original(overrides)
     for name in ("config.yaml", "summary.json"):
         print(name, sum(path.endswith("/" + name) for path in read))
     return code
-command.main = main
+command.main = counted
 """
 
 
