@@ -21,32 +21,36 @@ def locate(name: Any) -> Callable[..., Any]:
         raise ConfigError([Mistake("_target_", f"is no dotted path of a class or function: {name!r}")])
     parts = name.split(".")
     thing: Any = None
-    for depth in range(len(parts)):
-        part, path = parts[depth], ".".join(parts[: depth + 1])
-        if depth and hasattr(thing, part):
-            thing = getattr(thing, part)
-            continue
-        try:
-            thing = importlib.import_module(path) if depth == 0 or inspect.ismodule(thing) else None
-        except ModuleNotFoundError as e:
-            if e.name and not path.startswith(e.name):
-                message = f"needs the package {e.name!r}, which is not installed"
-            elif depth == 0:
-                message = f"there is no package {part!r}; is it installed?"
-            else:
-                message = suggest(
-                    f"{'.'.join(parts[:depth])} has no {part!r}", part, _names(thing), "check the spelling"
-                )
-            raise ConfigError([Mistake("_target_", message)]) from e
-        except UserError:
-            raise
-        except Exception as e:  # whatever a module does when it is imported
-            raise ConfigError([Mistake("_target_", _of_import(path, e))]) from e
-        if thing is None:
-            raise ConfigError([Mistake("_target_", f"{'.'.join(parts[:depth])} has no {part!r}")])
+    for depth, part in enumerate(parts):
+        thing = getattr(thing, part) if depth and hasattr(thing, part) else _imported(parts[: depth + 1], thing)
     if not callable(thing):
         raise ConfigError([Mistake("_target_", f"{name} is a {type(thing).__name__}, not a class or function")])
     return thing
+
+
+def _imported(parts: list[str], parent: Any) -> Any:
+    """The module of that path. parent: what the path without its last part names.
+
+    Raises:
+        ConfigError: there is none, or its import fails.
+    """
+    path, above, last = ".".join(parts), ".".join(parts[:-1]), parts[-1]
+    if above and not inspect.ismodule(parent):
+        raise ConfigError([Mistake("_target_", f"{above} has no {last!r}")])
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError as e:
+        if e.name and not path.startswith(e.name):
+            message = f"needs the package {e.name!r}, which is not installed"
+        elif not above:
+            message = f"there is no package {last!r}; is it installed?"
+        else:
+            message = suggest(f"{above} has no {last!r}", last, _names(parent), "check the spelling")
+        raise ConfigError([Mistake("_target_", message)]) from e
+    except UserError:
+        raise
+    except Exception as e:  # whatever a module does when it is imported
+        raise ConfigError([Mistake("_target_", _of_import(path, e))]) from e
 
 
 def _of_import(path: str, error: Exception) -> str:
