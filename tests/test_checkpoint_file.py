@@ -136,6 +136,7 @@ def test_ctrl_c_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path
     assert names(tmp_path) == ["last.ckpt"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in kB on Linux")
 def test_weights_are_copied_neither_to_write_nor_to_read(tmp_path):
     script = """
@@ -239,6 +240,7 @@ kills(folder / "straight" / "last.ckpt", torch.save, torch.load, 10)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_writer_killed_at_any_instant_leaves_the_last_checkpoint_whole(tmp_path):
     # With TMPDIR on another file system, a file renamed from there would be copied: never whole.

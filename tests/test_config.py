@@ -135,6 +135,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_ends_with_its_message_and_exit_code_2(override, boltlab):
     where, message = MISTAKES[override]
@@ -226,6 +227,7 @@ def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):
         compose("train", ["experiment=other"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/a=b", "/a,b", "/a b", "/数据/图", "/it's", "C:/x"])
 def test_a_quoted_path_arrives_as_it_is(path):
     assert compose("train", [f'data_dir="{path}"']).config.data_dir == path
@@ -278,6 +280,7 @@ def small_data(tmp_path):
     (tmp_path / "examples").symlink_to(CONFIG_DIR.parent / "examples")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), list(every_choice()))
 def test_every_shipped_choice_passes_the_check(group, choice, small_data):
     if choice in ("mlflow", "deepspeed"):
@@ -361,6 +364,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -459,6 +463,7 @@ def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_c
     assert compose("train", [], check=False).config.added == 7
 
 
+@pytest.mark.slow
 def test_the_garbage_collector_is_back_after_the_imports():
     code = """
 import gc, sys

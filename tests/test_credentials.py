@@ -124,6 +124,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_nothing_secret_is_written_anywhere(tmp_path):
     """A run with every tracker, in a clone with uncommitted secrets, that fails at its very end with a traceback."""
     pytest.importorskip("mlflow")
@@ -182,6 +183,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
         assert secret.encode() not in printed
 
 
+@pytest.mark.slow
 def test_a_run_with_a_reference_goes_on_where_it_is_given_again(boltlab, monkeypatch):
     """The environment is read for a saved config only where the command line says so."""
     monkeypatch.setenv("RUN_TOKEN", "hunter2222")

@@ -73,6 +73,7 @@ def test_a_process_group_outside_is_as_the_strategy_says():
     assert group("trainer=ddp", *more) == (False, "mpi", timedelta(seconds=9))
 
 
+@pytest.mark.slow
 def test_what_processes_are_forked_from_touches_no_gpu_and_outlives_a_signal():
     code = """
 import os, signal, torch

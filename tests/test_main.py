@@ -59,6 +59,7 @@ def imported_by(code: str, **environment: str) -> set[str]:
     return {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()[1:]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "more"),
     [
@@ -87,6 +88,7 @@ def test_completion_imports_nothing_heavy(line):
     assert imported_by(code, COMP_LINE=line, COMP_POINT=str(len(line))).isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 def test_before_the_first_step_nothing_is_imported_that_can_wait():
     code = """
 import lightning.pytorch, os, sklearn.datasets

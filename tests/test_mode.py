@@ -44,6 +44,7 @@ def mistakes(*overrides, verb="train"):
     return {m.where: m.message for m in caught.value.mistakes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "best", "more"),
     [
@@ -122,6 +123,7 @@ SWEEPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SWEEPS)
 def test_the_best_trial_of_a_sweep_is_the_best_of_its_runs(boltlab, case):
     space = "optimizer.lr=1e-1,1e-4,1e-2" if case != "summary" else "model.net.hidden_sizes=[16],[4],[8]"
@@ -243,6 +245,7 @@ def test_a_metric_that_nothing_is_known_of_needs_its_mode(boltlab, own):
     assert code == 2 and f"  {objectives[0]}\n" in err and message.replace("mode=", objectives[0][:-4]) in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["mlp", "mlp_regressor"])
 def test_a_metric_goes_the_way_of_its_object(model):
     more = ["data=diabetes"] if "regressor" in model else []
@@ -303,6 +306,7 @@ def contradict(folder, *nodes):
     checkpoint_file.write(content, folder / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_a_run_whose_mode_is_wrong_goes_on_with_the_right_one(boltlab):
     more = ("trainer.max_epochs=1", STOPPING, "monitor=val_loss")
     assert boltlab("train", *QUICK, *more)[0] == 0

@@ -123,6 +123,7 @@ def test_a_refused_pair_is_named_before_anything_starts(boltlab, place, options,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "options", "beside"), {refused[0]: refused for refused in REFUSED}.values())
 def test_a_refused_pair_fails_where_nobody_refuses_it(warm, place, options, beside):
     """If not, torch or Lightning can do it by now, and the pair need not be refused."""

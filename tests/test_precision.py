@@ -91,6 +91,7 @@ def assert_right(folder, precision):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_epoch_values_are_those_of_the_outputs(boltlab, trained, case, precision):
@@ -113,6 +114,7 @@ def test_a_run_that_resumes_within_an_epoch_counts_on(boltlab, warm, trained):
     assert_right(only_run(), "bf16-true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["classes", "numbers"])
 def test_two_processes_count_in_full_precision(warm, trained, case):
     child = warm(*still(trained, case, "bf16-true"), "trainer.devices=2", before=FORKED).wait()
@@ -217,6 +219,7 @@ class Fused(pl.LightningModule):
         return torch.optim.SGD(self.net.parameters(), lr=0.5, momentum=0.9, fused=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize(
     ("optimizer", "overrides"),

@@ -35,6 +35,7 @@ def test_every_verb_stands_in_the_table():
     assert {command.split()[1] for command in table_commands().values()} == set(VERBS)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_table_run(boltlab, tmp_path):
     import torch
     from PIL import Image
@@ -59,6 +60,7 @@ def test_the_train_command_of_the_table_composes():
     assert composed.choices["model"] == "resnet18" and composed.config.optimizer.lr == 0.1
 
 
+@pytest.mark.slow
 def test_the_example_of_mistakes_is_what_is_printed(boltlab):
     (shown,) = [block for block in blocks("text") if block.startswith("$ boltlab train")]
     command, *expected = shown.splitlines()

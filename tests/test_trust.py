@@ -355,6 +355,7 @@ def commands(folder):
     return (("eval", f"run={folder}"), ("predict", f"run={folder}", "input=image.png"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_sent_can_be_used(boltlab, sent):
     for command in commands(sent):
         code, _, err = boltlab(*command)
@@ -417,6 +418,7 @@ def test_a_config_that_is_no_plain_yaml_is_one_line(text, boltlab, sent):
     assert nothing_ran()
 
 
+@pytest.mark.slow
 def test_nothing_else_of_a_folder_is_run(boltlab, sent):
     attack = "!!python/object/apply:os.system ['touch canary']"
     for name in ("overrides.yaml", "summary.json", "classes.json", "environment.json", "metrics.csv", "git.patch"):

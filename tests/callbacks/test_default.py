@@ -14,6 +14,7 @@ def _offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
+@pytest.mark.slow
 def test_fit_and_test_leave_a_whole_run_folder(make_trainer, tiny_module, tiny_data, run_dir, capsys, caplog):
     run_dir.mkdir()
     (run_dir / "environment.json").write_text('{"git_commit": "0123abc"}')

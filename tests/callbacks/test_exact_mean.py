@@ -116,6 +116,7 @@ def test_full_windows_of_equal_batches_keep_their_bits(boltlab, monkeypatch):
     assert distance(ours, lightnings) == 0
 
 
+@pytest.mark.slow
 def test_on_two_processes(boltlab, warm):
     chosen = (*QUICK, *MLP, "model.class_weights=balanced")
     child = warm("train", *chosen, *SMALL, "trainer=ddp", "trainer.devices=2", "name=two", before=FORKED).wait()

@@ -28,6 +28,7 @@ def broken(value, stage, epoch=1):
     return forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("monitor", ["val_loss", "val_acc"])
 def test_a_validation_loss_ends_the_run_before_a_checkpoint_is_chosen(value, monitor, boltlab, monkeypatch):

@@ -55,6 +55,7 @@ except NonFiniteLoss as error:
 """
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_all_processes_and_all_stop_together(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "script.py"]

@@ -214,6 +214,7 @@ def test_a_broken_table_of_another_sweep_is_no_crash(boltlab, ends):
     assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_with_the_same_command(tmp_path):
     command = [sys.executable, "-m", "boltlab", "train", "-m", *QUICK, "trainer.max_epochs=1,40"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -156,6 +156,7 @@ def test_the_data_may_lie_elsewhere(boltlab):
     assert "data, train  6 samples  equal (contents)" in out
 
 
+@pytest.mark.slow
 def test_a_resumed_run_notices_other_files(boltlab):
     images(Path("images"))
     assert boltlab("train", *FOLDER)[0] == 0
@@ -199,6 +200,7 @@ def test_a_run_that_its_config_alone_does_not_explain_is_refused(boltlab, run, s
     assert code == 1 and said in err and count() == 1
 
 
+@pytest.mark.slow
 def test_weights_that_a_run_began_with_are_those(boltlab, run):
     from safetensors.torch import save_file
 

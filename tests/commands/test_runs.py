@@ -52,6 +52,7 @@ def printed(out):
     return [line.split()[0] for line in out.splitlines()[1:] if line.startswith(" ")]
 
 
+@pytest.mark.slow
 def test_runs_lists_the_newest_first_with_its_status(boltlab):
     code, out, _ = boltlab("runs")
     assert code == 0 and "no run yet" in out
@@ -66,6 +67,7 @@ def test_runs_lists_the_newest_first_with_its_status(boltlab):
     assert "second" in boltlab("runs", "limit=1")[1] and "first" not in boltlab("runs", "limit=1")[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_told_from_one_that_runs(boltlab):
     assert boltlab("train", "model=linear", "trainer.max_epochs=1", "logger=csv")[0] == 0
     folder = next(runs.folders("logs"))
@@ -454,6 +456,7 @@ def test_diff_of_what_is_broken_is_no_crash(boltlab, content):
     assert boltlab("runs", "diff", "a", "b")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_job_is_named_as_the_table_names_it(boltlab):
     make_sweep("2026_sweep_x", 11)
     make_sweep("2026_sweep_y", 2)

@@ -56,6 +56,7 @@ def comparable(path):
     return {key: value for key, value in config.items() if key not in ("run_dir", "name", "log_dir", "test")}
 
 
+@pytest.mark.slow
 def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab, monkeypatch, tmp_path):
     code, out, err = boltlab("sweep", "sweep=digits", "sweep.trials=9", *QUICK, "pruner=asha")
     assert code == 0, (out, err)
@@ -91,6 +92,7 @@ def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab
     assert runs.read_summary(again)["best"]["val_acc"] == best.value
 
 
+@pytest.mark.slow
 def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, monkeypatch, tmp_path):
     space = ("model.net.hidden_sizes.0=32,64", "optimizer=sgd,adamw", "sampler=grid", "sweep.trials=3")
     code, out, err = boltlab(
@@ -108,6 +110,7 @@ def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, mon
     assert composed.optimizer.lr == saved["optimizer"]["lr"]
 
 
+@pytest.mark.slow
 def test_the_same_command_adds_trials_and_none_is_drawn_twice(boltlab):
     command = ("sweep", *QUICK, *LR, "trainer.max_epochs=1", "workers=1")
     assert boltlab(*command, "sweep.trials=2")[0] == 0
@@ -122,6 +125,7 @@ def test_the_same_command_adds_trials_and_none_is_drawn_twice(boltlab):
     assert [t.params["optimizer.lr"] for t in known(again)] == drawn[:2]
 
 
+@pytest.mark.slow
 def test_a_grid_is_complete_and_has_nothing_twice(boltlab):
     space = ("optimizer=sgd,adamw", "data.batch_size=64,128", "sampler=grid", "pruner=none")
     code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
@@ -138,6 +142,7 @@ def test_a_finite_space_ends_a_sweep_whatever_the_sampler(boltlab):
     assert sorted(t.params["data.batch_size"] for t in ran) == ["128", "64"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "qmc"])
 def test_every_sampler_proposes(boltlab, sampler):
     more = (f"sampler={sampler}", "trainer.max_epochs=1", "sweep.trials=3", "pruner=hyperband")
@@ -147,6 +152,7 @@ def test_every_sampler_proposes(boltlab, sampler):
     assert len({t.params["optimizer.lr"] for t in known()}) == 3
 
 
+@pytest.mark.slow
 def test_seeds_are_a_mean_with_its_deviation_and_the_pruner_sees_the_mean(boltlab):
     code, out, err = boltlab("sweep", *QUICK, LR[0], "seeds=2", "sweep.trials=2", "pruner=median", "seed=5")
     assert code == 0, (out, err)
@@ -165,6 +171,7 @@ def list_of(run, name):
     return column(run, name)
 
 
+@pytest.mark.slow
 def test_several_objectives_end_in_a_front(boltlab):
     space = ("model.net.hidden_sizes=[16],[256]", "sampler=grid", "pruner=none", "trainer.max_epochs=1")
     objectives = "sweep.objectives={val_acc: max, parameters: min, latency_ms: min}"
@@ -176,6 +183,7 @@ def test_several_objectives_end_in_a_front(boltlab):
     assert "no other is better in all" in out and (folder() / "pareto.png").exists()
 
 
+@pytest.mark.slow
 def test_after_the_time_limit_nothing_begins_not_even_in_a_worker_that_is_requeued(boltlab, capsys, monkeypatch):
     code, out, err = boltlab("sweep", *QUICK, *LR, "sweep.trials=2", "sweep.timeout_minutes=1e-9")
     assert code == 1 and "came to its end" in err and not known(), (out, err)
@@ -334,6 +342,7 @@ def test_a_second_command_helps_the_first(warm, tmp_path):
     assert len({t.params["optimizer.lr"] for t in known()}) == 2
 
 
+@pytest.mark.slow
 def test_the_dashboard_opens_the_study(boltlab):
     assert boltlab("sweep", *QUICK, *LR, "trainer.max_epochs=1", "sweep.trials=2")[0] == 0
     program = Path(sys.executable).with_name("optuna-dashboard")
@@ -361,6 +370,7 @@ def test_the_dashboard_opens_the_study(boltlab):
             server.terminate()
 
 
+@pytest.mark.slow
 def test_cross_validation_is_a_mean_over_folds(boltlab):
     code, out, err = boltlab("sweep", "sweep=kfold", "folds=3", *QUICK, "trainer.max_epochs=2")
     assert code == 0, (out, err)
@@ -372,6 +382,7 @@ def test_cross_validation_is_a_mean_over_folds(boltlab):
     assert "±" in out and "fold2" in out
 
 
+@pytest.mark.slow
 def test_values_that_do_not_go_together_cost_their_own_trial(boltlab):
     """Only together are they a mistake, which the check of each by itself does not see."""
     space = ("precision=32,16-true", "+optimizer.eps=1e-4,1e-8", "sampler=grid", "pruner=none")
@@ -383,6 +394,7 @@ def test_values_that_do_not_go_together_cost_their_own_trial(boltlab):
     assert "float16 rounds it to 0" in dead.user_attrs["reason"] and not (folder() / str(dead.number)).exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_in_part_is_made_anew(boltlab):
     words = ("sweep", *QUICK, *LR, "trainer.max_epochs=1", "workers=1")
     assert boltlab(*words, "sweep.trials=1")[0] == 0
@@ -415,6 +427,7 @@ def test_the_command_line_narrows_what_a_file_searches():
     assert space("optimizer.lr=0.1,0.2", "optimizer.lr=0.3") == space("optimizer.lr=0.3")
 
 
+@pytest.mark.slow
 def test_an_argument_that_no_file_shows_is_searched(boltlab):
     space = ("+optimizer.amsgrad=true,false", "optimizer=adam", "sampler=grid", "pruner=none")
     code, out, err = boltlab("sweep", *QUICK, *space, "trainer.max_epochs=1")
@@ -425,6 +438,7 @@ def test_an_argument_that_no_file_shows_is_searched(boltlab):
     assert "amsgrad: " in (folder() / "best.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_workers_are_jobs_of_a_launcher(boltlab):
     launcher = ("launcher=joblib", "launcher.n_jobs=2", "workers=2", "sweep.timeout_minutes=10")
     code, out, err = boltlab("sweep", *QUICK, *LR, "sweep.trials=3", "trainer.max_epochs=1", *launcher)

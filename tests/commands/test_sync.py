@@ -169,6 +169,7 @@ def server():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_runs_are_sent_by_wandb_oldest_first_the_parts_of_a_resumed_one_in_order(boltlab, monkeypatch, server):
     """A run, another one, and the rest of the first; then one that the server refuses."""
     for run, name, losses in (("one", "first", [1.0, 2.0]), ("two", "second", [9.0]), ("one", "first", [3.0])):

@@ -69,6 +69,7 @@ def test_last_is_the_newest_step_where_the_metric_gets_worse_every_epoch(boltlab
     assert not torch.equal(last["state_dict"]["net.layers.0.weight"], best["state_dict"]["net.layers.0.weight"])
 
 
+@pytest.mark.slow
 def test_checkpoints_are_plain_verified_and_load_as_a_model(boltlab):
     assert boltlab("train", *QUICK, "scheduler.warmup_epochs=1", "optimizer=sgd")[0] == 0
     folder = only_run()
@@ -91,6 +92,7 @@ def best_weights(folder):
     return checkpoint_file.read(folder / "checkpoints" / "best.ckpt")["state_dict"]
 
 
+@pytest.mark.slow
 def test_two_runs_are_equal_to_the_bit_and_another_seed_is_not(boltlab):
     for seed in ("1", "1", "2"):
         assert boltlab("train", *QUICK, f"seed={seed}", "test=false", "augment.degrees=10")[0] == 0
@@ -171,6 +173,7 @@ def test_a_resume_opens_config_and_summary_once(warm, tmp_path):
     assert "config.yaml 1\n" in child.stdout and "summary.json 1\n" in child.stdout, child.stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
     command = [sys.executable, "-m", "boltlab", "train", "trainer.max_epochs=100000", "logger=csv"]
     traces = {**os.environ, "PYTHONFAULTHANDLER": "1"}
@@ -199,6 +202,7 @@ def test_ctrl_c_ends_with_130_and_says_so_in_the_summary(tmp_path):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begun(boltlab, monkeypatch):
     """Slurm starts a whole job file from its beginning: what it had finished is not trained again."""
     monkeypatch.setattr("boltlab.ground.started_by.start", lambda: ("slurm 17", 0))
@@ -217,6 +221,7 @@ def test_a_command_that_its_launcher_starts_again_finds_the_run_that_it_had_begu
     assert len(list(runs.folders("logs"))) == 3  # another job's runs are none of its own
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
     more = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "logger=[csv,wandb]")
     done = boltlab_process("train", "model=linear", "trainer.max_epochs=1", *more)
@@ -228,6 +233,7 @@ def test_two_processes_share_one_run_folder_and_one_wandb_run(boltlab_process):
         assert len([row for row in csv.DictReader(file) if row.get("val_acc")]) == 1
 
 
+@pytest.mark.slow
 def test_a_mistake_of_one_process_ends_all_of_them_at_once_with_its_message(boltlab_process):
     more = ("trainer.devices=2", "trainer.accelerator=cpu", "optimizer=sgd", "optimizer.lr=1e30", "scheduler=constant")
     done = boltlab_process("train", *QUICK, *more)

@@ -136,6 +136,7 @@ def test_overfit_batches_repeats_the_same_batch():
     assert all(x.flatten().tolist() == list(range(8)) for x in seen)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Consider setting `persistent_workers:UserWarning")
 def test_workers_change_nothing_and_leave_the_global_random_state_alone():
     before = torch.get_rng_state()

@@ -162,6 +162,7 @@ def build(folder, seconds_per_image, files, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
+@pytest.mark.slow
 def test_a_killed_build_goes_on_and_others_wait(tmp_path, files):
     many = files * 10
     process = build(tmp_path / "cache", 0.05, many)

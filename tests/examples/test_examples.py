@@ -62,6 +62,7 @@ def command(task, *overrides):
     return ("train", f"experiment={task}", *SHORT, *overrides)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_an_example_trains_one_step_and_tests(boltlab, example, task):
     root = example(task)

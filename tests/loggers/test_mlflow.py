@@ -51,6 +51,7 @@ def only_run(client):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_can_be_read_back_from_the_database(tmp_path):
     uri = f"sqlite:///{tmp_path}/logs/mlflow.db"
     picture = tmp_path / "matrix.png"
@@ -91,6 +92,7 @@ def test_a_run_that_goes_on_is_the_same_mlflow_run(tmp_path):
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val_acc")] == [3, 7]
 
 
+@pytest.mark.slow
 def test_a_run_whose_database_is_gone_begins_anew(tmp_path, caplog):
     for name in ("one", "two"):
         logger = MLFlowLogger(f"sqlite:///{tmp_path}/{name}.db", tmp_path / "run", artifact_dir=tmp_path)

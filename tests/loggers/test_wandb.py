@@ -228,6 +228,7 @@ def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
     assert sum(count for _, _, count in matrix) == mistakes["samples"] and len(matrix) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("log_model", "expected"),
     [(False, []), ("best", [("best", 1)]), ("all", [("best", 0), ("best", 1), ("best", 1), ("last", 2)])],
@@ -265,6 +266,7 @@ def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, exp
         assert kept.is_relative_to(folder.parent.resolve()) and checkpoint_file.read(kept)["epoch"] == epoch
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a whole group of processes at once")
 def test_the_file_of_a_killed_training_reads_almost_to_its_end(tmp_path):
     more = ["model=linear", "trainer.max_epochs=100000", "trainer.accelerator=cpu", "logger=wandb"]

@@ -155,6 +155,7 @@ def test_a_trainer_whose_yaml_leaves_limits_out_is_made_longer(inside, tmp_path,
     assert runs.read_summary(only(tmp_path))["steps"] == (9 if len(limits) > 1 else 20)
 
 
+@pytest.mark.slow
 def test_a_grid_and_a_sweep_run_with_its_keys(inside, tmp_path):
     code, out, err = inside("train", "-m", "model.net.width=8,16", "trainer.max_epochs=1", "test=false")
     assert code == 0, err

@@ -74,6 +74,7 @@ def test_train_metrics_are_those_of_the_outputs_seen_in_training(data, trainer):
     assert trainer.callback_metrics["train_acc"].item() == pytest.approx(accuracy_score(y, output.argmax(1)))
 
 
+@pytest.mark.slow
 def test_two_processes_log_the_metrics_of_all_samples(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(

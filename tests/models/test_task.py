@@ -117,6 +117,7 @@ def test_schedule_counts_optimizer_steps_of_accumulated_batches(trainer, data):
     assert rates == pytest.approx([0.1 * reference.factor(step, 3, 9, 3) for step in range(9)])
 
 
+@pytest.mark.slow
 def test_compiling_changes_no_checkpoint_key_and_no_result(trainer, data, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     x, y = samples()

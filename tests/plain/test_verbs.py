@@ -172,6 +172,7 @@ def test_only_classes_and_logits_make_a_confusion_matrix(inside, trained):
         assert not (trained(kind) / "confusion_matrix.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bench_measures_the_training_step_or_says_what_it_needs(boltlab, inside, kind):
     code, _, err = boltlab("bench", *overrides(kind), "seconds=0.02", "output=bench.json")

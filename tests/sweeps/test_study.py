@@ -143,6 +143,7 @@ def test_a_point_of_a_finite_space_is_taken_once(opened):
     assert all(t.state is TrialState.COMPLETE for t in study.trials() if SAME in t.user_attrs)
 
 
+@pytest.mark.slow
 def test_the_last_points_of_a_finite_space_are_found_without_luck(opened):
     study = opened(total=60, space={"a": "range(0,30,1)", "b": "x,y"})
     found = set()

@@ -47,6 +47,7 @@ def test_the_space_is_that_of_a_w_and_b_sweep():
     }
 
 
+@pytest.mark.slow
 def test_what_an_agent_would_start_is_a_training_with_these_values():
     from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 

@@ -67,6 +67,7 @@ def assert_fails_exactly(found, everything, failing, skipped):
         assert failing[1] in found[failing[0]][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", marked(MODULES))
 def test_a_mistake_of_a_module_fails_exactly_its_check(checks, model):
     failing, skipped = MODULES[model]
@@ -74,18 +75,21 @@ def test_a_mistake_of_a_module_fails_exactly_its_check(checks, model):
     assert_fails_exactly(found, ALL, failing, skipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", marked(DATA))
 def test_a_mistake_of_a_data_module_fails_exactly_its_check(checks, data):
     found = checks("TestData", data=f"cells.broken.{data}")
     assert_fails_exactly(found, OF_DATA, *DATA[data])
 
 
+@pytest.mark.slow
 def test_manual_optimization_has_all_checks_but_that_of_the_loss(checks):
     found = checks("TestModule", "cells.models.GAN", "cells.data.Digits", BOLTLAB_UPDATE_GOLDEN="1")
     assert_fails_exactly(found, ALL, None, {HALVES})
     assert "GAN optimizes manually" in found[HALVES][1]
 
 
+@pytest.mark.slow
 def test_the_golden_text_is_written_on_demand_only_and_holds_what_the_config_says(checks, cells):
     only = f"TestModule::{GOLDEN}"
     ((outcome, message),) = checks(only).values()

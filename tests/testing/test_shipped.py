@@ -4,7 +4,7 @@ import pytest
 
 import boltlab.testing
 
-pytestmark = pytest.mark.floats
+pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 
 class TestClassifier(boltlab.testing.ModuleTests, boltlab.testing.DataModuleTests):

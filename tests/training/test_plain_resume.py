@@ -44,6 +44,7 @@ def fails_at(monkeypatch, step):
     monkeypatch.setattr(VAE, "training_step", training_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 7, 13])
 def test_a_run_that_failed_in_a_step_resumes_to_the_same_bits(inside, tmp_path, monkeypatch, step):
     overrides = MODULES["VAE"]
@@ -62,6 +63,7 @@ def test_a_run_that_failed_in_a_step_resumes_to_the_same_bits(inside, tmp_path, 
     assert summary["exact"] is True and summary["exact_reason"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["VAE", "the template's kind", "segmentation"])
 def test_a_finished_run_is_made_longer_exactly(inside, tmp_path, row):
     assert inside(*ROWS[row], "log_dir=whole")[0] == 0
