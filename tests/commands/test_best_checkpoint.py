@@ -14,6 +14,7 @@ from warm import only_run
 
 import boltlab as public
 from boltlab import runs
+from boltlab.checkpoints.file import CheckpointError
 from boltlab.models.classifier import Classifier
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,7 @@ def test_without_a_best_one_the_last_weights_are_tested(missing, more, boltlab):
         code, _, err = boltlab(*verb, "run=latest")
         assert code == 0 and "has no best checkpoint: its last one is used" in err
     assert runs.read_summary(next(runs.folders("logs", "eval")))["test"] == summary["test"]
-    with pytest.raises(public.checkpoint.CheckpointError, match="no best checkpoint"):
+    with pytest.raises(CheckpointError, match="no best checkpoint"):
         public.load(folder, "best")
     assert torch.equal(public.load(folder).net.layers[0].weight, weights(folder / "checkpoints" / "last.ckpt"))
     code, _, err = boltlab("train", *QUICK, "init_from=latest", "trainer.max_steps=1", "test=false")
