@@ -37,9 +37,9 @@ import sys, time
 from pathlib import Path
 from omegaconf import OmegaConf
 from boltlab import runs
-from boltlab.runs import provenance
+from boltlab.runs import record
 from boltlab.ground.errors import UserError
-runs.environment = lambda git: {}
+record.environment = lambda git: {}
 print("ready", flush=True)
 sys.stdin.readline()
 print(runs.new_folder("logs", "train", "same").name, flush=True)

@@ -534,7 +534,7 @@ tune.search = search
         "a",
         "train",
         "resume=latest",
-        before="from boltlab.commands import tune\ntune.search = lambda c: (\n"
+        before="from boltlab.training import search as tune\ntune.search = lambda c: (\n"
         "  c.optimizer.__setitem__('lr', 0.01), c.model.optimizer.__setitem__('lr', 0.01), {'optimizer.lr': 0.01})[2]",
     )
 
@@ -596,11 +596,11 @@ def test_a_summary_of_odd_values_ends_nothing(run):
 def test_killed_while_the_config_is_written_it_stays_whole(run):
     run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
     die = """
-from boltlab import runs
+from boltlab.runs import record
 def write(path, text):
     path.with_name("." + path.stem + "-123456").write_text(text[: len(text) // 2])
     os.kill(os.getpid(), 9)
-runs.write_whole = write
+record.write_whole = write
 """
     run("a", "train", "resume=latest", before=die, code=-signal.SIGKILL)
     _, found = run("a", "train", "resume=latest")
