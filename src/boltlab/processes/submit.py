@@ -20,7 +20,6 @@ from boltlab.config.compose import Composed, compose
 from boltlab.config.edit import edit
 from boltlab.ground import started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.processes.launchers import slurm
 
 NOT_STARTED = "not started"  # what a run may be besides the states in its summary
 
@@ -58,7 +57,7 @@ def take(jobs: list[Composed]) -> Any:
 
 def statuses(folders: list[Path | None]) -> list[str]:
     """What each of these runs of ours is: one that is queued is so in a cluster, or nowhere."""
-    known, found = slurm.states([folder for folder in folders if folder is not None]), []
+    known, found = runs.job_states(folder for folder in folders if folder is not None), []
     for folder in folders:
         if folder is None:
             found.append(NOT_STARTED)
