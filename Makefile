@@ -44,7 +44,7 @@ tracking-server: .venv/.dev ## serve and show the runs of logger=mlflow; PORT=50
 # Markers of what takes longer: pyproject.toml explains them.
 QUICK := not (faults or slurm or services or slow or exhaustive)
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
-test: .venv/.dev ## run the tests that answer in about five minutes; ARGS="-k config -x" goes to pytest instead
+test: .venv/.dev ## run the quick tests; ARGS="-k config -x" goes to pytest instead
 	@$(PYTEST) $(or $(ARGS),-m "$(QUICK)" $(COVER))
 
 test-all: ## run also what kills runs, starts servers, clusters and browsers, and check the coverage; half an hour
