@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from boltlab.commands import bench
-from boltlab.commands.bench import Figures, candidates, verdict
+from boltlab.commands.bench import verdict
 from boltlab.config.compose import compose
-from boltlab.training import probe
+from boltlab.training import probe, speed
+from boltlab.training.speed import Figures, candidates
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_bench_prints_all_parts_and_leaves_nothing(boltlab):
     ],
 )
 def test_bench_takes_what_train_takes(overrides, boltlab, monkeypatch):
-    monkeypatch.setattr(bench, "candidates", lambda *_, **__: [])
+    monkeypatch.setattr(speed, "candidates", lambda *_, **__: [])
     quick = [given for given in QUICK if given.split("=")[0] not in [o.split("=")[0] for o in overrides]]
     code, _, err = boltlab("bench", *quick, *overrides)
     assert code == 0, err
@@ -145,8 +145,8 @@ def test_the_part_that_was_made_slow_is_found(slow, part, monkeypatch):
         monkeypatch.setattr(Throughput, "on_train_batch_end", slower(Throughput.on_train_batch_end))
     else:
         monkeypatch.setattr(MLP, "forward", slower(MLP.forward))
-    monkeypatch.setattr(bench, "candidates", lambda *_, **__: [])
-    figures = bench.measure(compose("train", ["model=mlp", "logger=csv", "precision=32"]).config, 0.1)
+    monkeypatch.setattr(speed, "candidates", lambda *_, **__: [])
+    figures = speed.measure(compose("train", ["model=mlp", "logger=csv", "precision=32"]).config, 0.1)
     shares = figures.shares()
     assert max(shares, key=lambda name: shares[name]) == part
 
