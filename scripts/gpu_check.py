@@ -251,7 +251,7 @@ class _Loops:
 def _run(name: str, tiny: bool, sender: Any, log: str) -> None:
     """In a process and a folder of its own: sends outcome and figures."""
     os.setsid()
-    output = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    output = open(log, "a", buffering=1, encoding="utf-8")  # noqa: SIM115  # open until the process ends
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     sys.stdout = sys.stderr = output

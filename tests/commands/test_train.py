@@ -146,7 +146,7 @@ def test_what_its_parent_has_just_queued_begins_with_the_same_config_and_no_seco
         job = compose("train", ["model=lenet", "data.batch_size=16", "logger=csv"])
         launched.queue(job, tmp_path / str(number), "x")
         assert runs.load_config(tmp_path / str(number)).precision == "auto"
-        train.go_on(tmp_path / str(number), [], own=True)
+        train.resume_run(tmp_path / str(number), [], own=True)
         assert runs.read_summary(tmp_path / str(number))["status"] == "running"
     assert begun[0] == begun[1] and not any("auto" in f"{yaml.safe_load(begun[0])[key]}" for key in machine.KEYS)
     assert checks == [1]

@@ -20,7 +20,7 @@ class Latency(Callback):
         self.latency_ms: float | None = None
 
     def run_summary(self) -> dict[str, Any]:
-        """What the summary of a run notes."""
+        """Values for the summary of the run."""
         return {} if self.latency_ms is None else {"latency_ms": self.latency_ms}
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:

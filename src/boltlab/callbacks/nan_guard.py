@@ -74,7 +74,7 @@ class NaNGuard(Callback):
         return len(self.skipped)
 
     def run_summary(self) -> dict[str, Any]:
-        """What the summary of a run notes."""
+        """Values for the summary of the run."""
         return {"skipped_steps": self.skipped_steps}
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Throughput(Callback):
         return (self.samples - samples) / (self.seconds - seconds) if self.seconds > seconds else 0.0
 
     def run_summary(self) -> dict[str, Any]:
-        """What the summary of a run notes."""
+        """Values for the summary of the run."""
         names = ("samples_per_second", "data_wait_share")
         return {name: getattr(self, name) for name in names} if self.samples_per_second else {}
 

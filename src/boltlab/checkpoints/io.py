@@ -5,12 +5,7 @@ from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from boltlab.checkpoints.file import (
-    CheckpointError,
-    plain,
-    read,
-    write,
-)
+from boltlab.checkpoints.file import CheckpointError, plain, read, write
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

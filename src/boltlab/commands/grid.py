@@ -177,7 +177,7 @@ class _Sweep:
         try:
             newest = _newest_start(self.top, number)
             if newest is not None and _status(newest) in UNFINISHED:
-                training.go_on(newest, [text for text in job.overrides if "${oc.env:" in text])
+                training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
                 training.run(job, _fresh(self.top, number))
             self.write()

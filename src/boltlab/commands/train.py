@@ -35,7 +35,7 @@ def _restart(folder: Path, git: "Future[runs.Git]") -> None:
     if runs.status(runs.read_summary(folder), folder) == "finished":
         print(f"{runs.shown(folder)} was finished before this command was started again", flush=True)
     else:
-        start.go_on(folder, [], git, own=True)
+        start.resume_run(folder, [], git, own=True)
 
 
 def _to_resume(overrides: list[str]) -> Path | None:
@@ -54,7 +54,7 @@ def _resume(folder: Path, overrides: list[str], git: "Future[runs.Git]") -> None
     if any(map(submit.names_launcher, overrides)):
         print_end(submit.resume(folder, overrides, rendezvous.function_name(start.job)))
     else:
-        start.go_on(folder, overrides, git)
+        start.resume_run(folder, overrides, git)
 
 
 def _train(overrides: list[str], git: "Future[runs.Git]") -> None:

@@ -1,4 +1,4 @@
-"""What it takes to repeat a run: git commit and patch, machine, package versions."""
+"""Records what repeating a run needs: git commit and patch, machine, package versions."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""What the tests of modules and of data modules share."""
+"""Shared by the tests of modules and of data modules."""
 
 import hashlib
 import shlex

@@ -1,4 +1,4 @@
-"""What each process of a training does.
+"""Fits and tests in each process of a training.
 
 From the command to the last checkpoint:
 

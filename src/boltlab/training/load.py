@@ -10,10 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from boltlab.checkpoints.file import (
-    CheckpointError,
-    read,
-)
+from boltlab.checkpoints.file import CheckpointError, read
 from boltlab.config import renamed
 from boltlab.config.build import build
 from boltlab.config.locate import locate

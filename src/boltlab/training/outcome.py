@@ -1,4 +1,4 @@
-"""What a run has come to, for people and for trackers."""
+"""Reports the result of a run, to people and to trackers."""
 
 from pathlib import Path
 from typing import Any

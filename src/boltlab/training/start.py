@@ -1,4 +1,4 @@
-"""What a command is about to do with a run: planned by reading alone, then executed. Every training takes this way."""
+"""Plans how a run starts, by reading alone, and executes the plan. Every training starts here."""
 
 import shlex
 import sys
@@ -35,9 +35,10 @@ class Start:
     """A run and the way in which it starts. Whoever plans and executes it holds the lock of its folder.
 
     kind: "new"; "queued", made by another process and begun here; "resumed".
-    composed: what a new run was composed from. state: what a new run begins with (`ckpt_path`).
-    checkpoint: what a run resumes from; None where it begins again. changed: what breaks exactness, see `resume.check`.
-    unchanged: the config is what the run's config.yaml holds, `kept`.
+    composed: of a new run. state: the checkpoint content that a new run begins with (`ckpt_path`).
+    checkpoint: the file that a run resumes from; None where it begins again.
+    changed: the changes that break exactness, see `resume.check`. said: the line to print.
+    kept: the text of the run's config.yaml before this start; unchanged: `config` is equal to it.
     """
 
     folder: Path
@@ -136,7 +137,9 @@ def run(
         return Start.new(composed, folder, state).execute(git)
 
 
-def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False) -> float | None:
+def resume_run(
+    folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False
+) -> float | None:
     """Resumes a run, or begins one that was queued; see `Start.resumed`.
 
     Raises:
@@ -154,11 +157,11 @@ def go_on(folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = N
 
 
 def job(folder: Path) -> int:
-    """What a launcher's process does: resumes a run, or begins one that was queued; returns the exit code."""
+    """Entry point of a launcher's process: resumes a run, or begins one that was queued; returns the exit code."""
 
     def begin() -> int:
         try:
-            go_on(folder, [], own=True)
+            resume_run(folder, [], own=True)
         except Exception as e:
             if runs.read_summary(folder).get("status") == "queued":  # it never began, so it did not say why itself
                 said = " ".join(str(e).split())[:500] if isinstance(e, UserError) else runs.reason(e)
@@ -239,7 +242,7 @@ def _queued(folder: Path, config: DictConfig, kept: str) -> Start:
 
 
 def _against(path: Path, config: DictConfig, folder: Path) -> tuple[tuple[tuple[str, Any, Any], ...], str]:
-    """What breaks exactness between a checkpoint and the config that resumes from it; and what is said about it."""
+    """The changes that break exactness between a checkpoint and the config that resumes; and the line to print."""
     from boltlab.checkpoints import file as checkpoint_file
 
     content = checkpoint_file.read(path)
