@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from browser import binary
-from waiting import HANG
+from waiting import HANG, until
 
 from boltlab import runs
 from boltlab.ground.errors import UserError
@@ -152,6 +152,16 @@ def test_without_a_database_training_goes_on_without_mlflow(tmp_path, caplog, fr
     assert logger.run_id is None
     (warning,) = warnings_of(caplog)
     assert warning.startswith("MLflow does not get the rest of this run (ConnectionError: http://127.0.0.1:")
+
+
+def test_the_end_waits_for_the_warning(tmp_path, caplog, free_port, monkeypatch):
+    warn = ours.log.warning
+    monkeypatch.setattr(ours.log, "warning", lambda *arguments: (time.sleep(0.5), warn(*arguments)))
+    logger = MLFlowLogger(f"http://127.0.0.1:{free_port}", tmp_path)
+    logger.log_metrics({"loss": 1.0}, 0)
+    until(lambda: logger._given_up)
+    logger.finish()
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_server_that_never_answers_is_waited_for_no_longer_than_asked(tmp_path, caplog):

@@ -84,6 +84,7 @@ class MLFlowLogger(Logger):
         self._id: str | None = None
         self._goes_on = False
         self._given_up = False
+        self._giving_up = threading.Lock()  # nobody sees that it was given up before it was said
         self._step = 0
 
     @property
@@ -151,17 +152,19 @@ class MLFlowLogger(Logger):
 
     def _flush(self) -> None:
         """Waits for what was logged until now, but not for ever."""
-        if self._thread is None or self._given_up:
-            return
+        with self._giving_up:
+            if self._thread is None or self._given_up:
+                return
         done = threading.Event()
         self._calls.put((done.set, ()))
         if not done.wait(self._finish_timeout_seconds):
             self._give_up(f"does not take it within {self._finish_timeout_seconds:g} s")
 
     def _give_up(self, reason: str) -> None:
-        if not self._given_up:
-            self._given_up = True
-            log.warning("MLflow does not get the rest of this run (%s)", reason)
+        with self._giving_up:
+            if not self._given_up:
+                self._given_up = True
+                log.warning("MLflow does not get the rest of this run (%s)", reason)
 
     def _work(self) -> None:
         try:
