@@ -313,7 +313,8 @@ def test_what_is_harmless_imports_nothing(tmp_path):
     for zipped in (True, False):
         torch.save(content(), tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
         assert imports(io.BytesIO((tmp_path / "a.ckpt").read_bytes())) == []
-    for raw in (b"", b"<html>", b"PK\3\4", os.urandom(1000)):
+    # No bytes drawn anew: one draw in some hundred begins with the opcode of an import.
+    for raw in (b"", b"<html>", b"PK\3\4", bytes(range(256))):
         assert imports(io.BytesIO(raw)) == []
 
 
