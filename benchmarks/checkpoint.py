@@ -25,8 +25,8 @@ from torch import nn
 from boltlab import runs
 from boltlab.__main__ import main as boltlab
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.models.lenet import LeNet
-from boltlab.models.resnet import ResNet
+from project.models.lenet import LeNet
+from project.models.resnet import ResNet
 
 MNIST = ("experiment=mnist_lenet", "trainer.max_epochs=1")
 

@@ -79,8 +79,8 @@ BUCKET = 25 * 2**20  # bytes of gradients that DDP sends together: the last ones
 def nets() -> dict[str, tuple[int, int]]:
     """Parameters and forward FLOPs of one image of 224 pixels, counted."""
     from boltlab.callbacks.summary import summarize
-    from boltlab.models.resnet import ResNet
-    from boltlab.models.vit import ViT
+    from project.models.resnet import ResNet
+    from project.models.vit import ViT
 
     shape = (3, 224, 224)
     built = {"ResNet-50": ResNet(shape, 1000, 50), "ViT-B/16": ViT(shape, 1000, 768, 12, 12)}

@@ -33,7 +33,7 @@ from boltlab.__main__ import main as boltlab
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.data.loader import TensorData
-from boltlab.data.torchvision_images import TorchvisionImages
+from project.data.torchvision_images import TorchvisionImages
 from boltlab.training.trainer import make_trainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -1,14 +1,19 @@
 """Every test runs in an empty folder of its own, offline, with one thread or as many as BOLTLAB_TEST_THREADS says."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from waiting import HANG
 
 # Before torch is imported: several test processes share the cores, and waiting threads would slow all of them.
 threads = os.environ.get("BOLTLAB_TEST_THREADS", "1")
+# Their folders lie outside of the repository, whose project is the one that they mean.
+REPOSITORY = Path(__file__).resolve().parents[1]
+os.environ["BOLTLAB_PROJECT"] = str(REPOSITORY)
 os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, WANDB_MODE="offline", WANDB_SILENT="true")
 for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL_ERROR"):
     os.environ.pop(name, None)
@@ -17,6 +22,16 @@ for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "BOLTLAB_TRACEBACK", "HYDRA_FULL
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """A copy of the project's config folder, which stands for it in this process."""
+    from boltlab.config import project
+
+    folder = Path(shutil.copytree(REPOSITORY / "configs", tmp_path / "configs"))
+    monkeypatch.setattr(project, "config_dirs", lambda: [folder])
+    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Every shipped recipe takes real steps; the linear regression arrives at the closed-form solution."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,14 @@ import boltlab as package
 from boltlab import runs
 from boltlab.config.build import build
 from boltlab.config.compose import compose
-from boltlab.config.sources import CONFIG_DIR, groups
+from boltlab.config.sources import groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.floats]
 
 
 @pytest.fixture(autouse=True)
 def examples(tmp_path):
-    (tmp_path / "examples").symlink_to(CONFIG_DIR.parent / "examples")
+    (tmp_path / "examples").symlink_to(Path(__file__).parents[1] / "examples")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def key_paths(node, path=""):
 
 
 KEYS = sorted(key_paths(compose("train", ["augment=basic"], check=False).config)) + sorted(groups())
-TARGETS = ["torch.optim.SGD", "torch", "boltlab.models.mlp.MLP", "os.path", "a..b", ".", "builtins.dict", "math.pi"]
+TARGETS = ["torch.optim.SGD", "torch", "project.models.mlp.MLP", "os.path", "a..b", ".", "builtins.dict", "math.pi"]
 texts = st.text(st.sampled_from(string.printable + "é图\u200b\0${}[]:,='\"\\"), max_size=12)
 numbers = st.one_of(
     st.integers(),

@@ -44,7 +44,7 @@ def test_a_wrong_verb_or_option_ends_with_2(boltlab, arguments, message):
 
 def test_cfg_prints_the_composed_config(boltlab_process):
     done = boltlab_process("train", "--cfg", "job", "seed=7", "model=mlp")
-    assert done.returncode == 0 and "seed: 7" in done.stdout and "boltlab.models.mlp.MLP" in done.stdout
+    assert done.returncode == 0 and "seed: 7" in done.stdout and "project.models.mlp.MLP" in done.stdout
 
 
 HEAVY = ("torch", "torchvision", "torchmetrics", "lightning", "wandb", "sklearn", "scipy", "numpy", "matplotlib", "PIL")

@@ -1,8 +1,8 @@
 """What the README shows is run as written."""
 
+import importlib
 import re
 import shlex
-import shutil
 import sys
 import types
 from pathlib import Path
@@ -91,20 +91,18 @@ def test_every_experiment_stands_in_the_results():
 
 
 @pytest.fixture
-def added(monkeypatch, tmp_path):
+def added(monkeypatch, configs):
     """The README's data set and model, added as it says, in a copy of the configs."""
-    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
     pythons, yamls = blocks("python"), blocks("yaml")
     for kind, name in (("data", "wine"), ("models", "residual_mlp")):
-        dotted = f"boltlab.{kind}.{name}"
+        dotted = f"project.{kind}.{name}"
         (source,) = [block for block in pythons if f"class {name.title().replace('_Mlp', 'MLP')}" in block]
         module = types.ModuleType(dotted)
         monkeypatch.setitem(sys.modules, dotted, module)
         exec(compile(source, f"{name}.py", "exec"), module.__dict__)  # what a reader would save as a file
-        monkeypatch.setattr(sys.modules[f"boltlab.{kind}"], name, module, raising=False)
+        monkeypatch.setattr(importlib.import_module(f"project.{kind}"), name, module, raising=False)
         (text,) = [block for block in yamls if dotted in block]
-        (tmp_path / "configs" / kind.removesuffix("s") / f"{name}.yaml").write_text(text)
+        (configs / kind.removesuffix("s") / f"{name}.yaml").write_text(text)
     return package
 
 

@@ -15,7 +15,7 @@ SERVER = """
 import json, os, sys
 import boltlab.commands.train, boltlab.processes.launch, boltlab.training.load, boltlab.training.trainer
 import boltlab.training.resume
-import boltlab.callbacks.last, boltlab.callbacks.progress, boltlab.models.classifier, boltlab.data.digits, torch
+import boltlab.callbacks.last, boltlab.callbacks.progress, project.models.classifier, project.data.digits, torch
 from boltlab.__main__ import main
 from boltlab.processes.launch import start_method
 from multiprocessing import forkserver

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 VERBS = {
+    "new": ("a project of your own, which has boltlab as a package", "boltlab new ../cells --package cells"),
     "train": (
         "fit a model, then test its best checkpoint",
         "boltlab train model=resnet18 data=cifar10 optimizer.lr=0.1",
@@ -59,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from boltlab.processes import rendezvous
     from boltlab.processes.exits import exit_code
 
-    # -word takes a tag away, a note may begin with anything
-    marks = verb == "runs" and rest[:1] in (["tag"], ["note"])
+    # Words of its own. In runs, -word takes a tag away, and a note may begin with anything.
+    marks = verb == "new" or (verb == "runs" and rest[:1] in (["tag"], ["note"]))
 
     def command() -> int:
         with project.options(verb, [] if marks else rest) as left:
@@ -126,7 +127,8 @@ def _help() -> None:
 def _verb_help(verb: str) -> None:
     from boltlab.config.help import help_text
 
-    print(f"boltlab {verb}: {VERBS[verb][0]}\n\n  {VERBS[verb][1]}\n\n{help_text(verb)}")
+    text = f"boltlab {verb}: {VERBS[verb][0]}\n\n  {VERBS[verb][1]}"
+    print(text if verb == "new" else f"{text}\n\n{help_text(verb)}")
 
 
 def _hydra(verb: str, arguments: list[str]) -> None:

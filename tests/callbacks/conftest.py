@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+from boltlab.config import sources
+
+CONFIGS = sources.CONFIG_DIR
 
 ROOT = f"""
 hydra:

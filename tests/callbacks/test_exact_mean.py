@@ -111,7 +111,7 @@ def test_windows_that_a_schedule_makes_longer(boltlab):
 def test_full_windows_of_equal_batches_keep_their_bits(boltlab, monkeypatch):
     even = ("data.max_samples=320", *SMALL)
     ours, _, _ = weights(boltlab, "ours", *QUICK, *MLP, *even)
-    monkeypatch.setattr("boltlab.models.classifier.Classifier.configure_callbacks", lambda self: [])
+    monkeypatch.setattr("project.models.classifier.Classifier.configure_callbacks", lambda self: [])
     lightnings, _, _ = weights(boltlab, "lightning", *QUICK, *MLP, *even)
     assert distance(ours, lightnings) == 0
 

@@ -8,7 +8,7 @@ import torch
 from warm import only_run
 
 from boltlab import runs
-from boltlab.models.classifier import Classifier
+from project.models.classifier import Classifier
 
 QUICK = (
     *("logger=csv", "trainer.accelerator=cpu", "data.max_samples=200", "data.input_shape=[1,8,8]", "model=mlp"),

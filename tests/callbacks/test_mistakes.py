@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassCalibrationError
 
 from boltlab.callbacks.mistakes import Mistakes, calibration
-from boltlab.data.digits import Digits
 from boltlab.data.image_folder import ImageFolder
+from project.data.digits import Digits
 
 pytestmark = pytest.mark.floats
 

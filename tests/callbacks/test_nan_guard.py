@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_loss(run_dir, monkeyp
 
 OWN_MODEL = """
 import math
-from boltlab.models.classifier import Classifier
+from project.models.classifier import Classifier
 
 class Broken(Classifier):
     def criterion(self, output, target):

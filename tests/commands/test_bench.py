@@ -125,7 +125,7 @@ def test_the_part_that_was_made_slow_is_found(slow, part, monkeypatch):
 
     from boltlab.callbacks.throughput import Throughput
     from boltlab.data.base import Loader
-    from boltlab.models.mlp import MLP
+    from project.models.mlp import MLP
 
     now = 0.0
 

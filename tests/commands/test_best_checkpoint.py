@@ -15,7 +15,7 @@ from warm import only_run
 import boltlab as public
 from boltlab import runs
 from boltlab.checkpoints.file import CheckpointError
-from boltlab.models.classifier import Classifier
+from project.models.classifier import Classifier
 
 pytestmark = pytest.mark.slow
 

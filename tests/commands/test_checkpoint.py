@@ -55,7 +55,7 @@ def test_show_says_what_is_in_a_checkpoint_and_builds_nothing(boltlab, folder, m
     assert shown["global_step"] == "21" and shown["epoch"] == "0"
     assert shown["file"].endswith("last.ckpt") and shown["hash"].startswith("sha256:") and len(shown["hash"]) == 71
     assert shown["best"].startswith("val_acc 0.")
-    assert shown["data"] == "boltlab.data.digits.Digits" and shown["optimizer"] == "torch.optim.AdamW"
+    assert shown["data"] == "project.data.digits.Digits" and shown["optimizer"] == "torch.optim.AdamW"
     assert "to go on from   yes" in out
     content = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     floats = [value.numel() for value in content["state_dict"].values() if value.dtype == torch.float32]
@@ -74,7 +74,7 @@ def test_exported_weights_are_those_of_the_loaded_model(boltlab, folder):
     with safe_open("deep/weights.safetensors", "pt") as file:
         about = file.metadata()
     assert json.loads(about["class_names"]) == [str(digit) for digit in range(10)]
-    assert json.loads(about["config"])["model"]["_target_"] == "boltlab.models.classifier.Classifier"
+    assert json.loads(about["config"])["model"]["_target_"] == "project.models.classifier.Classifier"
     assert os.listdir("deep") == ["weights.safetensors"]
 
 

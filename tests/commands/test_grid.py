@@ -151,15 +151,11 @@ def test_another_command_is_another_sweep(boltlab, ends, other):
 
 
 @pytest.mark.parametrize("code", [1, 0], ids=["one failed", "finished"])
-def test_another_default_in_a_file_is_another_sweep(boltlab, ends, monkeypatch, tmp_path, code):
-    from boltlab.config import sources
-
-    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
+def test_another_default_in_a_file_is_another_sweep(boltlab, ends, configs, code):
     if code:
         ends[2] = RuntimeError("no luck")
     assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == code
-    path = tmp_path / "configs" / "optimizer" / "sgd.yaml"
+    path = configs / "optimizer" / "sgd.yaml"
     path.write_text(path.read_text().replace("momentum: 0.9", "momentum: 0.8"))
     assert boltlab("train", "-m", *QUICK, "seed=1,2")[0] == code
     assert [runs.load_config(sweep / "0").optimizer.momentum for sweep in sweeps()] == [0.9, 0.8]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +20,7 @@ from warm import differences, outcome
 
 from boltlab import runs
 from boltlab.commands import sweep as command
-from boltlab.config import sources, trust
+from boltlab.config import trust
 from boltlab.config.compose import compose
 from boltlab.sweeps import spec as specs
 from boltlab.sweeps import study as studies
@@ -57,7 +56,7 @@ def comparable(path):
 
 
 @pytest.mark.slow
-def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab, monkeypatch, tmp_path):
+def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab, configs):
     code, out, err = boltlab("sweep", "sweep=digits", "sweep.trials=9", *QUICK, "pruner=asha")
     assert code == 0, (out, err)
     top, trials = folder(), known()
@@ -83,9 +82,7 @@ def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab
     assert sum(line.count("pruned") for line in boltlab("runs")[1].splitlines()) >= 1
 
     best = max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
-    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
-    (tmp_path / "configs" / "experiment" / "digits_best.yaml").write_text((top / "best.yaml").read_text())
+    (configs / "experiment" / "digits_best.yaml").write_text((top / "best.yaml").read_text())
     assert boltlab("train", "experiment=digits_best", "log_dir=again")[0] == 0
     (again,) = Path("again/train").iterdir()
     assert comparable(again) == comparable(top / str(best.number))
@@ -93,15 +90,13 @@ def test_a_sweep_from_a_file_prunes_and_leaves_its_best_as_an_experiment(boltlab
 
 
 @pytest.mark.slow
-def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, monkeypatch, tmp_path):
+def test_a_key_in_a_list_and_an_experiment_stand_in_the_best_config(boltlab, configs):
     space = ("model.net.hidden_sizes.0=32,64", "optimizer=sgd,adamw", "sampler=grid", "sweep.trials=3")
     code, out, err = boltlab(
         "sweep", "experiment=digits_quickstart", *[q for q in QUICK if q != "model=mlp"], *space, "trainer.max_epochs=1"
     )
     assert code == 0, (out, err)
-    shutil.copytree(sources.CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
-    (tmp_path / "configs" / "experiment" / "found.yaml").write_text((folder() / "best.yaml").read_text())
+    (configs / "experiment" / "found.yaml").write_text((folder() / "best.yaml").read_text())
     composed = compose("train", ["experiment=found"]).config
     best = max((t for t in known() if t.values), key=lambda t: t.value)
     saved = yaml.safe_load((folder() / str(best.number) / "config.yaml").read_text())

@@ -62,7 +62,7 @@ def test_the_learning_rate_is_one_that_learns(optimizer, boltlab):
 
 
 def test_a_loss_that_never_falls_gives_no_learning_rate(boltlab, monkeypatch):
-    from boltlab.models.classifier import Classifier
+    from project.models.classifier import Classifier
 
     monkeypatch.setattr(Classifier, "criterion", lambda self, output, target: (output.sum() * 0 + 2, len(target)))
     code, _, err = boltlab("train", *QUICK, "optimizer.lr=auto")

@@ -18,7 +18,6 @@ from boltlab.config import overrides as command_line
 from boltlab.config import roots, sources
 from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
-from boltlab.config.sources import CONFIG_DIR
 from boltlab.config.types import _fits, type_problem
 from boltlab.ground.errors import ConfigError
 
@@ -56,7 +55,7 @@ MISTAKES = {
     "model.net.hiden_sizes=[3]": (
         "model.net.hiden_sizes=[3]",
         f"model.net has no 'hiden_sizes': did you mean 'hidden_sizes'? keys: {LENET}; "
-        "another argument of boltlab.models.lenet.LeNet: +model.net.hiden_sizes=…",
+        "another argument of project.models.lenet.LeNet: +model.net.hiden_sizes=…",
     ),
     "+callbacks.best.save_topk=1": (
         "callbacks.best.save_topk=1",
@@ -206,15 +205,11 @@ def test_the_jobs_of_a_grid_are_the_combinations_in_order():
         command_line.grid(["a=range(0,0)"])
 
 
-def test_a_mistyped_key_in_an_experiment_file(monkeypatch, tmp_path):
-    import shutil
-
-    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
-    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(
+def test_a_mistyped_key_in_an_experiment_file(configs):
+    (configs / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nsed: 3\noptimizer:\n  lrr: 1\ntrainer:\n  max_epochs: ten\n"
     )
-    (tmp_path / "configs" / "experiment" / "other.yaml").write_text(
+    (configs / "experiment" / "other.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: restnet18\n"
     )
     with pytest.raises(ConfigError) as caught:
@@ -238,12 +233,8 @@ def test_a_plus_adds_an_argument_that_the_yaml_does_not_show():
     assert composed.config.optimizer.eps == 1e-6 and composed.config.optimizer.lr == 0.5
 
 
-def test_local_defaults_are_read_and_the_command_line_wins(monkeypatch, tmp_path):
-    import shutil
-
-    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
-    (tmp_path / "configs" / "local" / "default.yaml").write_text("# @package _global_\ndata_dir: /mnt/data\nseed: 7\n")
+def test_local_defaults_are_read_and_the_command_line_wins(configs):
+    (configs / "local" / "default.yaml").write_text("# @package _global_\ndata_dir: /mnt/data\nseed: 7\n")
     composed = compose("train", ["seed=8"])
     assert composed.config.data_dir == "/mnt/data" and composed.config.seed == 8
 
@@ -277,7 +268,7 @@ def small_data(tmp_path):
         (tmp_path / "images" / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "images" / "train" / name / "0.png")
     (tmp_path / "t.csv").write_text("a,y\n1,x\n2,z\n3,x\n")
-    (tmp_path / "examples").symlink_to(CONFIG_DIR.parent / "examples")
+    (tmp_path / "examples").symlink_to(Path(__file__).parents[2] / "examples")
 
 
 @pytest.mark.slow
@@ -296,7 +287,7 @@ def test_every_shipped_choice_passes_the_check(group, choice, small_data):
 
 def test_every_yaml_file_is_found_by_the_test_above():
     seen = {f"{group}/{choice}.yaml" for group, choice in every_choice()} | {f"{verb}.yaml" for verb in roots.ROOTS}
-    files = {p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.rglob("*.yaml")}
+    files = {p.relative_to(top).as_posix() for top in sources.config_dirs() for p in top.rglob("*.yaml")}
     assert {f for f in files if not Path(f).name.startswith("_") and f != "local/default.yaml"} <= seen
 
 
@@ -446,11 +437,9 @@ def test_values_are_set_as_hydra_sets_them(overrides, monkeypatch):
     assert (list(short.config), short.choices) == (list(whole), choices)
 
 
-def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_changed(tmp_path, monkeypatch):
-    shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    monkeypatch.setattr(sources, "CONFIG_DIR", tmp_path / "configs")
+def test_what_was_composed_before_is_composed_again_where_a_file_or_a_variable_changed(configs, monkeypatch):
     monkeypatch.setenv("CHOSEN", "sgd")
-    train = tmp_path / "configs" / "_train.yaml"
+    train = configs / "train.yaml"
     text = train.read_text().replace("optimizer: adamw", "optimizer: ${oc.env:CHOSEN}")
     train.write_text(text)
     first = compose("train", [], check=False)

@@ -197,7 +197,7 @@ def test_an_objective_that_is_known_to_be_wrong_is_refused(boltlab, metric, wron
 
 
 OWN = """
-from boltlab.models.classifier import Classifier
+from project.models.classifier import Classifier
 
 class Names(Classifier):
     @staticmethod

@@ -25,7 +25,7 @@ from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config import trust
 from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
-from boltlab.config.sources import CONFIG_DIR, groups
+from boltlab.config.sources import CONFIG_DIR, config_dirs, groups
 from boltlab.config.trust import UntrustedConfig, paths_inside, refuse_untrusted
 from boltlab.ground.errors import UserError
 from boltlab.runs import checkpoints
@@ -139,7 +139,7 @@ FORBIDDEN = [
     {"_target_": ""},
 ]
 COMPUTED = ["${oc.env:HOME}", "a ${oc.decode:'1'}", "${oc.create:{a: 1}}", "${x}", "$${run_dir}{oc.env:HOME}", r"\${x}"]
-INSIDE = {"_target_": "boltlab.models.classifier.Classifier", "num_classes": 2}
+INSIDE = {"_target_": "project.models.classifier.Classifier", "num_classes": 2}
 HARMLESS = {"_target_": "torch.nn.Identity"}
 
 
@@ -221,7 +221,7 @@ def test_one_message_lists_all_and_says_how_to_trust():
 
 
 def test_a_checkpoint_builds_parts_of_models_only():
-    for target in ("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.Trainer", "boltlab.data.digits.Digits"):
+    for target in ("lightning.pytorch.callbacks.ModelCheckpoint", "lightning.Trainer", "boltlab.data.tabular.CSV"):
         refuse_untrusted({"x": {"_target_": target}}, "x")
         with pytest.raises(UntrustedConfig, match=r"model\.net\._target_=.*\n.*of no kind"):
             restore({"config": {"model": {**INSIDE, "net": {"_target_": target}}}, "state_dict": {}})
@@ -232,8 +232,8 @@ def test_a_checkpoint_builds_parts_of_models_only():
 
 def shipped_targets():
     groups_of_sweep = ("sweep", "sampler", "pruner")  # which are in no run's config
-    files = [path for path in sorted(CONFIG_DIR.rglob("*.yaml")) if path.parent.name not in groups_of_sweep]
-    texts = [path.read_text() for path in files]
+    files = sorted(path for folder in config_dirs() for path in folder.rglob("*.yaml"))
+    texts = [path.read_text() for path in files if path.parent.name not in groups_of_sweep]
     return sorted(
         {
             line.split("_target_:")[1].split("#")[0].strip(" {},")
@@ -306,7 +306,7 @@ def test_every_choice_and_recipe_composes_to_a_trusted_config(monkeypatch):
         "torchvision.models.ResNet",
         "timm.create_model",
         "boltlab.optim.schedulers.Schedule",
-        "boltlab.models.cnn.CNN",
+        "project.models.cnn.CNN",
         "datetime.timedelta",
     ],
 )

@@ -8,11 +8,11 @@ from PIL import Image
 
 from boltlab.data import fingerprint as fingerprints
 from boltlab.data.base import DataModule
-from boltlab.data.digits import Digits
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.image_folder import ImageFolder
 from boltlab.data.loader import TensorData
 from boltlab.data.tabular import CSV
+from project.data.digits import Digits
 
 
 def fill(folder, number=4):

@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 
 from boltlab.data.augment import Augment
-from boltlab.data.digits import Digits
 from boltlab.data.grid import count_classes, draw_grid
 from boltlab.data.image_folder import ImageFolder
+from project.data.digits import Digits
 
 pytestmark = pytest.mark.floats
 

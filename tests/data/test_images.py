@@ -6,10 +6,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from boltlab.data.augment import Augment
-from boltlab.data.digits import Digits
 from boltlab.data.images import ImageDataModule, fit_images
 from boltlab.data.loader import TensorData
 from boltlab.data.resize import fit
+from project.data.digits import Digits
 
 pytestmark = pytest.mark.floats
 

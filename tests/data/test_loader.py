@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from boltlab.data.augment import Augment
-from boltlab.data.digits import Digits
 from boltlab.data.images import ImageBatches
 from boltlab.data.loader import Batches, Loader, TensorData
 from boltlab.data.samplers import EvalSampler, TrainSampler
 from boltlab.ground.errors import DataError
+from project.data.digits import Digits
 
 pytestmark = pytest.mark.floats
 

@@ -32,6 +32,7 @@ def own(tmp_path, monkeypatch):
     site.mkdir()
     monkeypatch.setattr("site.getsitepackages", lambda: [str(site)])
     monkeypatch.syspath_prepend(root / "src")
+    monkeypatch.delenv("BOLTLAB_PROJECT")
     forget()
     monkeypatch.chdir(root)
     yield root, site
@@ -41,16 +42,19 @@ def own(tmp_path, monkeypatch):
 def test_a_project_is_found_from_any_folder_below_it_and_its_configs_come_first(own, monkeypatch):
     root, site = own
     install(root, site)
-    (root / "configs" / "model" / "linear.yaml").write_text("_target_: cells.models.VAE\nlr: 0.5\n")
+    (root / "configs" / "trainer").mkdir()
+    (root / "configs" / "trainer" / "cpu.yaml").write_text("_target_: lightning.pytorch.Trainer\nmax_epochs: 7\n")
     for folder in (root, root / "src" / "cells", root / "configs" / "model"):
         monkeypatch.chdir(folder)
         found = project.find()
         assert (found.root, found.package, found.version, found.trusted) == (root, "cells", "0.3", True)
-        config = compose("train", ["data=cells_digits", "model=linear", "logger=csv"]).config
-        assert config.model._target_ == "cells.models.VAE" and config.model.lr == 0.5  # the project's, not the engine's
-    assert {"lenet", "linear", "cells_vae"} <= set(groups()["model"]) and "digits" in groups()["data"]
+        config = compose("train", ["data=cells_digits", "model=cells_vae", "trainer=cpu", "logger=csv"]).config
+        assert config.model._target_ == "cells.models.VAE" and config.trainer.max_epochs == 7  # not the engine's 10
+    assert "cells_vae" in groups()["model"] and {"cpu", "ddp"} <= set(groups()["trainer"])
     monkeypatch.chdir(root.parent)
-    assert project.find() is None and "cells_vae" not in groups()["model"]
+    assert project.find() is None and "model" not in groups()
+    monkeypatch.setenv("BOLTLAB_PROJECT", str(root))
+    assert project.find().root == root and "cells_vae" in groups()["model"]
 
 
 def test_runs_of_a_subfolder_stand_with_those_of_the_project(boltlab, own, monkeypatch):
@@ -256,8 +260,12 @@ def test_a_broken_table_is_named_with_its_file(boltlab, tmp_path, text):
         project.find()
 
 
-def test_other_tools_tables_make_no_project(tmp_path):
+def test_other_tools_tables_make_no_project(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("[tool.ruff]\nline-length = 9\n")
+    monkeypatch.setenv("BOLTLAB_PROJECT", ".")
+    with pytest.raises(UserError, match=r"BOLTLAB_PROJECT=\.: there is no pyproject.toml with"):
+        project.find()
+    monkeypatch.delenv("BOLTLAB_PROJECT")
     assert project.find() is None
 
 

@@ -132,8 +132,8 @@ def test_blocks_are_gathered_one_by_one(mesh):
 
     from torch.distributed.tensor import DTensor
 
-    from boltlab.models.vit import ViT
     from boltlab.strategies.fsdp import spread, units
+    from project.models.vit import ViT
 
     net = ViT((1, 28, 28), 10, width=32, depth=4, heads=2)
     block, whole = (sum(p.numel() for p in module.parameters()) for module in (net.blocks[0], net))

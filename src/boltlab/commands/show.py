@@ -7,11 +7,14 @@ from omegaconf import DictConfig
 
 from boltlab.config.build import build
 from boltlab.config.compose import compose
+from boltlab.config.overrides import keys
 from boltlab.ground.errors import UserError
 
 
 def main(overrides: list[str]) -> int:
     """Writes a labelled grid of images (PNG) and prints how many samples of each class every split has."""
+    if "data" not in keys(overrides):  # that of a training
+        overrides = [f"data={compose('train', [], check=False).choices['data'] or 'null'}", *overrides]
     config = compose("show", overrides).config
     from rich.console import Console
     from rich.table import Table

@@ -49,7 +49,8 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     Raises:
         ConfigError: with every mistake of the overrides and the files, those of the `_target_` nodes included.
     """
-    top = project.current() if verb in COMPOSED else project.find()
+    needed = verb != "doctor" or "data" in keys(overrides)
+    top = project.current(verb, needed) if verb in COMPOSED else project.find()
     request = _Request(verb, overrides, sweep)
     config, choices = request.compose(check)
     if top is not None and top.trusted:
@@ -223,7 +224,7 @@ def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
     line names is relative to the current one, as everywhere."""
     for key in ("log_dir", "data_dir"):
         place = None if OmegaConf.is_interpolation(config, key) else config.get(key)
-        if isinstance(place, str) and key not in given and Path.cwd() != root:
+        if isinstance(place, str) and key not in given and root in Path.cwd().parents:
             config[key] = str(root / Path(place).expanduser())
 
 

@@ -1,6 +1,7 @@
 """The project that a command belongs to: its configs, its package, and whether it is trusted.
 
-A project is a folder whose pyproject.toml has a table `[tool.boltlab]`; it is found from the current folder upwards:
+A project is a folder whose pyproject.toml has a table `[tool.boltlab]`. It is found from the current folder upwards,
+else it is the one that the variable BOLTLAB_PROJECT names:
 
     [tool.boltlab]
     package = "cells"     # the name in [project] where it is left out
@@ -31,6 +32,7 @@ from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 # Options of the command line, which the processes that it starts inherit.
 _TRUSTED, _CONFIG_DIR, _CONFIG_NAME = "BOLTLAB_TRUSTED", "BOLTLAB_CONFIG_DIR", "BOLTLAB_CONFIG_NAME"
+_PROJECT = "BOLTLAB_PROJECT"
 _FLAGS = {"--config-dir": _CONFIG_DIR, "-cd": _CONFIG_DIR, "--config-name": _CONFIG_NAME, "-cn": _CONFIG_NAME}
 
 
@@ -53,23 +55,33 @@ def find(start: Path | None = None) -> Project | None:
     """The project of the current folder or of the nearest one above it; those in run and log folders are passed over.
 
     Raises:
-        UserError: its `[tool.boltlab]` cannot be read.
+        UserError: its `[tool.boltlab]` cannot be read, or BOLTLAB_PROJECT names a folder without it.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         table = _table(folder)
         if table is not None and not in_logs(folder):
             return _project(folder, *table)
-    return None
+    if not (named := os.environ.get(_PROJECT)):
+        return None
+    root = Path(named).resolve()
+    if (table := _table(root)) is None:
+        raise UserError(f"{_PROJECT}={named}: there is no pyproject.toml with [tool.boltlab]")
+    return _project(root, *table)
 
 
-def current() -> Project | None:
-    """The project of this command, for composing a new config.
+def current(verb: str, needed: bool = True) -> Project | None:
+    """The project of this command, for composing a new config; `--config-dir` does without one.
 
     Raises:
-        UserError: it is not trusted: its configs could have any code run.
+        UserError: it is needed and there is none, or it is not trusted: its configs could have any code run.
     """
     project = find()
+    if project is None and needed and _CONFIG_DIR not in os.environ:
+        raise UserError(
+            f"boltlab {verb} composes a config from those of a project, and no folder from here upwards is one: its"
+            " pyproject.toml has [tool.boltlab]. Change into yours, or make one: boltlab new ../cells"
+        )
     if project is not None and not project.trusted:
         raise UserError(
             f"the project {project.root} is not trusted: {project.problem}. Whoever sent it could run any code by its"

@@ -9,9 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab.config import project
 from boltlab.ground.errors import ConfigError, Mistake
 
-_PACKAGE = Path(__file__).resolve().parents[1]
-# An installed wheel carries the configs inside the package; a clone has them at its top.
-CONFIG_DIR = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parents[1] / "configs"
+CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"  # the engine's own
 
 
 def groups() -> dict[str, list[str]]:

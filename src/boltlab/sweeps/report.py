@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.config.overrides import parsed
-from boltlab.config.sources import CONFIG_DIR, groups
+from boltlab.config.sources import config_dirs, groups
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.study import SAME, Study, counts, quiet
 from boltlab.sweeps.table import best_of, params, state
@@ -39,11 +39,12 @@ def best_yaml(study: Study, best: Any) -> str:
     defaults: list[Any] = [*based_on] if isinstance(based_on, list) else [based_on]
     defaults += [{f"override /{group}": choice} for group, choice in chosen.items()]
     name = f"{study.asked['name']}_best"
+    place = f"{runs.shown(config_dirs()[0] / 'experiment')}/{name}.yaml"
     results = ", ".join(f"{m} {v:.4f}" for m, v in zip(study.objectives, best.values, strict=True))
     deviation = f" ± {best.user_attrs['deviation']:.4f}" if "deviation" in best.user_attrs else ""
     lines = [
         "# @package _global_",
-        f"# cp {shlex.quote(str(runs.shown(study.top / BEST)))} {runs.shown(CONFIG_DIR / 'experiment')}/{name}.yaml",
+        f"# cp {shlex.quote(str(runs.shown(study.top / BEST)))} {place}",
         f"# boltlab train experiment={name}{''.join(' ' + shlex.quote(text) for text in unsaid)}",
         f"# {results}{deviation}: trial {best.number}, the best of {sum(map(counts, study.trials()))}.",
     ]

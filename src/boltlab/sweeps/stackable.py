@@ -12,8 +12,6 @@ from boltlab.config.build import build
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed, compose
 from boltlab.ground.errors import Mistake
-from boltlab.models.classifier import Classifier
-from boltlab.models.regressor import Regressor
 from boltlab.models.task import Task
 from boltlab.optim.schedulers import Schedule
 from boltlab.sweeps.stack import RULES
@@ -73,7 +71,8 @@ def _of_values(config: DictConfig) -> Problems:
 
 
 def _of_class(model: Any) -> Problems:
-    kinds = [kind for kind in type(model).__mro__ if kind not in (Classifier, Regressor, *Task.__mro__)]
+    # A class says of itself, not of those derived from it, that a stack does all that it does.
+    kinds = [kind for kind in type(model).__mro__ if kind not in Task.__mro__ and not vars(kind).get("stacks")]
     others = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
     others = {name for name in others - _SAID if hasattr(Task, name)}
     if not isinstance(model, Task) or others or hasattr(model.net, "load_pretrained"):

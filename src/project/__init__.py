@@ -1,0 +1,1 @@
+"""The project: its nets, data sets and LightningModules. Its configs are in configs/."""

@@ -1,0 +1,75 @@
+"""Regression of one number: mean squared error, mean absolute error, R²."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
+
+from boltlab.models.task import Compile, Logged, Task, logged
+from boltlab.optim.schedulers import Schedule
+
+
+class ExactR2(R2Score):
+    """R² in float64, where the device has it: a difference of large sums if the targets lie far from 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if not torch.backends.mps.is_available():
+            self.set_dtype(torch.float64)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        dtype = self.sum_error.dtype  # self.dtype forgets what it was set to when the metric moves to a device
+        super().update(preds.to(dtype), target.to(dtype))
+
+    def compute(self) -> Tensor:
+        if int(self.total) < 2:  # no number; torchmetrics raises
+            return torch.full_like(self.sum_error, torch.nan)
+        value: Tensor = super().compute()
+        return value
+
+
+class Regressor(Task):
+    """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].
+
+    The other arguments are the Classifier's.
+    """
+
+    stacks = True  # for `sweep.engine=vectorized`
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Schedule | None = None,
+        l1: float = 0.0,
+        decay_norms_and_biases: bool = False,
+        compile: Compile = False,
+        channels_last: bool = False,
+    ) -> None:
+        metrics = {split: self._metrics() for split in ("val", "test")}
+        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases, compile, channels_last)
+
+    @staticmethod
+    def _metrics() -> dict[str, Metric]:
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
+
+    @classmethod
+    def logged_metrics(cls, arguments: dict[str, Any]) -> Logged:
+        """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
+        return logged(cls._metrics(), "mse")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values [B]."""
+        return super().forward(x).squeeze(-1)
+
+    def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        if output.shape != target.shape:  # broadcasting would train a wrong model in silence
+            raise ValueError(f"net gives {tuple(output.shape)} for targets {tuple(target.shape)}; both must be [B]")
+        return F.mse_loss(output, target.to(output.dtype)), len(target)
+
+    def train_value(self, output: Tensor, target: Tensor) -> Tensor:
+        """The squared error."""
+        return (output - target).square()
