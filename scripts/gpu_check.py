@@ -33,8 +33,8 @@ from boltlab.__main__ import main as boltlab
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.data.loader import TensorData
-from project.data.torchvision_images import TorchvisionImages
 from boltlab.training.trainer import make_trainer
+from project.data.torchvision_images import TorchvisionImages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKS: dict[str, tuple[int, Callable[[bool], dict[str, Any]]]] = {}  # name → (seconds, check)

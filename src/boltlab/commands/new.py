@@ -22,7 +22,7 @@ from boltlab.ground.errors import ConfigError, Mistake, UserError
 _PACKAGE = Path(__file__).resolve().parents[1]
 _TEMPLATE = _PACKAGE / "template"
 # As `[tool.hatch.build.targets.wheel.force-include]` copies them.
-SHARED = ("src/project", "configs", "tests/project/test_project.py", ".pre-commit-config.yaml")
+SHARED: tuple[str, ...] = ("src/project", "configs", "tests/project/test_project.py", ".pre-commit-config.yaml")
 SHARED += tuple(f"tests/project/golden/test_project.Test{name}.yaml" for name in ("Diabetes", "Digits"))
 SHARED += ("examples/houses.csv", "scripts/in_venv.sh", "scripts/slurm.sbatch", "scripts/torchrun.sh")
 OWN = ("pyproject.toml", "Makefile", "README.md", ".ci/run", ".github/workflows/test.yaml", ".gitignore")

@@ -1,10 +1,8 @@
 """What every task shares: metrics by split, the optimizer's parameter groups, the schedule, compilation."""
 
-import contextlib
 import inspect
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import lightning as L
@@ -19,134 +17,14 @@ from boltlab.callbacks.exact_mean import ExactMean
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import spare
 from boltlab.data.samplers import random_key
+from boltlab.metrics.means import EpochMeans, MeanLoss
+from boltlab.optim.build import configure, decayed_parameters
 from boltlab.optim.schedulers import Schedule
 from boltlab.strategies.sync_batch_norm import CPUSyncBatchNorm, synchronized
 
 # Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
 Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
-
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-
-
-def decayed_parameters(net: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
-    """Name, parameter and whether weight decay applies to it, for every parameter that is trained.
-
-    Weights of two and more dimensions decay; biases, the parameters of norm layers and those that the net names in a
-    method `no_weight_decay()` (timm's convention, for embeddings and tokens) do not.
-    """
-    excluded = set(net.no_weight_decay()) if hasattr(net, "no_weight_decay") else set()  # type: ignore[operator]
-    norms = {id(p) for module in net.modules() if isinstance(module, NORMS) for p in module.parameters()}
-    for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith("bias") and id(parameter) not in norms
-            yield name, parameter, decays and name not in excluded
-
-
-class MeanLoss(Metric):
-    """Mean of the batches' losses, weighted by their samples.
-
-    torchmetrics' MeanMetric looks for NaN at every step, which waits for the GPU; its nan_strategy="disable" drops the
-    weights (1.9), which is wrong as soon as the last batch is smaller.
-    """
-
-    total: Tensor
-    weight: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for state in ("total", "weight"):
-            self.add_state(state, torch.zeros((), dtype=_widest()), dist_reduce_fx="sum")
-
-    def update(self, value: Tensor, weight: Tensor | int) -> None:
-        self.total += value * weight
-        self.weight += weight
-
-    def compute(self) -> Tensor:
-        return (self.total / self.weight).float()
-
-
-def _widest() -> torch.dtype:
-    """For sums that do not depend on their order: MPS has no float64."""
-    return torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-
-class EpochMeans(Metric):
-    """Means over a training epoch: of the loss, weighted as in `MeanLoss`, and of one more value of each sample.
-
-    A step only keeps what it has computed, on its device; the sums are made of many steps together, for each operation
-    costs as much as a hundredth of a small net's step. `add` goes past what torchmetrics does around each `update`;
-    everything else (processes, state dict, precision) is torchmetrics'.
-    """
-
-    update_called = True  # known to nobody if `add` is not counted
-    loss: Tensor
-    weight: Tensor
-    value: Tensor
-    samples: Tensor
-
-    def __init__(self, name: str, steps_together: int = 64) -> None:
-        super().__init__(compute_with_cache=False)
-        self.name = name
-        self.steps_together = steps_together
-        self._steps: list[tuple[Tensor, Tensor | int, Tensor]] = []
-        for state in ("loss", "weight", "value", "samples"):
-            self.add_state(state, torch.zeros((), dtype=_widest()), dist_reduce_fx="sum", persistent=True)
-
-    def add(self, loss: Tensor, weight: Tensor | int, values: Tensor) -> None:
-        """`loss`: the batch's mean, which stands for `weight`; `values` [B] of its samples."""
-        self._steps.append((loss, weight, values))
-        if len(self._steps) >= self.steps_together:
-            self._sum_up()
-
-    def _sum_up(self) -> None:
-        steps, self._steps = self._steps, []
-        # Batches of one size are summed as they are: a list of sizes would have to be brought to the device.
-        by_size: dict[int, list[Tensor]] = {}
-        for loss, weight, _ in steps:
-            if isinstance(weight, Tensor):
-                self.loss.add_(loss * weight)
-                self.weight.add_(weight)
-            else:
-                by_size.setdefault(weight, []).append(loss)
-        for size, losses in by_size.items():
-            self.loss.add_(torch.stack(losses).sum(dtype=self.loss.dtype), alpha=size)
-            self.weight.add_(size * len(losses))
-        if steps:
-            values = torch.cat([values for *_, values in steps])
-            self.value.add_(values.sum(dtype=self.value.dtype))
-            self.samples.add_(len(values))
-
-    update = add
-
-    def mark(self) -> tuple[list[Any], list[Tensor]]:
-        """What was counted so far, for `back`: a step that is left out is not counted."""
-        return list(self._steps), [getattr(self, name).clone() for name in self._defaults]
-
-    def back(self, mark: tuple[list[Any], list[Tensor]]) -> None:
-        self._steps = mark[0]
-        for name, value in zip(self._defaults, mark[1], strict=True):
-            getattr(self, name).copy_(value)
-
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        self._sum_up()
-        super().sync(*args, **kwargs)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._sum_up()
-        return super().state_dict(*args, **kwargs)
-
-    def reset(self) -> None:
-        self._steps = []
-        super().reset()
-
-    @property
-    def names(self) -> tuple[str, str]:
-        return "train_loss", f"train_{self.name}"
-
-    def compute(self) -> dict[str, Tensor]:
-        means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
-        return {name: mean.float() for name, mean in means.items()}
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -513,35 +391,4 @@ class Task(L.LightningModule):
         get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        named = list(decayed_parameters(self.net))
-        everywhere = self.decay_norms_and_biases
-        # The names travel along: Muon needs them, and they make the optimizer's state readable.
-        groups: list[dict[str, Any]] = [
-            {"params": [(name, p) for name, p, decays in named if decays or everywhere]},
-            {"params": [(name, p) for name, p, decays in named if not (decays or everywhere)], "weight_decay": 0.0},
-        ]
-        optimizer = self._build_optimizer([group for group in groups if group["params"]])
-        if self.scheduler is None or not self.scheduler.changes:
-            return optimizer
-        total_steps = self.trainer.estimated_stepping_batches  # also makes the trainer count its batches
-        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        if math.isfinite(steps_per_epoch):
-            steps_per_epoch = math.ceil(steps_per_epoch)
-        return [optimizer], self.scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]
-
-    def _build_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """`fused: null` takes the fused form of a torch optimizer where this one has it on this device and dtype."""
-        arguments = getattr(self.make_optimizer, "keywords", {})
-        open_choice = "fused" in inspect.signature(self.make_optimizer).parameters
-        open_choice &= arguments.get("fused") is None and not arguments.get("foreach")
-        # Lightning's 16-mixed refuses to clip gradients that a fused optimizer unscales, shards have other kernels, and
-        # the fused AdamW of 16-bit weights overflows where torch's other one does not.
-        open_choice &= not arguments.get("differentiable")
-        refused = any(
-            hasattr(p, "to_local") or p.dtype == torch.float16 or not p.is_floating_point()
-            for p in self.net.parameters()
-        )
-        if open_choice and not refused and self.trainer.precision != "16-mixed":
-            with contextlib.suppress(RuntimeError):  # torch's word for a device or dtype without it
-                return self.make_optimizer([dict(group) for group in groups], fused=True)  # it writes into them
-        return self.make_optimizer(groups)
+        return configure(self, self.net, self.make_optimizer, self.scheduler, self.decay_norms_and_biases)

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from boltlab.config.build import build
 from boltlab.data.base import Split
-from boltlab.models.task import decayed_parameters
+from boltlab.optim.build import decayed_parameters
 
 Tensors = dict[str, Tensor]  # [nets, …]
 _NUMBERS = ("lr", "weight_decay", "momentum", "eps")  # of an optimizer, in which the nets may differ

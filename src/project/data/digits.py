@@ -12,9 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
 
-from boltlab.data.base import Split
-from boltlab.data.images import ImageDataModule
-from boltlab.data.loader import TensorData
+from boltlab.data import ImageDataModule, Split, TensorData
 
 # Of 1.4 million pixels, those that kernels of AVX in 32 bits have rounded up and down, against 64 bits: places in all
 # images. Every machine makes the images of every run so far.

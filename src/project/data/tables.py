@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_diabetes, make_classification
 from torch import Tensor
 
-from boltlab.data.tabular import TableDataModule
+from boltlab.data import TableDataModule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -16,10 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
-from boltlab.data.base import Split
-from boltlab.data.images import ImageDataModule
-from boltlab.data.loader import TensorData
-from boltlab.ground.errors import DataError
+from boltlab import DataError
+from boltlab.data import ImageDataModule, Split, TensorData
 
 ROUNDS = 2  # over all mirrors
 TIMEOUT_SECONDS = 15.0  # without a byte; urllib would wait for ever

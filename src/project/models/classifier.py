@@ -11,9 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from boltlab.ground.errors import UserError
+from boltlab import UserError
 from boltlab.models.task import Compile, Logged, Task, logged
-from boltlab.optim.schedulers import Schedule
+from boltlab.optim import Schedule
 
 
 class Classifier(Task):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
 from boltlab.models.task import Compile, Logged, Task, logged
-from boltlab.optim.schedulers import Schedule
+from boltlab.optim import Schedule
 
 
 class ExactR2(R2Score):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from boltlab.ground.errors import UserError
+from boltlab import UserError
 from project.models.torchvision_net import resize, unknown_name
 
 try:

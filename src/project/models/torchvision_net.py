@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision.models
 from torch import Tensor, nn
 
-from boltlab.ground.errors import UserError
+from boltlab import UserError
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

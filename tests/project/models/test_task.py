@@ -9,7 +9,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from boltlab.callbacks.lr_monitor import LRMonitor
-from boltlab.models.task import EpochMeans, decayed_parameters
+from boltlab.metrics import EpochMeans
+from boltlab.optim.build import decayed_parameters
 from boltlab.optim.schedulers import Constant, Cosine
 from project.models.classifier import Classifier
 

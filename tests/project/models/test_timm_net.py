@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from boltlab.ground.errors import UserError
-from boltlab.models import timm_net
-from boltlab.models.task import decayed_parameters
+from boltlab.optim.build import decayed_parameters
+from project.models import timm_net
 from project.models.timm_net import TimmNet
 
 pytestmark = pytest.mark.floats

@@ -1,0 +1,13 @@
+from boltlab.callbacks.confusion_matrix import ConfusionMatrix as ConfusionMatrix
+from boltlab.callbacks.ema import EMA as EMA
+from boltlab.callbacks.exact_mean import ExactMean as ExactMean
+from boltlab.callbacks.finite_metrics import FiniteMetrics as FiniteMetrics
+from boltlab.callbacks.freeze import Freeze as Freeze
+from boltlab.callbacks.last import Last as Last
+from boltlab.callbacks.latency import Latency as Latency
+from boltlab.callbacks.lr_monitor import LRMonitor as LRMonitor
+from boltlab.callbacks.mistakes import Mistakes as Mistakes
+from boltlab.callbacks.nan_guard import NaNGuard as NaNGuard
+from boltlab.callbacks.progress import ProgressLines as ProgressLines
+from boltlab.callbacks.summary import ModelSummary as ModelSummary
+from boltlab.callbacks.throughput import Throughput as Throughput

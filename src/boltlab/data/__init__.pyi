@@ -1,0 +1,10 @@
+from boltlab.data.augment import Augment as Augment
+from boltlab.data.base import DataModule as DataModule
+from boltlab.data.base import Split as Split
+from boltlab.data.image_folder import ImageFolder as ImageFolder
+from boltlab.data.images import ImageDataModule as ImageDataModule
+from boltlab.data.loader import Loader as Loader
+from boltlab.data.loader import TensorData as TensorData
+from boltlab.data.samplers import random_key as random_key
+from boltlab.data.tabular import CSV as CSV
+from boltlab.data.tabular import TableDataModule as TableDataModule

@@ -1,0 +1,12 @@
+from boltlab.optim.build import configure as configure
+from boltlab.optim.build import make_optimizer as make_optimizer
+from boltlab.optim.build import parameter_groups as parameter_groups
+from boltlab.optim.muon import Muon as Muon
+from boltlab.optim.schedulers import Constant as Constant
+from boltlab.optim.schedulers import Cosine as Cosine
+from boltlab.optim.schedulers import Exponential as Exponential
+from boltlab.optim.schedulers import MultiStep as MultiStep
+from boltlab.optim.schedulers import OneCycle as OneCycle
+from boltlab.optim.schedulers import Plateau as Plateau
+from boltlab.optim.schedulers import Schedule as Schedule
+from boltlab.optim.schedulers import Step as Step
