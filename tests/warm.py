@@ -100,7 +100,7 @@ def outcome(folder, which="last"):
     metrics and callbacks know, and the rows of metrics.csv without the times."""
     content = torch.load(folder / "checkpoints" / f"{which}.ckpt", weights_only=True)
     kept = {key: content[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")}
-    kept["others"] = {k: content[k] for k in ("current_model_state", "averaging_state", "task") if k in content}
+    kept["others"] = {k: content[k] for k in ("current_model_state", "averaging_state", "exact") if k in content}
     callbacks = content["callbacks"]
     kept["callbacks"] = {
         key: {

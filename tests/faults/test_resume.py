@@ -156,12 +156,12 @@ def test_the_second_ctrl_c_ends_at_once(warm, tmp_path):
     before = """
 import time, types
 from boltlab.ground import signals
-from boltlab.models.task import Task
+from project.models.classifier import Classifier
 def slow(self, *arguments):
     open("started", "w").close()
     while True:
         time.sleep(0.01)
-Task._seed_step = slow
+Classifier.training_step = slow
 signals.time = types.SimpleNamespace(monotonic=lambda: float(open("clock").read()))
 """
     (tmp_path / "clock").write_text("10.0")
@@ -181,7 +181,7 @@ signals.time = types.SimpleNamespace(monotonic=lambda: float(open("clock").read(
 
 CONTROLS = {
     "where the epoch stands": "from boltlab.data.loader import Loader\nLoader.load_state_dict = lambda *a: None",
-    "what a step draws": "from boltlab.models.task import Task\nTask._seed_step = lambda *a: None",
+    "what a step draws": "from boltlab.training.resume_state import Resume\nResume._seed_step = lambda self: None",
 }
 
 
@@ -269,7 +269,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_that_breaks_exactness_is_named_and_may_restart_the_epoch(run, change):
-    run("a", *QUICK, EVERY_3, before=at_step(15), code=-signal.SIGKILL)
+    run("a", *QUICK, EVERY_3, before=at_step(16), code=-signal.SIGKILL)
     child, found = run("a", "train", "resume=latest", change, code=1)
     assert CHANGES[change] in child.stderr and "resume_changed=restart_epoch" in child.stderr
     assert len(child.stderr.splitlines()) == 1
@@ -283,7 +283,7 @@ def test_a_change_that_breaks_exactness_is_named_and_may_restart_the_epoch(run, 
 
 @pytest.mark.parametrize("change", ["optimizer.lr=0.1", "model.net.dropout=0.5", "scheduler=cosine"])
 def test_what_a_checkpoint_restores_is_not_changed_in_silence(run, change):
-    run("a", *QUICK, EVERY_3, before=at_step(15), code=-signal.SIGKILL)
+    run("a", *QUICK, EVERY_3, before=at_step(16), code=-signal.SIGKILL)
     child, _ = run("a", "train", "resume=latest", change, "resume_changed=restart_epoch", code=1)
     assert change.partition("=")[0] in child.stderr and "init_from=" in child.stderr
 
@@ -291,7 +291,7 @@ def test_what_a_checkpoint_restores_is_not_changed_in_silence(run, change):
 def test_a_fold_goes_on_with_its_own_samples(run):
     fold = (*QUICK, EVERY_3, "data.folds=5", "data.fold=1", "data.max_samples=1000")
     _, expected = run("whole", *fold)
-    run("a", *fold, before=at_step(15), code=-signal.SIGKILL)
+    run("a", *fold, before=at_step(16), code=-signal.SIGKILL)
     for change in ("data.fold=2", "data.folds=4", "data.max_samples=900"):
         child, _ = run("a", "train", "resume=latest", change, code=1)
         key, _, now = change.partition("=")
@@ -340,7 +340,7 @@ def test_a_stale_file_of_lightnings_requeue_is_not_taken(run):
     """FAULTS 30: under Slurm, Lightning takes hpc_ckpt_N.ckpt before anything else."""
     overrides = (*QUICK, EVERY_3)
     _, expected = run("whole", *overrides)
-    _, found = run("a", *overrides, before=at_step(15), code=-signal.SIGKILL)
+    _, found = run("a", *overrides, before=at_step(16), code=-signal.SIGKILL)
     shutil.copy(expected / "checkpoints" / "last.ckpt", found / "hpc_ckpt_1.ckpt")
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     child, found = run("a", "train", "resume=latest", **slurm, SLURM_JOB_NAME="job", SLURM_NTASKS_PER_NODE="1")
@@ -355,15 +355,15 @@ def test_a_run_that_goes_on_twice_stays_one_run(run):
     slow = """
 import time
 from pathlib import Path
-from boltlab.models.task import Task
-def seed(self, batch, _seed=Task._seed_step):
+from boltlab.training.resume_state import Resume
+def seed(self, _seed=Resume._seed_step):
     for _ in range(12000):  # the W&B run starts meanwhile
         began = [len(list(Path("logs").rglob(name))) for name in (".wandb-id", "offline-run-*")]
-        if (self.trainer.global_step != 20 or began[0]) and (self.trainer.global_step != 38 or began[1] > 1):
+        if (self.seam.trainer.global_step != 20 or began[0]) and (self.seam.trainer.global_step != 38 or began[1] > 1):
             break
         time.sleep(0.05)
-    _seed(self, batch)
-Task._seed_step = seed
+    _seed(self)
+Resume._seed_step = seed
 """
     _, found = run("a", *overrides, before=slow + at_step(30), code=-signal.SIGKILL, **environment)
     config, number = (found / "config.yaml").read_text(), (found / ".wandb-id").read_text()
@@ -378,7 +378,8 @@ Task._seed_step = seed
 
 
 def test_a_running_run_is_not_gone_on_with(warm, tmp_path, boltlab):
-    slow = "import time\nfrom boltlab.models.task import Task\nTask._seed_step = lambda *a: time.sleep(0.2)"
+    slow = "import time\nfrom boltlab.training.resume_state import Resume\n"
+    slow += "Resume._seed_step = lambda *a: time.sleep(0.2)"
     child = warm(*QUICK, before=slow)
     child.wait_for(tmp_path / "logs" / "train", pattern="*/config.yaml")
     code, _, err = boltlab("train", "resume=latest")
@@ -476,7 +477,7 @@ def test_killed_right_after_the_checkpoint_of_an_epoch_no_row_is_lost(run, epoch
 from boltlab.callbacks.last import Last
 def save(self, trainer, *a, _save=Last._save, **k):
     _save(self, trainer, *a, **k)
-    if trainer.current_epoch + 1 == {epoch}:
+    if trainer.fit_loop.epoch_progress.current.processed == {epoch}:
         os.kill(os.getpid(), 9)
 Last._save = save
 """
@@ -618,14 +619,14 @@ def test_a_stopped_w_and_b_run_is_closed(run):
     before = """
 import time
 from pathlib import Path
-from boltlab.models.task import Task
-def seed(self, batch, _seed=Task._seed_step):
+from boltlab.training.resume_state import Resume
+def seed(self, _seed=Resume._seed_step):
     for _ in range(12000):
-        if self.trainer.global_step != 20 or list(Path("logs").rglob(".wandb-id")):
+        if self.seam.trainer.global_step != 20 or list(Path("logs").rglob(".wandb-id")):
             break
         time.sleep(0.05)
-    _seed(self, batch)
-Task._seed_step = seed
+    _seed(self)
+Resume._seed_step = seed
 """
     before += at_step(25, signal.SIGTERM)
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}

@@ -236,11 +236,11 @@ def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
 def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, expected):
     """The accuracy is made to be best in the second of three epochs."""
     from boltlab.checkpoints import file as checkpoint_file
-    from boltlab.models.task import Task
+    from project.models.classifier import Classifier
 
-    log_dict = Task.log_dict
+    log_dict = Classifier.log_dict
     monkeypatch.setattr(
-        Task,
+        Classifier,
         "log_dict",
         lambda self, values, *a, **k: log_dict(
             self,

@@ -203,7 +203,7 @@ def _shape_problem(content: Any) -> str | None:
         return "holds no state_dict"
     if not all(isinstance(key, str) for key in content["state_dict"]):
         return "has a state_dict whose names are no texts"
-    for key in ("config", "callbacks", "loops", "task", "exact"):
+    for key in ("config", "callbacks", "loops", "exact"):
         if not isinstance(content.get(key), dict | None):
             return f"has a {key} that is a {type(content[key]).__name__}"
     config = content.get("config") or {}

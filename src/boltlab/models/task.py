@@ -1,7 +1,6 @@
 """What every task shares: metrics by split, the optimizer's parameter groups, the schedule, compilation."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ from torchmetrics import Metric, MetricCollection
 from boltlab.callbacks.exact_mean import ExactMean
 from boltlab.callbacks.lr_monitor import LRMonitor
 from boltlab.callbacks.overhead import spare
-from boltlab.data.samplers import random_key
 from boltlab.metrics.means import EpochMeans, MeanLoss
 from boltlab.optim.build import configure, decayed_parameters
 from boltlab.optim.schedulers import Schedule
@@ -89,8 +87,6 @@ class Task(L.LightningModule):
         self._accumulates = False  # batches, before a step
         self.loss_weight: Tensor | float | None = None  # what the latest batch's loss is the mean over
         self._sharded = False
-        self._seed: int | None = None  # of what a step draws; set when a fit begins
-        self._restored: dict[str, Any] = {}
         self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
@@ -102,8 +98,6 @@ class Task(L.LightningModule):
         else:
             super().__setattr__(name, value)
 
-    restores_itself = True  # what a resume needs is in its state dict: see boltlab.training.resume_state
-
     @staticmethod
     def _collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
         loss: dict[str, Metric] = {"loss": MeanLoss()}
@@ -111,7 +105,6 @@ class Task(L.LightningModule):
         shared = [name for name in metrics if name in ("f1", "precision", "recall")]
         groups = [[name] for name in loss | metrics if name not in shared] + ([shared] if shared else [])
         collection = MetricCollection({**loss, **metrics}, prefix=f"{split}_", compute_groups=groups)
-        collection.persistent(True)
         return collection
 
     # -- what a subclass says
@@ -146,7 +139,6 @@ class Task(L.LightningModule):
         return {"output": output, "target": target}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self._seed_step(batch_idx)
         loss = self._training_loss(batch, batch_idx)
         trainer, every = self.trainer, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         step = trainer.global_step
@@ -158,14 +150,6 @@ class Task(L.LightningModule):
 
     # Lightning asks for the arguments of `training_step` at each step; so they need not be found anew.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def _seed_step(self, batch_idx: int) -> None:
-        """What a step draws (dropout, mixup) follows (seed, rank, epoch, batch)."""
-        if self._seed is not None:
-            key = random_key(self._seed, self.trainer.current_epoch, batch_idx)
-            torch.default_generator.manual_seed(key)  # torch.manual_seed costs more than a small net's layer
-            if self.device.type != "cpu":
-                torch.get_device_module(self.device).manual_seed(key)
 
     def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:
         """The batch's mean loss, counted.
@@ -248,27 +232,9 @@ class Task(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self._log_epoch(self.train_metrics)
-        self._step_plateaus()
-
-    def _step_plateaus(self) -> None:
-        """Lightning does it after the callbacks that save: a checkpoint of an epoch's end would lack the step."""
-        for config in self.trainer.lr_scheduler_configs:
-            if config.reduce_on_plateau and config.interval == "epoch":
-                value = self.known_metrics().get(str(config.monitor))
-                if value is not None and (self.current_epoch + 1) % config.frequency == 0:
-                    config.scheduler.step(value)  # type: ignore[arg-type]
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        if metric is None:
-            scheduler.step()
-        elif all(c.interval != "epoch" for c in self.trainer.lr_scheduler_configs if c.scheduler is scheduler):
-            scheduler.step(metric)
 
     def on_validation_epoch_start(self) -> None:
         self.val_metrics.reset()  # of a validation that was broken off
-        if _distributed():  # each process has normalized other batches; a checkpoint holds the statistics of rank 0
-            for buffer in self.net.buffers():
-                torch.distributed.broadcast(buffer, 0)
 
     def on_validation_epoch_end(self) -> None:
         self._log_epoch(self.val_metrics)
@@ -282,39 +248,10 @@ class Task(L.LightningModule):
 
     # -- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the state dict of one process does not know: what all have counted, and the latest metrics."""
-        with self.train_metrics.sync_context(should_unsync=True, distributed_available=_distributed):
-            counted = {name: getattr(self.train_metrics, name).clone() for name in self.train_metrics._defaults}
-        checkpoint["task"] = {"train_metrics": counted, "metrics": self.known_metrics()}
-        epochs: Any = self.trainer.fit_loop.epoch_progress.current
-        if epochs.processed == epochs.ready:  # Lightning logs the epoch's values when this is written
-            names = self.train_metrics.names
-            row = {name: value for name, value in checkpoint["task"]["metrics"].items() if name in names}
-            checkpoint["task"]["row"] = {"epoch": self.current_epoch, **row}
-
-    def known_metrics(self) -> dict[str, float]:
-        """The newest value of each metric; what was not measured since the run went on is that of its checkpoint."""
-        now = {name: float(value) for name, value in self.trainer.callback_metrics.items() if value.numel() == 1}
-        return dict(sorted({**self._restored.get("metrics", {}), **now}.items()))
-
-    def log_restored(self) -> None:
-        """Logs what a run that was killed at an epoch's end had saved and not yet logged."""
-        if row := self._restored.pop("row", None):
-            for logger in self.trainer.loggers:
-                logger.log_metrics(row, step=self.trainer.global_step - 1)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._restored = checkpoint.get("task", {})
-
-    def on_fit_start(self) -> None:
-        given = os.environ.get("PL_GLOBAL_SEED")  # of lightning.pytorch.seed_everything
-        self._seed = random_key(int(given), self._data_rank()) if given else None
-
-    def _data_rank(self) -> int:
-        """Which share of the data this process trains on: those of a tensor-parallel group have the same."""
-        mesh: Any = self.device_mesh
-        return self.global_rank if mesh is None else int(mesh["data_parallel"].get_local_rank())
+        """Drops what the metrics of an older version kept in the state dict."""
+        for key in [key for key in checkpoint["state_dict"] if "_metrics." in key]:
+            del checkpoint["state_dict"][key]
 
     # -- building
 
@@ -370,12 +307,6 @@ class Task(L.LightningModule):
         self._sync_batch_norm = any(
             isinstance(module, (nn.SyncBatchNorm, CPUSyncBatchNorm)) for module in self.net.modules()
         )
-        # Lightning (2.6) forgets the loader's state where `configure_optimizers` has asked for the number of steps.
-        self.trainer.fit_loop._load_combined_loader_states()
-        self.log_restored()
-        for name, value in self._restored.get("train_metrics", {}).items():
-            state = getattr(self.train_metrics, name)
-            state.copy_(value if self._data_rank() == 0 else torch.zeros_like(value))
         if not self.trainer.is_global_zero:
             return
         optimizer = self.trainer.optimizers[0]

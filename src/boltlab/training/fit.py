@@ -88,7 +88,7 @@ class _Training:
                 runs.write_summary(folder, epochs=trainer.current_epoch, steps=trainer.global_step)
             raise
         trainer.ckpt_path = None
-        final = self._final()
+        final = numbers(trainer.callback_metrics)
         if self.watch.replaced:
             final |= keep_replaced(trainer, self.model, self.data, folder, self.config.monitor)
         if self.leads:
@@ -101,13 +101,6 @@ class _Training:
         needed = sum(parameter.nbytes for parameter in self.model.parameters())
         for callback in () if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
             checkpoint_file.check_folder(Path(callback.dirpath or folder), needed)
-
-    def _final(self) -> dict[str, float]:
-        """The newest value of each metric."""
-        if not hasattr(self.model, "known_metrics"):
-            return numbers(self.trainer.callback_metrics)
-        self.model.log_restored()
-        return dict(self.model.known_metrics())
 
     def _record(self, final: dict[str, float]) -> None:
         """Writes what is known when training has ended; a run that only had to be tested keeps what it knew."""

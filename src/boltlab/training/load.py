@@ -61,7 +61,7 @@ def restore(content: dict[str, Any]) -> LightningModule:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
     kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
-    config = renamed.current(config)
+    config = content["config"] = renamed.current(config)
     refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)
     kind = locate(config["model"].get("_target_"))
     ours = inspect.isclass(kind) and issubclass(kind, Task)

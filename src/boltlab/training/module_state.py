@@ -77,7 +77,8 @@ class ModuleState:
                 modes[name] = name not in state["evaluating"]
         gradients = state.get("gradients", {})
         for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name not in state["frozen"])
+            if "frozen" in state:
+                parameter.requires_grad_(name not in state["frozen"])
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter.device)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
@@ -124,6 +125,7 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
     Raises:
         DataError: the data are others than those of the checkpoint.
     """
+    _renew(content, data.trainer.world_size)
     content["callbacks"] = paths_inside(Path(config.run_dir), content.get("callbacks", {}))
     known = {callback.state_key for callback in data.trainer.callbacks}
     for key in [key for key in content["callbacks"] if "'monitor'" in key and key not in known]:
@@ -145,6 +147,19 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
     replaced = data.trainer.strategy.broadcast(getattr(data, "replaced", False))  # one process has looked at the files
     if replaced or changes(content["config"], plain(config)):
         restart_epoch(content)
+
+
+def _renew(content: dict[str, Any], processes: int) -> None:
+    """Brings what an older version kept of a classifier or a regressor into the form of today, in place."""
+    kept = content.pop("task", None)
+    if kept is None or "exact" in content:
+        return
+    counted = {f"train_metrics.{name}": value for name, value in kept.get("train_metrics", {}).items()}
+    first = {name: {"tensor": value, "cpu": False} for name, value in counted.items()}  # of all processes together
+    others = {name: {"tensor": torch.zeros_like(value), "cpu": False} for name, value in counted.items()}
+    modules = [{"attributes": others if rank else first, "evaluating": []} for rank in range(processes)]
+    metrics = {name: torch.tensor(value) for name, value in kept.get("metrics", {}).items()}
+    content["exact"] = {"processes": [{"module": m, "sums": []} for m in modules], "metrics": metrics, "ended": None}
 
 
 def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on: bool) -> None:
@@ -182,8 +197,4 @@ def restart_epoch(content: dict[str, Any]) -> None:
         loops[key]["total"].update(dict.fromkeys(loops[key]["total"], loops[key]["total"]["completed"]))
         loops[key]["current"].update(dict.fromkeys(loops[key]["current"], 0))
         loops[key]["is_last_batch"] = False
-    content.get("task", {}).pop("train_metrics", None)
     content.pop("exact", None)
-    for name, value in content.get("state_dict", {}).items():
-        if name.startswith("train_metrics."):
-            value.zero_()

@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from boltlab import runs
 from boltlab.callbacks.last import Last
+from boltlab.data.samplers import random_key
 from boltlab.training import lightning_private
-from boltlab.training.draws import EVALUATION, HOOK, STEP, seed_all
+from boltlab.training.draws import EVALUATION, HOOK, seed_all
 from boltlab.training.loaders import Exact, Seam, flattened
 from boltlab.training.module_state import ModuleState
 
@@ -21,7 +22,7 @@ _TRAIN_START, _EPOCH_START, _VAL_START, _VAL_END, _EPOCH_END = range(5)
 
 
 class Resume(Callback):
-    """The first of the callbacks. Modules that see to it themselves (`restores_itself = True`) are left alone.
+    """The first of the callbacks.
 
     Draws: each step and each hook of an epoch begins with its own seeds, so no generator's state is saved.
     When: checkpoints are saved where all of a step is done: when the loader is asked for the next batch, before a
@@ -32,7 +33,6 @@ class Resume(Callback):
 
     def __init__(self, seam: Seam, folder: Path | None) -> None:
         self.seam, self.folder = seam, folder
-        self.acts = False
         self._hooked = False
         self._restored: dict[str, Any] = {}  # of the checkpoint, until the first hook of the loop
         self._loader_states: list[dict[str, Any]] = []
@@ -42,8 +42,7 @@ class Resume(Callback):
     # -- a fit begins
 
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
-        self.acts = not getattr(pl_module, "restores_itself", False)
-        if not self.acts or self._hooked or stage == "predict":
+        if self._hooked or stage == "predict":
             return
         self._hooked = True
         lightning_private.check(trainer)
@@ -60,29 +59,33 @@ class Resume(Callback):
             self.seam.seed_making(owner)
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.acts:
-            self.state = ModuleState(pl_module)
-            self._lasts = [c for c in trainer.callbacks if isinstance(c, Last)]  # type: ignore[attr-defined]
-            for last in self._lasts:
-                last.deferred = True
+        self.state = ModuleState(pl_module)
+        self._lasts = [c for c in trainer.callbacks if isinstance(c, Last)]  # type: ignore[attr-defined]
+        for last in self._lasts:
+            last.deferred = True
 
     def on_load_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        if self.acts and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._restored = checkpoint.get(KEY, {})
             if not self._restored:
                 self.seam.cannot("resumed without the state of module and epoch: changed settings, or an older version")
             self._loader_states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not self.acts:
-            return
         self._report(trainer)
         self._hand_loaders_their_state(trainer)
-        metrics = self._restored.get("metrics", {})
-        trainer.callback_metrics.update({name: value.to(pl_module.device) for name, value in metrics.items()})
+        self._know_metrics(trainer, pl_module)
         self._seed(_TRAIN_START)
+
+    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        self._know_metrics(trainer, pl_module)  # where nothing was left to train
+
+    def _know_metrics(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Adds the checkpoint's value of what was not measured since."""
+        for name, value in self._restored.get("metrics", {}).items():
+            trainer.callback_metrics.setdefault(name, value.to(pl_module.device))
 
     def _report(self, trainer: "pl.Trainer") -> None:
         if not hasattr(trainer, "val_check_interval"):  # Lightning leaves it out where it is a time
@@ -158,15 +161,14 @@ class Resume(Callback):
             lightning_private.end_epoch(trainer, ended)
 
     def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.acts:
-            self._settle(trainer)
-            self._before, self._epoch_ends, self._ending = None, False, False
-            for last in self._lasts:
-                last.save_due(trainer)
-            self._seed(_EPOCH_START)
+        self._settle(trainer)
+        self._before, self._epoch_ends, self._ending = None, False, False
+        for last in self._lasts:
+            last.save_due(trainer)
+        self._seed(_EPOCH_START)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not self.acts or trainer.state.fn != "fit" or trainer.sanity_checking:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self._settle(trainer)
         if trainer.world_size > 1:  # a checkpoint holds the norms of rank 0; DDP may be told not to send them around
@@ -178,7 +180,7 @@ class Resume(Callback):
         self._seed(_VAL_START)
 
     def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.acts and trainer.state.fn == "fit":
+        if trainer.state.fn == "fit":
             self._seed(_VAL_END)
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -187,8 +189,6 @@ class Resume(Callback):
             self._before = self.state.mixed(now, self._before, lightning_private.validated_metrics(trainer))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not self.acts:
-            return
         self._settle(trainer)
         self._before, self._epoch_ends = None, True
         for last in self._lasts:
@@ -199,10 +199,9 @@ class Resume(Callback):
         self._seed(_EPOCH_END)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.acts:
-            self._ending = False
-            for last in self._lasts:
-                last.save_due(trainer)
+        self._ending = False
+        for last in self._lasts:
+            last.save_due(trainer)
 
     # -- draws
 
@@ -212,7 +211,9 @@ class Resume(Callback):
 
     def _seed_step(self) -> None:
         loop = self.seam.trainer.fit_loop
-        self._seed_all(STEP, self.seam.trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready)
+        seed = random_key(self.seam.seed, self.seam.shares[1])
+        key = random_key(seed, self.seam.trainer.current_epoch, loop.epoch_loop.batch_progress.current.ready)
+        seed_all(key, self.seam.trainer.strategy.root_device)
 
     def _seed_evaluation(self, loop: Any) -> None:
         self._seed_all(EVALUATION, self.seam.epoch("val"), loop.batch_progress.current.ready)
@@ -232,7 +233,7 @@ class Resume(Callback):
     def on_save_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
     ) -> None:
-        if not self.acts or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
         loops = checkpoint["loops"]["fit_loop"]
         _finish(loops["epoch_loop.batch_progress"])

@@ -1,6 +1,5 @@
 import functools
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -295,28 +294,3 @@ def test_complex_weights_train_without_a_fused_optimizer(trainer, data):
     model.forward = lambda x: model.net(x)
     runner.fit(model, datamodule=data(x, y))
     assert not runner.optimizers[0].param_groups[0]["fused"]
-
-
-def test_what_a_step_draws_follows_seed_rank_epoch_and_batch(monkeypatch):
-    """FAULTS 26: dropout differs between processes and steps, and is the same again wherever a run goes on."""
-    task = Classifier(net=conv_net(), num_classes=3, optimizer=SGD, scheduler=Constant())
-    drawn = {}
-    for seed, rank, epoch, batch in [
-        (0, 0, 0, 0),
-        (1, 0, 0, 0),
-        (0, 1, 0, 0),
-        (0, 0, 1, 0),
-        (0, 0, 0, 1),
-        (0, 0, 0, 0),
-    ]:
-        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        monkeypatch.setattr(Classifier, "global_rank", rank)
-        monkeypatch.setattr(Classifier, "trainer", SimpleNamespace(current_epoch=epoch))
-        task.on_fit_start()
-        torch.rand(batch + 3)  # whatever was drawn before
-        task._seed_step(batch)
-        first = drawn.setdefault((seed, rank, epoch, batch), torch.rand(4).tolist())
-        torch.manual_seed(0)
-        task._seed_step(batch)
-        assert torch.rand(4).tolist() == first
-    assert len(set(map(tuple, drawn.values()))) == len(drawn) == 5

@@ -1,0 +1,68 @@
+"""What a training does to any module before its first step: compilation, memory format, Lightning's idle hooks."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from rich import get_console
+from torch import nn
+from torchmetrics import Metric, MetricCollection
+
+from boltlab.callbacks.overhead import spare
+
+_WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+class Prepare(Callback):
+    """Applies the root keys `compile` and `channels_last` to the nets of a module: its children that have parameters.
+
+    compile: whether, or a mode of torch.compile. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
+        In place: `torch.compile(net)` would put `_orig_mod.` into every key of a checkpoint.
+    """
+
+    def __init__(self, compile: bool | str, channels_last: bool) -> None:
+        self.compile, self.channels_last = compile, channels_last
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        for net in nets(pl_module):
+            if self.channels_last:
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.compile and stage == "fit":
+                net.compile(mode=self.mode(trainer, pl_module))
+        if stage == "fit":
+            spare(trainer, pl_module)
+
+    def mode(self, trainer: Any, pl_module: "pl.LightningModule") -> str:
+        cuda = pl_module.device.type == "cuda"
+        mode = self.compile
+        if not isinstance(mode, str):
+            mode = "reduce-overhead" if cuda and trainer.world_size == 1 else "default"
+        accumulates = trainer.accumulate_grad_batches > 1
+        accumulates |= any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
+        # The next batch's graph overwrites the gradients of this one, so that they cannot be accumulated.
+        return _WITHOUT_GRAPHS.get(mode, mode) if cuda and accumulates else mode
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        """Says what was chosen: much of it is chosen by itself."""
+        if not trainer.is_global_zero:
+            return
+        names = []
+        for optimizer in trainer.optimizers:
+            fused = "fused " if any(group.get("fused") for group in optimizer.param_groups) else ""
+            names.append(f"{fused}{type(optimizer).__name__}")
+        tf32 = pl_module.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+        parts = [
+            f"{pl_module.device}: precision {trainer.precision}",
+            "channels_last" if self.channels_last else "contiguous",
+            "TF32" if tf32 else "",
+            *dict.fromkeys(names),
+            f"compiled ({self.mode(trainer, pl_module)})" if self.compile else "not compiled",
+        ]
+        get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+
+
+def nets(module: nn.Module) -> list[nn.Module]:
+    """The children of a module that have parameters."""
+    children = (child for child in module.children() if not isinstance(child, (Metric, MetricCollection)))
+    return [child for child in children if any(True for _ in child.parameters())]
