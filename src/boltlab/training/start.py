@@ -92,7 +92,9 @@ class Start:
     def execute(self, git: "Future[runs.Git] | None" = None) -> float | None:
         """Writes what is known before the run, trains and tests it; returns the best value of the monitored metric."""
         with self._config_restored():
-            return _execute(self.folder, self._recorded(git))
+            written = self._recorded(git)
+            # A search fills in what other keys refer to; in what was written, these hold its `auto`.
+            return _execute(self.folder, self.config if _searched(written) else written)
 
     def _recorded(self, git: "Future[runs.Git] | None") -> DictConfig:
         """Writes how the run starts; returns its config as it is read again."""
