@@ -23,7 +23,7 @@ def test_a_cpu_takes_bf16_for_large_nets_only(monkeypatch, has_bf16, overrides, 
     monkeypatch.setattr(machine, "cpu_has_bf16", lambda: has_bf16)
     config = compose("train", [*QUICK, *overrides]).config
     assert (str(config.precision), config.channels_last) == (precision, channels_last)
-    assert (config.trainer.precision, config.model.channels_last) == (config.precision, channels_last)
+    assert config.trainer.precision == config.precision
     assert (config.compile, config.float32_matmul_precision) == (False, "highest")
 
 

@@ -53,7 +53,7 @@ def test_a_run_begins_with_the_weights_of_another(boltlab, trained):
     found = checkpoint_file.read(folder / "checkpoints" / "last.ckpt")
     weights = dict(load(trained).net.named_parameters())
     assert weights and all(torch.equal(found["state_dict"][f"net.{name}"], p) for name, p in weights.items())
-    assert found["epoch"] == 0 and found["global_step"] == source["global_step"]  # counted anew
+    assert found["epoch"] == 1 and found["global_step"] == source["global_step"]  # counted anew
 
     path = trained / "checkpoints" / "best.ckpt"
     kept = runs.read_summary(folder)["init_from"]

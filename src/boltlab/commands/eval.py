@@ -142,11 +142,10 @@ def evaluate(trainer: Any, model: Any, data: Any, split: Literal["train", "val",
         UserError: module or data module lack what that calls.
     """
     from boltlab.data.base import DataModule
-    from boltlab.models.task import Task
     from boltlab.training import plain
 
     verb = f"eval split={split}"
-    if isinstance(data, DataModule) and (split != "val" or isinstance(model, Task)):
+    if isinstance(data, DataModule) and (split != "val" or getattr(model, "tests_any_split", False)):
         data.test_split = split
         plain.need(verb, model, data, "test_step", "test_dataloader")
         trainer.test(model, datamodule=data, verbose=False)

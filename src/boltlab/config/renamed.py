@@ -16,13 +16,21 @@ TARGETS = {
 }
 
 
+# Arguments that are gone: the root keys say it of any module.
+GONE = {
+    f"project.models.{name}": ("compile", "channels_last") for name in ("classifier.Classifier", "regressor.Regressor")
+}
+
+
 def current(config: Any) -> Any:
     """A plain config with each `_target_` under its name of today."""
     if isinstance(config, list):
         return [current(part) for part in config]
     if not isinstance(config, dict):
         return config
-    return {key: _today(value) if key == "_target_" else current(value) for key, value in config.items()}
+    today = {key: _today(value) if key == "_target_" else current(value) for key, value in config.items()}
+    gone = GONE.get(str(today.get("_target_")), ())
+    return {key: value for key, value in today.items() if key not in gone}
 
 
 def _today(target: Any) -> Any:

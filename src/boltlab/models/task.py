@@ -2,27 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from rich import get_console
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from boltlab.callbacks.exact_mean import ExactMean
-from boltlab.callbacks.lr_monitor import LRMonitor
-from boltlab.callbacks.overhead import spare
 from boltlab.metrics.means import EpochMeans, MeanLoss
 from boltlab.optim.build import configure, decayed_parameters
 from boltlab.optim.schedulers import Schedule
 from boltlab.strategies.sync_batch_norm import CPUSyncBatchNorm, synchronized
-
-# Of torch.compile: whether, or its mode. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
-Compile = bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -71,17 +64,13 @@ class Task(L.LightningModule):
         metrics: dict[str, dict[str, Metric]],
         l1: float,
         decay_norms_and_biases: bool,
-        compile: Compile,
-        channels_last: bool,
     ) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.net = net
         self.make_optimizer = optimizer
         self.scheduler = scheduler
         self.l1 = l1
         self.decay_norms_and_biases = decay_norms_and_biases
-        self.compile_net = compile
-        self.channels_last = channels_last
         self._logging: list[Any] = []
         self._several = self._sync_batch_norm = False  # processes; norms that all of them share
         self._accumulates = False  # batches, before a step
@@ -90,6 +79,9 @@ class Task(L.LightningModule):
         self.train_metrics = EpochMeans(train_value_name)
         self.val_metrics = self._collection("val", metrics["val"])
         self.test_metrics = self._collection("test", metrics["test"])
+
+    keeps_targets = True  # in their own format where the Trainer's precision is bf16-true or 16-true
+    tests_any_split = True  # `test_step` measures what `validation_step` does: `eval split=val` may call it
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this one 44 times a step, and torch would look for parameters and modules each time.
@@ -126,8 +118,6 @@ class Task(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """The net's output in float32 (float64 if the net is): losses and metrics lose too much in half precision."""
         x = x.to(self.dtype)  # batches are normalized after Lightning's own conversion for bf16-true and 64
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         output: Tensor = self.net(x)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
@@ -277,49 +267,19 @@ class Task(L.LightningModule):
             return
         # A training_step of a subclass may log no row of its own: then they go on by themselves.
         rows = type(self).training_step is Task.training_step
-        self._logging = [c for c in self.trainer.callbacks if rows and type(c) is LRMonitor]  # type: ignore[attr-defined]
+        self._logging = [c for c in self.trainer.callbacks if rows and hasattr(c, "step_metrics")]  # type: ignore[attr-defined]
         for callback in self._logging:
             callback.on_train_batch_start = None  # it has nothing left to do there
-        vars(self).pop("configure_gradient_clipping", None)  # of an earlier fit
-        inherited = type(self).configure_gradient_clipping is L.LightningModule.configure_gradient_clipping
-        if self.trainer.gradient_clip_val is None and inherited:
-            self.configure_gradient_clipping = None  # type: ignore[assignment]  # as `spare` does it
-        spare(self.trainer, self)
         # Pretrained weights are fetched for a new training only: to load a trained run, nothing but its checkpoint is
         # needed. (Where a run is resumed, set trainer.ckpt_path: an argument of trainer.fit is not known yet here.)
         if hasattr(self.net, "load_pretrained") and self.trainer.ckpt_path is None:
             self.net.load_pretrained()  # type: ignore[operator]
-        if self.compile_net:
-            # In place: torch.compile(net) would put "_orig_mod." into every checkpoint key.
-            self.net.compile(mode=self._compile_mode())
-
-    def _compile_mode(self) -> str:
-        cuda = self.device.type == "cuda"
-        mode = self.compile_net
-        if not isinstance(mode, str):
-            mode = "reduce-overhead" if cuda and self.trainer.world_size == 1 else "default"
-        # The next batch's graph overwrites the gradients of this one, so that they cannot be accumulated.
-        return WITHOUT_GRAPHS.get(mode, mode) if cuda and self._accumulates else mode
 
     def on_train_start(self) -> None:
-        """Says what was chosen: much of it is chosen by itself."""
         self._several = self.trainer.world_size > 1
         self._sync_batch_norm = any(
             isinstance(module, (nn.SyncBatchNorm, CPUSyncBatchNorm)) for module in self.net.modules()
         )
-        if not self.trainer.is_global_zero:
-            return
-        optimizer = self.trainer.optimizers[0]
-        fused = "fused " if any(group.get("fused") for group in optimizer.param_groups) else ""
-        tf32 = "TF32" if self.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest" else ""
-        parts = [
-            f"{self.device}: precision {self.trainer.precision}",
-            "channels_last" if self.channels_last else "contiguous",
-            tf32,
-            f"{fused}{type(optimizer).__name__}",
-            f"compiled ({self._compile_mode()})" if self.compile_net else "not compiled",
-        ]
-        get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.net, self.make_optimizer, self.scheduler, self.decay_norms_and_biases)

@@ -18,7 +18,6 @@ from boltlab.checkpoints import file as checkpoint_file
 from boltlab.checkpoints.fetch import fetch
 from boltlab.checkpoints.file import CheckpointError, read_foreign
 from boltlab.ground.errors import ConfigError, Mistake, UserError
-from boltlab.models.task import Task
 from boltlab.runs import checkpoints
 
 SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
@@ -103,10 +102,9 @@ def _matched(
     skipped = tuple(f"{name}." for name, part in model.named_modules() if name and isinstance(part, Metric))
     whole = {key: value for key, value in model.state_dict().items() if not key.startswith(skipped)}
     theirs = {key: value for key, value in theirs.items() if not key.startswith(skipped)}
-    if isinstance(model, Task):  # its class weights are its own
-        whole = {key: value for key, value in whole.items() if key.startswith("net.")}
-        if any(key.startswith("net.") for key in theirs):
-            theirs = {key: value for key, value in theirs.items() if key.startswith("net.")}
+    for name in model._buffers:  # settings as class weights, not weights of a net
+        whole.pop(name, None)
+        theirs.pop(name, None)
     named = {key.replace("_orig_mod.", ""): key for key in whole if isinstance(whole[key], Tensor)}
     if not named.keys() & theirs.keys():
         named = {_bare(name): key for name, key in named.items()}

@@ -1,7 +1,6 @@
 """A trained module out of a checkpoint."""
 
 import copy
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,12 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from boltlab.checkpoints.file import CheckpointError, read
 from boltlab.config import renamed
 from boltlab.config.build import build
-from boltlab.config.locate import locate
 from boltlab.config.trust import refuse_untrusted
-from boltlab.models.task import Task
 from boltlab.optim.schedulers import Schedule
 from boltlab.runs.checkpoints import which_file
 
@@ -63,23 +61,18 @@ def restore(content: dict[str, Any]) -> LightningModule:
     kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
     config = content["config"] = renamed.current(config)
     refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)
-    kind = locate(config["model"].get("_target_"))
-    ours = inspect.isclass(kind) and issubclass(kind, Task)
-    own = {"compile": False} if ours else {}
-    model: LightningModule = build({"model": {**config["model"], **own}}, "model")
+    model: LightningModule = build({"model": config["model"]}, "model")
+    model.configure_model()
+    # What metrics have counted belongs to the training run: a model to use starts from zero.
+    counted = tuple(f"{name}." for name, part in model.named_modules() if name and isinstance(part, Metric))
     # A compiled net's names, unless this one is compiled as well.
-    weights = {key.replace("_orig_mod.", ""): value for key, value in content["state_dict"].items()}
-    if ours:  # what the metrics have counted belongs to the training run: a model to use starts from zero
-        weights = {key: value for key, value in weights.items() if "_metrics." not in key}
-    else:
-        model.configure_model()
-        if any("_orig_mod." in key for key in model.state_dict()):
-            weights = dict(content["state_dict"])
-        content = {**content, "state_dict": weights}
-        model.on_load_checkpoint(content)
-        weights = content["state_dict"]
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    wrong = [key for key in (*missing, *unexpected) if not (ours and "_metrics." in key)]
+    compiled = any("_orig_mod." in key for key in model.state_dict())
+    names = {key if compiled else key.replace("_orig_mod.", ""): key for key in content["state_dict"]}
+    weights = {name: content["state_dict"][key] for name, key in names.items() if not name.startswith(counted)}
+    content = {**content, "state_dict": weights}
+    model.on_load_checkpoint(content)
+    missing, unexpected = model.load_state_dict(content["state_dict"], strict=False)
+    wrong = [key for key in (*missing, *unexpected) if not key.startswith(counted)]
     if wrong and model.strict_loading:
         raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
     return model.eval()

@@ -9,8 +9,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from boltlab.models.task import Task
-
 
 def settle(trainer: Any) -> None:
     """Lets metrics and targets keep their dtype in `bf16-true` and `16-true`, and bf16-mixed clip gradients."""
@@ -45,7 +43,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _convert_input(trainer: Any, convert: Callable[[Any], Any], batch: Any) -> Any:
-    """`convert`, but for the targets of a Task, whose loss and metrics are computed in float32."""
-    if isinstance(trainer.lightning_module, Task) and isinstance(batch, (list, tuple)):
+    """`convert`, but for the targets of a module that computes loss and metrics in float32: `keeps_targets = True`."""
+    if getattr(trainer.lightning_module, "keeps_targets", False) and isinstance(batch, (list, tuple)):
         return convert(batch[0]), *batch[1:]
     return convert(batch)

@@ -17,8 +17,8 @@ _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-n
 class Prepare(Callback):
     """Applies the root keys `compile` and `channels_last` to the nets of a module: its children that have parameters.
 
-    compile: whether, or a mode of torch.compile. True on one CUDA device is "reduce-overhead", which records CUDA graphs.
-        In place: `torch.compile(net)` would put `_orig_mod.` into every key of a checkpoint.
+    compile: whether, or a mode of torch.compile. True on one CUDA device is "reduce-overhead", which records CUDA
+        graphs. In place: `torch.compile(net)` would put `_orig_mod.` into every key of a checkpoint.
     """
 
     def __init__(self, compile: bool | str, channels_last: bool) -> None:
@@ -27,7 +27,7 @@ class Prepare(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         for net in nets(pl_module):
             if self.channels_last:
-                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                net.to(memory_format=torch.channels_last)
             if self.compile and stage == "fit":
                 net.compile(mode=self.mode(trainer, pl_module))
         if stage == "fit":

@@ -26,7 +26,6 @@ from boltlab.config.build import build
 from boltlab.config.locate import locate
 from boltlab.data.cache import available_memory
 from boltlab.ground.errors import UserError
-from boltlab.models.task import Task
 from boltlab.processes.launch import keep_freed_memory
 from boltlab.training import init_from as transfer
 from boltlab.training import plain
@@ -87,8 +86,6 @@ def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -
 
 def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
     pl.seed_everything(config.seed, verbose=False)
-    if "lr" in (config.optimizer or {}):
-        config.optimizer.lr = 0.0
     data, model = build(config, "data"), build(config, "model")
     if not model.automatic_optimization:
         raise UserError(f"{type(model).__name__} optimizes manually: its steps cannot be timed apart from one another")
@@ -133,10 +130,9 @@ class _Combined:
 
 def _still(trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
     """The batches; before the first, each learning rate is set to 0, and schedules, which would change it, dropped."""
-    if not isinstance(trainer.lightning_module, Task):
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
-        trainer.strategy.lr_scheduler_configs.clear()
+    for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+    trainer.strategy.lr_scheduler_configs.clear()
     yield from batches
 
 
@@ -159,7 +155,7 @@ class _Feed:
 
 
 class Step:
-    """The bare training step: forward, loss, backward, clipping, optimizer, without loop, metrics and callbacks."""
+    """The bare training step: `training_step`, backward, clipping, optimizer, without loop and callbacks."""
 
     def __init__(self, trainer: Any, model: pl.LightningModule) -> None:
         self.trainer, self.model, self.optimizer = trainer, model, trainer.optimizers[0]
@@ -182,14 +178,11 @@ class Step:
         return loss.detach()
 
     def loss(self, batch: Any) -> torch.Tensor:
-        """What `training_step` gives for a batch on the device; of a Task, without its metrics and logging.
+        """What `training_step` gives for a batch on the device.
 
         Raises:
             UserError: it gives no loss.
         """
-        if isinstance(self.model, Task):
-            with self.precision.train_step_context():
-                return self.model.criterion(self.model(batch[0]), batch[1])[0]
         self.trainer._logger_connector.on_batch_start(batch)  # `self.log` asks for the number of samples
         self.model._current_fx_name = "training_step"  # and for the hook that it stands in
         takes_number = len(inspect.signature(self.model.training_step).parameters) > 1

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
@@ -151,13 +150,17 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
 
 def _renew(content: dict[str, Any], processes: int) -> None:
     """Brings what an older version kept of a classifier or a regressor into the form of today, in place."""
+    import torch
+
     kept = content.pop("task", None)
     if kept is None or "exact" in content:
         return
     counted = {f"train_metrics.{name}": value for name, value in kept.get("train_metrics", {}).items()}
     first = {name: {"tensor": value, "cpu": False} for name, value in counted.items()}  # of all processes together
     others = {name: {"tensor": torch.zeros_like(value), "cpu": False} for name, value in counted.items()}
-    modules = [{"attributes": others if rank else first, "evaluating": []} for rank in range(processes)]
+    modules: list[dict[str, Any]] = [
+        {"attributes": others if rank else first, "evaluating": []} for rank in range(processes)
+    ]
     metrics = {name: torch.tensor(value) for name, value in kept.get("metrics", {}).items()}
     content["exact"] = {"processes": [{"module": m, "sums": []} for m in modules], "metrics": metrics, "ended": None}
 

@@ -78,6 +78,8 @@ class Figures:
 
 def measure(config: DictConfig, seconds: float) -> Figures:
     """All figures of a train config, each part over about that many seconds, and what other settings make of it."""
+    from torch.utils._pytree import tree_leaves
+
     from boltlab.callbacks.throughput import batch_samples
     from boltlab.training import probe
     from boltlab.training.plain import describe
@@ -115,7 +117,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
         hints.update(
             samples=len(loader) * batch_samples(batch) if hasattr(loader, "__len__") else 0,
             in_memory=getattr(loader.dataset, "whole", False),
-            image="channels_last" in config.model and batch[0].ndim == 4,
+            image=any(getattr(leaf, "ndim", 0) == 4 for leaf in tree_leaves(batch)),
         )
         found.append(
             Figures(
@@ -231,14 +233,8 @@ def _device_name(device: Any) -> str:
 
 
 def _flops(step: Any, batch: Any, size: int) -> int | None:
-    """FLOPs of training on one sample; the backward pass of a Task's net takes twice those of the forward pass."""
-    from boltlab.callbacks.summary import summarize
-    from boltlab.models.task import Task
-
-    if not isinstance(step.model, Task):
-        return step.flops(batch) // size or None
-    forward = summarize(step.model.net, tuple(batch[0].shape[1:]))[0].flops
-    return 3 * forward if forward else None
+    """FLOPs of training on one sample."""
+    return step.flops(batch) // size or None
 
 
 def _peak_flops(device: Any, precision: str) -> float:

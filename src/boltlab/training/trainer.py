@@ -27,6 +27,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     from boltlab.checkpoints.io import SafeCheckpointIO
     from boltlab.training import precision
     from boltlab.training.loaders import Seam, prepare
+    from boltlab.training.prepare import Prepare
     from boltlab.training.resume_state import Resume
 
     torch.set_float32_matmul_precision(config.get("float32_matmul_precision", "highest"))
@@ -45,6 +46,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     if config.trainer.get("enable_progress_bar") is False:  # Lightning refuses a progress callback then
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     seam = Seam(config.get("timeout_seconds", 300.0))
+    callbacks.insert(0, Prepare(config.get("compile", False), config.get("channels_last", False)))
     callbacks.insert(0, Resume(seam, Path(config.run_dir) if config.get("run_dir") else None))
     if config.trainer.get("strategy", "auto") == "auto" and process_count(config) > 1:
         from lightning.pytorch.strategies import DDPStrategy

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab import UserError
-from boltlab.models.task import Compile, Logged, Task, logged
+from boltlab.models.task import Logged, Task, logged
 from boltlab.optim import Schedule
 
 
@@ -44,11 +44,9 @@ class Classifier(Task):
         cutmix_alpha: Annotated[float, Ge(0)] = 0.0,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: Compile = False,
-        channels_last: bool = False,
     ) -> None:
         metrics = {split: self._metrics(num_classes) for split in ("val", "test")}
-        super().__init__(net, optimizer, scheduler, "acc", metrics, l1, decay_norms_and_biases, compile, channels_last)
+        super().__init__(net, optimizer, scheduler, "acc", metrics, l1, decay_norms_and_biases)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         chosen = [(kind, alpha) for kind, alpha in ((MixUp, mixup_alpha), (CutMix, cutmix_alpha)) if alpha > 0]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from boltlab.models.task import Compile, Logged, Task, logged
+from boltlab.models.task import Logged, Task, logged
 from boltlab.optim import Schedule
 
 
@@ -46,11 +46,9 @@ class Regressor(Task):
         scheduler: Schedule | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
-        compile: Compile = False,
-        channels_last: bool = False,
     ) -> None:
         metrics = {split: self._metrics() for split in ("val", "test")}
-        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases, compile, channels_last)
+        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases)
 
     @staticmethod
     def _metrics() -> dict[str, Metric]:

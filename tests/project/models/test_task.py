@@ -1,4 +1,3 @@
-import functools
 from functools import partial
 
 import pytest
@@ -115,50 +114,6 @@ def test_schedule_counts_optimizer_steps_of_accumulated_batches(trainer, data):
     trainer(max_epochs=3, accumulate_grad_batches=2, callbacks=[Look()]).fit(model, datamodule=data(x, y))
     reference = Cosine(warmup_steps=3)
     assert rates == pytest.approx([0.1 * reference.factor(step, 3, 9, 3) for step in range(9)])
-
-
-@pytest.mark.slow
-def test_compiling_changes_no_checkpoint_key_and_no_result(trainer, data, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    x, y = samples()
-    nets = []
-    for compile in (False, True):
-        torch.manual_seed(0)
-        model = Classifier(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), SGD, 3, compile=compile)
-        trainer().fit(model, datamodule=data(x, y))
-        assert (model.net._compiled_call_impl is not None) == compile
-        nets.append(model.state_dict())
-    assert list(nets[0]) == list(nets[1])
-    for key, value in nets[0].items():
-        assert torch.allclose(value, nets[1][key], atol=1e-6), key
-
-
-@pytest.mark.parametrize(
-    ("compile", "accumulated", "mode"),
-    [
-        *((True, 1, "reduce-overhead"), ("max-autotune", 1, "max-autotune")),
-        *((True, 2, "default"), ("reduce-overhead", 2, "default"), ("max-autotune", 2, "max-autotune-no-cudagraphs")),
-    ],
-)
-def test_cuda_graphs_are_not_recorded_where_batches_are_accumulated(trainer, monkeypatch, compile, accumulated, mode):
-    monkeypatch.setattr(Classifier, "device", torch.device("cuda"))
-    model = Classifier(nn.Linear(4, 3), SGD, 3, compile=compile)
-    model.trainer = trainer(accumulate_grad_batches=accumulated)
-    model.configure_callbacks()
-    assert model._compile_mode() == mode
-
-
-def test_channels_last_changes_layout_and_no_result():
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 4, 4)
-    net = conv_net().eval()
-    expected = net(x)
-    seen = []
-    net[0].register_forward_hook(lambda module, args, output: seen.append(args[0]))
-    model = Classifier(net, SGD, 3, channels_last=True)
-    assert torch.allclose(model(x), expected, atol=1e-6)
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
-    assert model.net[0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
