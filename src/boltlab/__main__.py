@@ -4,6 +4,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 VERBS = {
@@ -30,6 +31,8 @@ VERBS = {
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
 }
+# That of an optional feature is gone with it.
+VERBS = {verb: said for verb, said in VERBS.items() if (Path(__file__).parent / "commands" / f"{verb}.py").is_file()}
 # Waiting threads of torch's CPU kernels sleep instead of spinning: where other processes want the cores too, small nets
 # train some 20 times as fast. It is read when torch is imported; the processes of a run inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -132,7 +132,7 @@ def test_blocks_are_gathered_one_by_one(mesh):
 
     from torch.distributed.tensor import DTensor
 
-    from boltlab.strategies.fsdp import spread, units
+    from boltlab.strategies.fsdp import FSDP, units
     from project.models.vit import ViT
 
     net = ViT((1, 28, 28), 10, width=32, depth=4, heads=2)
@@ -144,7 +144,8 @@ def test_blocks_are_gathered_one_by_one(mesh):
         module.register_forward_hook(
             lambda *_: gathered.append(sum(p.numel() for p in net.parameters() if not isinstance(p, DTensor)))
         )
-    spread(SimpleNamespace(net=net), SimpleNamespace(device_mesh=mesh, min_num_params=block))
+    strategy = SimpleNamespace(device_mesh=mesh, min_num_params=block, _is_spread=False, _layer_sync=None)
+    FSDP.spread(strategy, SimpleNamespace(), [net])
     net(torch.zeros(2, 1, 28, 28))
     assert block < max(gathered) <= whole - 3 * block  # stem and head, and one of four
 

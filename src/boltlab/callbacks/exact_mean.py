@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
@@ -33,6 +33,12 @@ class ExactMean(Callback):
         self._full: Any = None  # the weight that Lightning's division is right for: that of the run's first batch
         self._sum: Any = 0  # of the window's weights
         self._batch: Any = None
+
+    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        schedules = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if trainer.accumulate_grad_batches == 1 and not schedules:
+            for name in ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step"):
+                setattr(self, name, None)  # Lightning passes over a hook that cannot be called
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if not pl_module.automatic_optimization:

@@ -27,13 +27,9 @@ class LRMonitor(Callback):
         if not every or (step + 1) % every or step == self._logged_step:  # accumulated batches share a step
             return
         self._logged_step = step
-        rates = self.step_metrics(trainer)
+        rates = learning_rates(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **rates}, step=step)
-
-    def step_metrics(self, trainer: "pl.Trainer") -> dict[str, float]:
-        """Our tasks log it together with their loss, and leave out the hook above."""
-        return learning_rates(trainer)
 
 
 def learning_rates(trainer: "pl.Trainer") -> dict[str, float]:

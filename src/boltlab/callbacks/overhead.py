@@ -3,6 +3,7 @@
 For an MLP of 784-128-10 the hooks of a step cost more than its arithmetic: see benchmarks/loop.py.
 """
 
+import inspect
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import (
     Callback,
 )
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from torch import nn
 
 # Called once or more a step, and empty where nobody overrides them.
 STEP_HOOKS = (
@@ -57,6 +59,14 @@ class FetchClock(Profiler):
         return _NOTHING if self.around is None else self.around.profile(action_name)
 
 
+def _set(module: nn.Module, name: str, value: Any) -> None:
+    """Lightning sets this one 44 times a step, and torch would look for parameters and modules each time."""
+    if name == "_current_fx_name":
+        module.__dict__[name] = value
+    else:
+        nn.Module.__setattr__(module, name, value)
+
+
 def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
     """To be called when a fit is set up."""
     profiler = trainer.profiler  # type: ignore[attr-defined]
@@ -68,6 +78,15 @@ def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
         for name in STEP_HOOKS:
             if getattr(type(owner), name) is getattr(base, name) and name not in vars(owner):
                 setattr(owner, name, None)
+    vars(model).pop("configure_gradient_clipping", None)  # of an earlier fit
+    inherited = type(model).configure_gradient_clipping is pl.LightningModule.configure_gradient_clipping
+    if trainer.gradient_clip_val is None and inherited:
+        model.configure_gradient_clipping = None  # type: ignore[assignment]
+    step: Any = type(model).training_step
+    if not hasattr(step, "__signature__"):  # Lightning asks for its arguments at each step
+        step.__signature__ = inspect.signature(step)
+    if pl.LightningModule.__setattr__ is nn.Module.__setattr__:
+        pl.LightningModule.__setattr__ = _set  # type: ignore[assignment,method-assign]
     if not torch.cuda.is_available():
         # Set by Lightning's import; each step of a torch optimizer then looks for the driver anew.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

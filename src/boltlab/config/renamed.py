@@ -7,7 +7,6 @@ TARGETS = {
     "boltlab.launchers": "boltlab.processes.launchers",
     "boltlab.models.muon": "boltlab.optim.muon",
     "boltlab.models.schedulers": "boltlab.optim.schedulers",
-    "boltlab.models.task": "boltlab.models.task",
     "boltlab.models": "project.models",
     "boltlab.data.digits": "project.data.digits",
     "boltlab.data.torchvision_images": "project.data.torchvision_images",

@@ -1,6 +1,7 @@
 """The folders that configs are read from, and the choices in them."""
 
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab.config import project
 from boltlab.ground.errors import ConfigError, Mistake
 
+_LISTS = ("default", "eval")  # choices that are lists of others
 CONFIG_DIR = Path(__file__).resolve().parents[1] / "configs"  # the engine's own
 
 
@@ -41,6 +43,20 @@ def search_further() -> None:
                 search_path.append("boltlab", str(folder))
 
     Plugins.instance().register(ConfigDirs)
+    _stand_in_for_what_is_missing()
+
+
+def _stand_in_for_what_is_missing() -> None:
+    """An optional feature goes away with its YAML: a list of defaults that names it passes over it, with a line."""
+    from hydra.core.config_store import ConfigStore
+
+    lists = [path for folder in config_dirs() for name in _LISTS for path in folder.glob(f"*/{name}.yaml")]
+    for path in lists:
+        entries: Any = OmegaConf.load(path).get("defaults") or []
+        for name in [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]:
+            if not any((folder / path.parent.name / f"{name}.yaml").is_file() for folder in config_dirs()):
+                print(f"{path.parent.name}={path.stem} names {name}, which is not there: skipped", file=sys.stderr)
+                ConfigStore.instance().store(name, {}, group=path.parent.name)
 
 
 def primary(name: str) -> DictConfig:

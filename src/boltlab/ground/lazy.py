@@ -13,6 +13,9 @@ def public(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     where = {alias.name: node.module or "" for node in imports for alias in node.names}
+    # A module of an optional feature may have been deleted.
+    there = {path.stem for path in Path(file).parent.glob("*.py")}
+    where = {name: module for name, module in where.items() if module.rpartition(".")[2] in there}
 
     def get(name: str) -> Any:
         if name not in where:

@@ -1,4 +1,5 @@
 from boltlab.optim.build import configure as configure
+from boltlab.optim.build import decayed_parameters as decayed_parameters
 from boltlab.optim.build import make_optimizer as make_optimizer
 from boltlab.optim.build import parameter_groups as parameter_groups
 from boltlab.optim.muon import Muon as Muon

@@ -27,14 +27,14 @@ from boltlab.config.validate import imports  # noqa: E402
 _MODULES = (
     *("commands.train", "processes.launch", "training.trainer", "training.load", "training.resume", "config.trust"),
     *("training.init_from",),
-    *("models.task", "data.images", "data.augment", "data.tabular"),
-    *("callbacks.last", "callbacks.progress", "callbacks.throughput", "loggers.csv", "data.fingerprint"),
+    *("metrics.means", "optim.build", "data.images", "data.augment", "data.tabular"),
+    *("callbacks.last", "callbacks.throughput", "loggers.csv", "data.fingerprint"),
 )
 _LATER = (  # what these import when used
     *("hydra.utils", "hydra.core.override_parser.overrides_parser", "antlr4.LL1Analyzer", "filelock"),
     *("torch.utils.serialization.config", "fsspec.implementations.chained", "rich._emoji_codes"),
     *("importlib.resources.readers", "sklearn.datasets.data", "sklearn.datasets.descr"),
-    "torchmetrics.classification",
+    *("torchmetrics.classification", "boltlab.callbacks.progress"),
 )
 with imports():
     for _name in _MODULES:

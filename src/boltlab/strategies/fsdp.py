@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from boltlab.checkpoints.file import CheckpointError, verify
+from boltlab.strategies.sync_batch_norm import synchronized
 
 
 class FSDP(ModelParallelStrategy):
@@ -47,6 +48,33 @@ class FSDP(ModelParallelStrategy):
         super().__init__("auto", tensor_parallel_size, save_distributed_checkpoint=False, timeout=timeout)
         self.min_num_params = min_num_params
         self.tensor_parallel_size = tensor_parallel_size
+        self._is_spread = False
+
+    def spread(self, module: "pl.LightningModule", nets: list[nn.Module]) -> None:
+        """Divides the nets' dense layers within each tensor-parallel group, then shards their units over the groups.
+
+        For a module that does nothing of that itself in `configure_model`, which Lightning may call more than once.
+        """
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor.parallel import parallelize_module
+        from torchmetrics import Metric
+
+        if self._is_spread or self.device_mesh is None:
+            return
+        self._is_spread, mesh = True, self.device_mesh
+        if self._layer_sync is not None:  # which Lightning heeds under DDP only
+            synchronized(module, mesh.device_type)
+        for net in nets:
+            if mesh["tensor_parallel"].size() > 1:
+                plan: Any = net.tensor_parallel_plan
+                parallelize_module(net, mesh["tensor_parallel"], plan())
+            for _, unit in list(units(net, self.min_num_params)):
+                fully_shard(unit, mesh=mesh["data_parallel"])
+            fully_shard(net, mesh=mesh["data_parallel"])
+        if mesh["tensor_parallel"].size() > 1:
+            for metric in module.modules():  # the processes of a group count the same samples
+                if isinstance(metric, Metric):
+                    metric.process_group = mesh["data_parallel"].get_group()
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
@@ -123,20 +151,3 @@ def units(module: nn.Module, min_num_params: int, name: str = "") -> Iterator[tu
                 yield inner, child
         else:
             yield from units(child, min_num_params, inner)
-
-
-def spread(task: Any, strategy: FSDP) -> None:
-    """Divides the net's dense layers within each tensor-parallel group, then shards its units over the groups."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor.parallel import parallelize_module
-    from torchmetrics import Metric
-
-    mesh, net = strategy.device_mesh, task.net
-    if mesh["tensor_parallel"].size() > 1:
-        parallelize_module(net, mesh["tensor_parallel"], net.tensor_parallel_plan())
-        for metric in task.modules():  # the processes of a group count the same samples
-            if isinstance(metric, Metric):
-                metric.process_group = mesh["data_parallel"].get_group()
-    for _, unit in list(units(net, strategy.min_num_params)):
-        fully_shard(unit, mesh=mesh["data_parallel"])
-    fully_shard(net, mesh=mesh["data_parallel"])

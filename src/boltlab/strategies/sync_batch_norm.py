@@ -25,6 +25,8 @@ class SumOverProcesses(torch.autograd.Function):
 class CPUSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Of [B, C, …]; B may differ between the processes, and be 0 on some."""
 
+    of_all_processes = True
+
     def _check_input_dim(self, input: Tensor) -> None:
         """Of any number of dimensions, as torch's."""
 

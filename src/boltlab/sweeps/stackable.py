@@ -12,7 +12,6 @@ from boltlab.config.build import build
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed, compose
 from boltlab.ground.errors import Mistake
-from boltlab.models.task import Task
 from boltlab.optim.schedulers import Schedule
 from boltlab.sweeps.stack import RULES
 
@@ -25,7 +24,7 @@ _TRAINER |= {"use_distributed_sampler", "enable_progress_bar", "enable_model_sum
 _TRAINER |= {"enable_autolog_hparams"}
 _CALLBACKS = {"nan_guard", "throughput", "lr_monitor", "summary", "confusion_matrix", "mistakes", "progress"}
 _CALLBACKS |= {"best", "last", "finite_metrics"}
-_SAID = {"criterion", "train_value", "predict", "forward"}  # what a task of one's own says, as `Task` asks for it
+_SAID = {"criterion", "train_value", "predict", "forward"}  # what a class derived from one that stacks may say
 
 
 def problems(config: DictConfig, shipped: dict[str, Any]) -> list[Mistake]:
@@ -72,14 +71,15 @@ def _of_values(config: DictConfig) -> Problems:
 
 def _of_class(model: Any) -> Problems:
     # A class says of itself, not of those derived from it, that a stack does all that it does.
-    kinds = [kind for kind in type(model).__mro__ if kind not in Task.__mro__ and not vars(kind).get("stacks")]
+    known = [kind for kind in type(model).__mro__ if vars(kind).get("stacks")]
+    kinds = [kind for kind in type(model).__mro__ if kind not in (*known, *pl.LightningModule.__mro__)]
     others = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
-    others = {name for name in others - _SAID if hasattr(Task, name)}
-    if not isinstance(model, Task) or others or hasattr(model.net, "load_pretrained"):
+    others = {name for name in others - _SAID if any(hasattr(kind, name) for kind in known)}
+    if not known or others or hasattr(model.net, "load_pretrained"):
         yield "model", f"has steps or weights of its own {sorted(others) or ''}".rstrip()
 
 
-def _of_optimizer(config: DictConfig, model: Task) -> Problems:
+def _of_optimizer(config: DictConfig, model: Any) -> Problems:
     try:
         optimizer = model.make_optimizer([torch.nn.Parameter(torch.zeros(()))])
     except (TypeError, ValueError) as e:  # torch's word on values that do not go together
@@ -94,7 +94,7 @@ def _of_optimizer(config: DictConfig, model: Task) -> Problems:
     yield from ((f"optimizer.{k}", f"is not {v}") for k, v in rule.fixed.items() if own.get(k, v) != v)
 
 
-def _of_task(config: DictConfig, model: Task) -> Problems:
+def _of_task(config: DictConfig, model: Any) -> Problems:
     if model.scheduler is not None and type(model.scheduler).build is not Schedule.build:
         yield "scheduler", f"{type(model.scheduler).__name__} is more than a factor at each step"
     if config.monitor not in {*model.train_metrics.names, *model.val_metrics.keys(), *model.test_metrics.keys()}:

@@ -58,9 +58,9 @@ def settle(config: DictConfig) -> None:
 def initialize(model: LightningModule, config: DictConfig, folder: Path | None = None) -> None:
     """Puts the weights and buffers of the file `init_from` into the module; its own pretrained ones are not asked for.
 
-    Metrics, and of a Task all that is not its net, begin anew, as optimizer and schedule do. A last layer for another
-    number of outputs keeps its new weights. What was loaded is printed, and written into the summary of the run in
-    `folder`.
+    Metrics, and buffers that the module itself holds, begin anew, as do optimizer and schedule. A last layer for
+    another number of outputs keeps its new weights. What was loaded is printed, and written into the summary of the
+    run in `folder`.
 
     Raises:
         CheckpointError: the file is damaged; with `init_strict`, something beside the last layer does not fit; or

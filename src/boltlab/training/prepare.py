@@ -1,10 +1,12 @@
 """What a training does to any module before its first step: compilation, memory format, Lightning's idle hooks."""
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich import get_console
 from torch import nn
 from torchmetrics import Metric, MetricCollection
@@ -32,6 +34,9 @@ class Prepare(Callback):
                 net.compile(mode=self.mode(trainer, pl_module))
         if stage == "fit":
             spare(trainer, pl_module)
+        if hasattr(trainer.strategy, "spread") and not is_overridden("configure_model", pl_module):
+            spread = partial(trainer.strategy.spread, pl_module, nets(pl_module))
+            pl_module.configure_model = spread  # type: ignore[method-assign]
 
     def mode(self, trainer: Any, pl_module: "pl.LightningModule") -> str:
         cuda = pl_module.device.type == "cuda"

@@ -106,7 +106,7 @@ class Resume(Callback):
         reasons = list(dict.fromkeys(self.seam.reasons))
         for reason in new or reasons:
             print(f"an interrupted run will not resume to the bit: {reason}", flush=True)
-        if self.folder is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.folder is not None and self.folder.is_dir() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             values = {"exact": not reasons, "exact_reason": "; ".join(reasons) or None}
             runs.write_summary(self.folder, **values)
 

@@ -1,6 +1,7 @@
 """Classification: cross entropy, accuracy, top-5, macro F1, precision and recall."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,11 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from boltlab import UserError
-from boltlab.models.task import Logged, Task, logged
+from boltlab.metrics import EpochMeans
 from boltlab.optim import Schedule
+from project.models.supervised import Supervised, logged
 
 
-class Classifier(Task):
+class Classifier(Supervised):
     """Trains a net [B, …] → [B, num_classes] with cross entropy on integer classes [B].
 
     `optimizer` is called with named parameter groups; norms and biases do not decay unless `decay_norms_and_biases`.
@@ -45,8 +47,8 @@ class Classifier(Task):
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
     ) -> None:
-        metrics = {split: self._metrics(num_classes) for split in ("val", "test")}
-        super().__init__(net, optimizer, scheduler, "acc", metrics, l1, decay_norms_and_biases)
+        metrics = partial(self._metrics, num_classes)
+        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, EpochMeans("acc"), metrics)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         chosen = [(kind, alpha) for kind, alpha in ((MixUp, mixup_alpha), (CutMix, cutmix_alpha)) if alpha > 0]
@@ -75,7 +77,7 @@ class Classifier(Task):
         return metrics
 
     @classmethod
-    def logged_metrics(cls, arguments: dict[str, Any]) -> Logged:
+    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
         num_classes = arguments.get("num_classes")
         few = isinstance(num_classes, int) and num_classes <= 5
@@ -106,12 +108,12 @@ class Classifier(Task):
                 raise UserError(f"class_weights=balanced: the train split has no sample of the classes {empty}")
             self.class_weights.copy_(counts.sum() / (self.num_classes * counts))
 
-    def _training_loss(self, batch: tuple[Tensor, Tensor], batch_idx: int = 0) -> Tensor:
-        if self.mixers and len(batch[1]) > 1:
-            # From torch's CPU generator, as dropout on the CPU: a device need not be waited for.
-            mixer = self.mixers[int(torch.randint(len(self.mixers), ())) if len(self.mixers) > 1 else 0]
-            batch = mixer(*batch)
-        return super()._training_loss(batch, batch_idx)
+    def mix(self, batch: Any) -> Any:
+        if not self.mixers or len(batch[1]) < 2:
+            return batch
+        # From torch's CPU generator, as dropout on the CPU: a device need not be waited for.
+        mixer = self.mixers[int(torch.randint(len(self.mixers), ())) if len(self.mixers) > 1 else 0]
+        return mixer(*batch)
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         weights = None if self.class_weights is None else self.class_weights.to(output.dtype)

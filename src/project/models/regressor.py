@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from boltlab.models.task import Logged, Task, logged
+from boltlab.metrics import EpochMeans
 from boltlab.optim import Schedule
+from project.models.supervised import Supervised, logged
 
 
 class ExactR2(R2Score):
@@ -31,7 +32,7 @@ class ExactR2(R2Score):
         return value
 
 
-class Regressor(Task):
+class Regressor(Supervised):
     """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].
 
     The other arguments are the Classifier's.
@@ -47,15 +48,14 @@ class Regressor(Task):
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
     ) -> None:
-        metrics = {split: self._metrics() for split in ("val", "test")}
-        super().__init__(net, optimizer, scheduler, "mse", metrics, l1, decay_norms_and_biases)
+        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, EpochMeans("mse"), self._metrics)
 
     @staticmethod
     def _metrics() -> dict[str, Metric]:
         return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
 
     @classmethod
-    def logged_metrics(cls, arguments: dict[str, Any]) -> Logged:
+    def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
         return logged(cls._metrics(), "mse")
 

@@ -43,7 +43,7 @@ def test_the_loss_is_that_of_both_classes_in_their_shares(batch, kind, arguments
         other, _ = model.criterion(model(mixed), y.roll(1, 0))
         model.train_metrics.reset()
         torch.manual_seed(seed)
-        loss = model._training_loss((x.clone(), y))
+        loss = model.training_loss((x.clone(), y))
         torch.testing.assert_close(loss, share * one + (1 - share) * other)
         larger = y if share > 0.5 else y.roll(1, 0)
         found = model.train_metrics.compute()
@@ -56,7 +56,7 @@ def test_alpha_0_changes_and_draws_nothing(batch):
     expected = model.criterion(model(batch[0]), batch[1])[0]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    assert torch.equal(model._training_loss(batch), expected)
+    assert torch.equal(model.training_loss(batch), expected)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -66,7 +66,7 @@ def test_of_two_kinds_each_batch_gets_one_and_its_own_share(batch):
     for mixer in model.mixers:
         mixer.register_forward_hook(lambda module, *_: used.append(type(module).__name__))
     torch.manual_seed(0)
-    losses = {float(model._training_loss(batch).detach()) for _ in range(60)}
+    losses = {float(model.training_loss(batch).detach()) for _ in range(60)}
     assert len(used) == 60 and 15 < used.count("MixUp") < 45
     assert len(losses) > 40
 
@@ -74,9 +74,9 @@ def test_of_two_kinds_each_batch_gets_one_and_its_own_share(batch):
 def test_float64_and_a_single_sample_are_taken(batch):
     x, y = batch
     model = made(mixup_alpha=1.0, class_weights=[1.0, 2.0, 0.5, 3.0]).double()
-    assert model._training_loss((x.double(), y)).dtype == torch.float64
+    assert model.training_loss((x.double(), y)).dtype == torch.float64
     expected = model.criterion(model(x[:1]), y[:1])[0]
-    assert torch.equal(model._training_loss((x[:1], y[:1])), expected)  # nothing to mix it with
+    assert torch.equal(model.training_loss((x[:1], y[:1])), expected)  # nothing to mix it with
 
 
 REFUSED = {
