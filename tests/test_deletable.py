@@ -17,14 +17,15 @@ FEATURES = {
 }
 GROUPS = [list(FEATURES)[start::4] for start in range(4)]
 
-# Imports every module that is left, and composes and checks a training.
-USE = """
-import importlib, pkgutil, sys
+IMPORT = """
+import importlib, pkgutil
 import boltlab, project
 for package in (boltlab, project):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__") and ".testing" not in module.name:
             importlib.import_module(module.name)
+"""
+COMPOSE = """
 from boltlab.config.compose import compose
 from boltlab.config.project import options
 with options("train", ["trusted=[project]"]):
@@ -69,8 +70,8 @@ def test_the_table_names_each_file_once_and_no_module_names_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", FEATURES)
-def test_without_it_the_rest_is_imported_and_composes(feature, tmp_path):
-    said = without([feature], tmp_path)("-W", "ignore", "-c", USE)
+def test_without_it_a_config_composes(feature, tmp_path):
+    said = without([feature], tmp_path)("-c", COMPOSE)
     name = Path(FEATURES[feature][0]).stem
     assert name not in said.partition("callbacks:")[2].split()
 
@@ -79,6 +80,7 @@ def test_without_it_the_rest_is_imported_and_composes(feature, tmp_path):
 @pytest.mark.parametrize("features", GROUPS, ids=" ".join)
 def test_without_some_of_them_a_run_trains_and_is_evaluated(features, tmp_path):
     run = without(features, tmp_path)
+    run("-W", "ignore", "-c", IMPORT)
     given = ("trusted=[project]", "logger=csv", "trainer.max_epochs=1", "data.max_samples=300", "model=mlp")
     assert "test_acc" in run("-m", "boltlab", "train", *given)
     assert "val_acc" in run("-m", "boltlab", "eval", "run=latest", "split=val", "trusted=[project]")

@@ -52,7 +52,8 @@ def _stand_in_for_what_is_missing() -> None:
 
     lists = [path for folder in config_dirs() for name in _LISTS for path in folder.glob(f"*/{name}.yaml")]
     for path in lists:
-        entries: Any = OmegaConf.load(path).get("defaults") or []
+        content: Any = OmegaConf.load(path)
+        entries = content.get("defaults") or []
         for name in [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]:
             if not any((folder / path.parent.name / f"{name}.yaml").is_file() for folder in config_dirs()):
                 print(f"{path.parent.name}={path.stem} names {name}, which is not there: skipped", file=sys.stderr)

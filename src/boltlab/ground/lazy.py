@@ -9,7 +9,7 @@ from typing import Any
 
 def public(package: str, file: str) -> tuple[list[str], Callable[[str], Any]]:
     """`__all__` and `__getattr__` of a package, from the stub beside its `__init__.py`, which type checkers read too:
-    `from boltlab.optim.muon import Muon as Muon`."""
+    `from boltlab.metrics.means import MeanLoss as MeanLoss`."""
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     where = {alias.name: node.module or "" for node in imports for alias in node.names}
