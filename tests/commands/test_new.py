@@ -44,6 +44,8 @@ def test_a_project_is_this_repositorys_files_under_its_own_name(boltlab, tmp_pat
     table = tomllib.loads((root / "pyproject.toml").read_text())
     assert table["tool"]["boltlab"] == {"package": "my_cells"} and table["project"]["name"] == "my_cells"
     assert table["project"]["dependencies"] == [f"boltlab @ {REPOSITORY.as_uri()}"]
+    for check in (["check"], ["format", "--check"]):  # its own order of imports, whatever its name
+        subprocess.run([sys.executable, "-m", "ruff", *check, "--no-cache", "."], cwd=root, check=True)
     done = subprocess.run(["make", "-n", "train", "test", "lint"], cwd=root, capture_output=True, text=True, check=True)
     assert "-m boltlab train" in done.stdout and "-m pytest" in done.stdout
 

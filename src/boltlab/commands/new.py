@@ -89,7 +89,7 @@ def _files() -> Iterator[tuple[Path, Path]]:
         for path in (file for name in names for file in _below(begin / name)):
             relative = path.relative_to(begin)
             private = relative.parts[:2] == ("configs", "local") and path.name != "README.md"
-            if not private and path.suffix != ".pyc":
+            if not private and not any(part.endswith(("cache", "cache__")) for part in relative.parts):
                 yield path, relative
 
 

@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from boltlab.data import ImageDataModule, Split, TensorData
 from sklearn.datasets import load_digits
 from torch.nn.functional import interpolate
-
-from boltlab.data import ImageDataModule, Split, TensorData
 
 # Of 1.4 million pixels, those that kernels of AVX in 32 bits have rounded up and down, against 64 bits: places in all
 # images. Every machine makes the images of every run so far.

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+from boltlab.data import TableDataModule
 from sklearn.datasets import load_diabetes, make_classification
 from torch import Tensor
-
-from boltlab.data import TableDataModule
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

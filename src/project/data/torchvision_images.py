@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from boltlab import DataError
+from boltlab.data import ImageDataModule, Split, TensorData
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
-
-from boltlab import DataError
-from boltlab.data import ImageDataModule, Split, TensorData
 
 ROUNDS = 2  # over all mirrors
 TIMEOUT_SECONDS = 15.0  # without a byte; urllib would wait for ever

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
+from boltlab import UserError
+from boltlab.metrics import EpochMeans
+from boltlab.optim import Schedule
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from boltlab import UserError
-from boltlab.metrics import EpochMeans
-from boltlab.optim import Schedule
 from project.models.supervised import Supervised, logged
 
 

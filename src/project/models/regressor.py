@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from boltlab.metrics import EpochMeans
+from boltlab.optim import Schedule
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from boltlab.metrics import EpochMeans
-from boltlab.optim import Schedule
 from project.models.supervised import Supervised, logged
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from boltlab.callbacks import ExactMean
+from boltlab.metrics import EpochMeans, MeanLoss, counted, log_step, share
+from boltlab.optim import Schedule, configure, decayed_parameters
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
-
-from boltlab.callbacks import ExactMean
-from boltlab.metrics import EpochMeans, MeanLoss, counted, log_step, share
-from boltlab.optim import Schedule, configure, decayed_parameters
 
 
 class Supervised(L.LightningModule):

@@ -4,9 +4,9 @@ import copy
 from typing import Any
 
 import torch
+from boltlab import UserError
 from torch import Tensor, nn
 
-from boltlab import UserError
 from project.models.torchvision_net import resize, unknown_name
 
 try:

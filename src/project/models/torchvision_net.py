@@ -7,9 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision.models
-from torch import Tensor, nn
-
 from boltlab import UserError
+from torch import Tensor, nn
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
