@@ -67,6 +67,12 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
         nn.Module.__setattr__(module, name, value)
 
 
+def spared() -> None:
+    """To be called when a fit has ended: other fits in this process are as Lightning has them."""
+    if vars(pl.LightningModule).get("__setattr__") is _set:
+        del pl.LightningModule.__setattr__
+
+
 def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
     """To be called when a fit is set up."""
     profiler = trainer.profiler  # type: ignore[attr-defined]
@@ -85,7 +91,7 @@ def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
     step: Any = type(model).training_step
     if not hasattr(step, "__signature__"):  # Lightning asks for its arguments at each step
         step.__signature__ = inspect.signature(step)
-    if pl.LightningModule.__setattr__ is nn.Module.__setattr__:
+    if "__setattr__" not in vars(pl.LightningModule):
         pl.LightningModule.__setattr__ = _set  # type: ignore[assignment,method-assign]
     if not torch.cuda.is_available():
         # Set by Lightning's import; each step of a torch optimizer then looks for the driver anew.

@@ -46,20 +46,23 @@ def main(overrides: list[str]) -> int:
     if kind not in ("csv", "json"):
         raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
-    config = edit(trained, for_run, settled=True)
-    asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
-    outside = started_by.outside()
-    if outside is not None:
-        asked["devices"] = outside.size
-    if asked["devices"] > 1:
-        rows = list(together(config, folder, files, asked, None if outside is None else options.log_dir))
-    else:
-        rows = list(predict(config, folder, files, **asked))
+    rows = _rows(edit(trained, for_run, settled=True), folder, files, options)
     write(to_json(rows) if kind == "json" else to_csv(rows), options.output, f"{len(rows)} files")
     bad = [row for row in rows if row["error"]]
     for row in bad:
         print(f"not read  {row['error']}", file=sys.stderr)
     return 1 if len(bad) == len(rows) else 0
+
+
+def _rows(config: Any, folder: Path, files: list[Path], options: Any) -> list[dict[str, Any]]:
+    """A row a file, made by as many processes as were asked for, or were started from outside."""
+    asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
+    outside = started_by.outside()
+    if outside is not None:
+        asked["devices"] = outside.size
+    if asked["devices"] > 1:
+        return list(together(config, folder, files, asked, None if outside is None else options.log_dir))
+    return list(predict(config, folder, files, **asked))
 
 
 def _takes_images(config: Any) -> bool:

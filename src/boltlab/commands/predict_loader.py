@@ -138,14 +138,25 @@ def joined(batches: list[Any], sizes: Sequence[int] = ()) -> Any:
     if len(sizes) == len(batches) and all(map(_lists_samples, batches, sizes)):
         return [sample for batch in batches for sample in batch]
     first = batches[0] if batches else None
-    if isinstance(first, Tensor) and all(isinstance(b, Tensor) and b.shape[1:] == first.shape[1:] for b in batches):
+    if len({_form(batch) for batch in batches}) != 1:
+        return batches
+    if isinstance(first, Tensor):
         return torch.cat(batches) if first.ndim else torch.stack(batches)
-    if isinstance(first, dict) and all(isinstance(b, dict) and b.keys() == first.keys() for b in batches):
+    if isinstance(first, dict):
         return {name: joined([batch[name] for batch in batches]) for name in first}
-    if isinstance(first, (list, tuple)) and all(type(b) is type(first) and len(b) == len(first) for b in batches):
-        parts = [joined(list(part)) for part in zip(*batches, strict=True)]
-        return tuple(parts) if isinstance(first, tuple) else parts
-    return batches
+    if not isinstance(first, (list, tuple)):
+        return batches
+    parts = map(joined, map(list, zip(*batches, strict=True)))
+    return tuple(parts) if isinstance(first, tuple) else list(parts)
+
+
+def _form(batch: Any) -> tuple[Any, ...]:
+    """What batches must have in common to be one."""
+    if isinstance(batch, Tensor):
+        return Tensor, batch.shape[1:], batch.ndim
+    if isinstance(batch, dict):
+        return dict, frozenset(batch)
+    return type(batch), len(batch) if isinstance(batch, (list, tuple)) else 0
 
 
 def _lists_samples(batch: Any, size: int) -> bool:

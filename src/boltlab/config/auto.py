@@ -39,20 +39,31 @@ def resolve(config: DictConfig, open_keys: list[str], build: Callable[[DictConfi
         return
     import torch
 
-    wanted = config.trainer.get("accelerator", "auto")
-    on_cuda = wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    on_cpu = not on_cuda and (wanted == "cpu" or (wanted == "auto" and not torch.backends.mps.is_available()))
+    on_cuda, on_cpu = _place(config)
     if on_cuda and "float32_matmul_precision" in open_keys:
         config.float32_matmul_precision = "high"
     if "precision" in open_keys and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
         config.precision = "bf16-mixed"
     if not (on_cuda or (on_cpu and cpu_has_bf16())) or not {"precision", "channels_last"} & set(open_keys):
         return
-    convolutions, flops = weigh(config, build)
+    _for_the_net(config, open_keys, on_cpu, *weigh(config, build))
+
+
+def _for_the_net(config: DictConfig, open_keys: list[str], on_cpu: bool, convolutions: bool, flops: int) -> None:
     if "precision" in open_keys and on_cpu and flops >= MIN_FLOPS:
         config.precision = "bf16-mixed"
     if "channels_last" in open_keys:
         config.channels_last = convolutions and str(config.precision) in ("bf16-mixed", "16-mixed", "bf16-true")
+
+
+def _place(config: DictConfig) -> tuple[bool, bool]:
+    """Whether a config trains on CUDA, and whether on the CPU."""
+    import torch
+
+    wanted = config.trainer.get("accelerator", "auto")
+    if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return True, False
+    return False, wanted == "cpu" or (wanted == "auto" and not torch.backends.mps.is_available())
 
 
 def cpu_has_bf16() -> bool:

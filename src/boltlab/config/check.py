@@ -141,20 +141,13 @@ class Checker:
         known = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         for key, value in arguments.items():
-            whole = holds_built(value) or isinstance(value, dict)
-            where = f"{path}.{key}" if whole else f"{path}.{key}={show(value)}"
-            if key not in known:
-                if not is_open:
-                    allowed = f"it takes: {', '.join(known)}"
-                    self.add(where, suggest(f"{short} takes no argument {key!r}", key, list(known), allowed))
-            elif value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
+            if value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
                 continue
-            elif message := type_problem(value, known[key].annotation):
-                self.add(where, f"{short} {message}")
-        needed = [p for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
-        for parameter in () if partial else needed:
-            if parameter.name not in arguments:
-                self.add(f"{path}.{parameter.name}", f"{short} needs it: give +{path}.{parameter.name}=…")
+            if message := _argument_problem(short, key, value, known, is_open):
+                whole = holds_built(value) or isinstance(value, dict)
+                self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
+        for name in [] if partial else _missing(known, arguments):
+            self.add(f"{path}.{name}", f"{short} needs it: give +{path}.{name}=…")
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
         """Mistakes that only several values together make.
@@ -201,6 +194,22 @@ class Checker:
                 logged = target.logged_metrics(arguments)
                 known |= logged if isinstance(logged, Mapping) else dict.fromkeys(logged)
         return known
+
+
+def _argument_problem(
+    short: str, key: str, value: Any, known: dict[str, inspect.Parameter], is_open: bool
+) -> str | None:
+    if key in known:
+        problem = type_problem(value, known[key].annotation)
+        return problem and f"{short} {problem}"
+    if is_open:
+        return None
+    return suggest(f"{short} takes no argument {key!r}", key, list(known), f"it takes: {', '.join(known)}")
+
+
+def _missing(known: dict[str, inspect.Parameter], arguments: dict[str, Any]) -> list[str]:
+    needed = [p for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
+    return [p.name for p in needed if p.name not in arguments]
 
 
 def _parameters(target: Any) -> list[inspect.Parameter] | None:

@@ -26,28 +26,40 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     parsed, mistakes = parse(overrides, sweep=False)
     known = {name: choices for name, choices in groups().items() if name in Train.__dataclass_fields__}
     swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
-    edited = OmegaConf.create(OmegaConf.to_container(config))
-    assert isinstance(edited, DictConfig)
-    edited.update({key: value for key, value in _BEFORE.items() if key not in edited})
-    edited.init_from = None  # what the run began with may be gone
+    within: list[Any] = []
+    others: list[Any] = []
+    for o in parsed:
+        (within if o.key_or_group.split(".")[0] in swapped else others).append(o)
+    edited = _open_copy(config)
     _follow_again(edited, keys(overrides))
     if swapped:
-        _swap(edited, config, swapped, [o for o in parsed if o.key_or_group.split(".")[0] in swapped])
-    for o in parsed:
-        if o.key_or_group.split(".")[0] in swapped:
-            continue
-        problem = _refusal(o, refused) or key_problem("train", edited, o, known)
-        if problem:
+        _swap(edited, config, swapped, within)
+    for o in others:
+        if problem := _refusal(o, refused) or key_problem("train", edited, o, known):
             mistakes.append(problem)
-        elif o.is_delete():
-            parent, _, last = o.key_or_group.rpartition(".")
-            (OmegaConf.select(edited, parent) if parent else edited).pop(last)
         else:
-            OmegaConf.update(edited, o.key_or_group, o.value(), merge=True, force_add=True)
+            _set(edited, o)
     mistakes += devices.settle(edited, overrides)
     if mistakes:
         raise ConfigError(mistakes)
     return finish("train", edited, settled)
+
+
+def _open_copy(config: DictConfig) -> DictConfig:
+    edited = OmegaConf.create(OmegaConf.to_container(config))
+    assert isinstance(edited, DictConfig)
+    edited.update({key: value for key, value in _BEFORE.items() if key not in edited})
+    edited.init_from = None  # what the run began with may be gone
+    return edited
+
+
+def _set(config: DictConfig, override: Any) -> None:
+    key = override.key_or_group
+    if override.is_delete():
+        parent, _, last = key.rpartition(".")
+        (OmegaConf.select(config, parent) if parent else config).pop(last)
+    else:
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
 
 
 # A run that was made before these keys existed did this.

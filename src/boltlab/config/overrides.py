@@ -151,40 +151,52 @@ def read(text: str) -> Any:
 
 
 def parse(overrides: list[str], sweep: bool) -> tuple[list[Any], list[Mistake]]:
-    from hydra.core.override_parser.types import ValueType
     from hydra.errors import HydraException
 
     parsed, mistakes = [], []
     for text in overrides:
         key, _, value = text.partition("=")
-        inner = f'"{value}"'
-        if re.fullmatch(r"\[[^\[\]{}\"']*\]", value):  # in quotes as a whole, a list would be a text
-            inner = '["' + '","'.join(part.strip() for part in value[1:-1].split(",")) + '"]'
-        quoted = f"quote it for the shell and for Hydra: '{key}={inner}'"
         try:
             override = read(text)
         except HydraException:
-            message = (
-                f"cannot be read; {quoted}" if value else "is no key=value pair; boltlab <verb> --help shows the keys"
-            )
-            mistakes.append(Mistake(text, message))
+            no_pair = "is no key=value pair; boltlab <verb> --help shows the keys"
+            mistakes.append(Mistake(text, f"cannot be read; {_quoted(key, value)}" if value else no_pair))
             continue
-        bare = key.lstrip("+~")
-        if bare.startswith(("hydra.", "hydra/")):
-            mistakes.append(Mistake(text, "has no effect here: log_dir=… and name=… choose the run folder"))
-        elif key == "run_dir":
-            mistakes.append(Mistake(text, "is filled in by the run; log_dir=… and name=… choose where it goes"))
-        elif override.value() == "" and "'" not in value and '"' not in value and not override.is_delete():
-            mistakes.append(Mistake(text, f"is empty: give a value, or {key}=null for none"))
-        elif override.is_sweep_override() and not override.is_discrete_sweep():
-            mistakes.append(Mistake(text, "names no list of values: write a,b,c or range(start,stop,step)"))
-        elif override.value_type is ValueType.GLOB_CHOICE_SWEEP:
-            mistakes.append(Mistake(text, "is a pattern: name the choices, a,b,c"))
-        elif override.is_sweep_override() and not sweep:
-            mistakes.append(Mistake(text, f"names several values: add -m to run them all; if it is one text, {quoted}"))
+        if message := _problem(override, key, value, sweep):
+            mistakes.append(Mistake(text, message))
         else:
             parsed.append(override)
     return parsed, mistakes
+
+
+def _quoted(key: str, value: str) -> str:
+    inner = f'"{value}"'
+    if re.fullmatch(r"\[[^\[\]{}\"']*\]", value):  # in quotes as a whole, a list would be a text
+        inner = '["' + '","'.join(part.strip() for part in value[1:-1].split(",")) + '"]'
+    return f"quote it for the shell and for Hydra: '{key}={inner}'"
+
+
+def _problem(override: Any, key: str, value: str, sweep: bool) -> str | None:
+    """What is wrong with an override that can be read."""
+    if key.lstrip("+~").startswith(("hydra.", "hydra/")):
+        return "has no effect here: log_dir=… and name=… choose the run folder"
+    if key == "run_dir":
+        return "is filled in by the run; log_dir=… and name=… choose where it goes"
+    if override.value() == "" and not {"'", '"'} & set(value) and not override.is_delete():
+        return f"is empty: give a value, or {key}=null for none"
+    return _problem_of_several(override, key, value, sweep) if override.is_sweep_override() else None
+
+
+def _problem_of_several(override: Any, key: str, value: str, sweep: bool) -> str | None:
+    from hydra.core.override_parser.types import ValueType
+
+    if not override.is_discrete_sweep():
+        return "names no list of values: write a,b,c or range(start,stop,step)"
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return "is a pattern: name the choices, a,b,c"
+    if not sweep:
+        return f"names several values: add -m to run them all; if it is one text, {_quoted(key, value)}"
+    return None
 
 
 def choices_of(override: Any) -> list[Any]:

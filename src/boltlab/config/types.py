@@ -29,9 +29,7 @@ def type_problem(value: Any, annotation: Any) -> str | None:
     if annotation is inspect.Parameter.empty or annotation is Any or value is UNKNOWN:
         return None
     if isinstance(value, Built):
-        if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
-            return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
-        return None
+        return _of_built(value, annotation)
     if holds_built(value) or _fits(value, annotation):
         return None
     from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -52,6 +50,12 @@ def type_problem(value: Any, annotation: Any) -> str | None:
         return _expected(value, annotation)
     except (TypeError, PydanticUserError):
         return None
+    return None
+
+
+def _of_built(value: Built, annotation: Any) -> str | None:
+    if inspect.isclass(annotation) and value.kind is not None and not issubclass(value.kind, annotation):
+        return f"takes a {annotation.__name__}, `_target_` names {value.kind.__name__}"
     return None
 
 

@@ -72,11 +72,11 @@ def _of_values(config: DictConfig) -> Problems:
 def _of_class(model: Any) -> Problems:
     # A class says of itself, not of those derived from it, that a stack does all that it does.
     known = [kind for kind in type(model).__mro__ if vars(kind).get("stacks")]
-    kinds = [kind for kind in type(model).__mro__ if kind not in (*known, *pl.LightningModule.__mro__)]
-    others = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
-    others = {name for name in others - _SAID if any(hasattr(kind, name) for kind in known)}
+    kinds = set(type(model).__mro__) - {*known, *pl.LightningModule.__mro__}
+    own = {name for kind in kinds for name, of in vars(kind).items() if callable(of) and name[:2] != "__"}
+    others = [name for name in sorted(own - _SAID) if known and hasattr(known[0], name)]
     if not known or others or hasattr(model.net, "load_pretrained"):
-        yield "model", f"has steps or weights of its own {sorted(others) or ''}".rstrip()
+        yield "model", f"has steps or weights of its own {others or ''}".rstrip()
 
 
 def _of_optimizer(config: DictConfig, model: Any) -> Problems:

@@ -67,23 +67,37 @@ def keep_replaced(
     content = read(path) if path and trainer.is_global_zero else {}
     if trainer.strategy.broadcast(not content or "averaging_state" in content):
         return {}  # nothing is saved, or each checkpoint holds the average already
-    metrics: dict[str, float] = {}
-    if sum(trainer.num_val_batches if isinstance(trainer.num_val_batches, list) else [trainer.num_val_batches]):
-        trainer.validate(model, datamodule=data, verbose=False)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+    metrics = _validated(trainer, model, data)
     value = metrics.get(best.monitor or "", math.nan) if best else math.nan
     if best and math.isfinite(value):
         best.best_model_score = torch.tensor(value)
     if trainer.is_global_zero:
         content.setdefault("current_model_state", content["state_dict"])
         content["state_dict"] = trainer.strategy.lightning_module_state_dict()
-        for target in {last if last.is_file() else None, best and Path(best.best_model_path)} - {None}:
-            write(content, target)  # type: ignore[arg-type]
-        names = " or ".join(_may_replace(trainer))
-        said = f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else ""
-        print(f"{names} replaced the weights when training ended: they are tested{said}", flush=True)
+        for target in _saved(last, best):
+            write(content, target)
+        _say_replaced(trainer, f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else "")
     trainer.strategy.barrier()
     return metrics
+
+
+def _saved(last: Path, best: ModelCheckpoint | None) -> set[Path]:
+    found = {last} if last.is_file() else set()
+    return found | {Path(best.best_model_path)} if best else found
+
+
+def _say_replaced(trainer: "pl.Trainer", value: str) -> None:
+    names = " or ".join(_may_replace(trainer))
+    print(f"{names} replaced the weights when training ended: they are tested{value}", flush=True)
+
+
+def _validated(trainer: "pl.Trainer", model: "pl.LightningModule", data: Any) -> dict[str, float]:
+    """The metrics of a validation; none where the run has none."""
+    batches = trainer.num_val_batches
+    if not sum(batches if isinstance(batches, list) else [batches]):
+        return {}
+    trainer.validate(model, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
 
 
 def _may_replace(trainer: "pl.Trainer") -> list[str]:

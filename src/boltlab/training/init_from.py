@@ -68,17 +68,7 @@ def initialize(model: LightningModule, config: DictConfig, folder: Path | None =
     """
     path = Path(config.init_from)
     ours, theirs, own = _matched(model, _read(path))
-    taken = {name for name in ours if name in theirs and ours[name].shape == theirs[name].shape}
-    changed = [name for name in ours if name in theirs and name not in taken]
-    reshaped = {name: f"{own[name]} {list(theirs[name].shape)} -> {list(ours[name].shape)}" for name in changed}
-    # A last layer of which only the outputs are others differs in its first dimension alone. A layer further inside
-    # never comes alone: the one that follows it differs in the second.
-    only_first = all(ours[n].shape[1:] == theirs[n].shape[1:] for n in changed)
-    is_head = only_first and len({ours[n].shape[:1] for n in changed}) == 1
-    head = [reshaped.pop(name) for name in changed] if is_head else []
-    wrong = list(reshaped.values())
-    wrong += [f"{own[name]} is only in the model" for name in ours if name not in theirs]
-    wrong += [f"{name} is only in the file" for name in theirs if name not in ours]
+    taken, head, wrong = _compared(ours, theirs, own)
     if wrong and (config.init_strict or not taken):
         more = f"\n  … and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         cure = "init_strict=false takes what fits" if taken else "nothing of it fits"
@@ -90,6 +80,26 @@ def initialize(model: LightningModule, config: DictConfig, folder: Path | None =
         _report(folder, path, f"{len(taken)} of {len(ours)} tensors", head, wrong)
 
 
+def _compared(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], own: dict[str, str]
+) -> tuple[set[str], list[str], list[str]]:
+    """(names of what is taken, tensors of a new head, what else does not fit); the last two for people."""
+    both = [name for name in ours if name in theirs]
+    changed = [name for name in both if ours[name].shape != theirs[name].shape]
+    reshaped = [f"{own[name]} {list(theirs[name].shape)} -> {list(ours[name].shape)}" for name in changed]
+    head, wrong = (reshaped, []) if _is_head(changed, ours, theirs) else ([], reshaped)
+    wrong += [f"{own[name]} is only in the model" for name in ours if name not in theirs]
+    wrong += [f"{name} is only in the file" for name in theirs if name not in ours]
+    return set(both) - set(changed), head, wrong
+
+
+def _is_head(changed: list[str], ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    """Whether tensors of other shapes are a last layer of which only the outputs are others: it differs in its first
+    dimension alone. A layer further inside never comes alone: the one that follows it differs in the second."""
+    only_first = all(ours[n].shape[1:] == theirs[n].shape[1:] for n in changed)
+    return only_first and len({ours[n].shape[:1] for n in changed}) == 1
+
+
 def _matched(
     model: LightningModule, state: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
@@ -98,13 +108,13 @@ def _matched(
     The names are the module's own, else, where the file has none of them, both without a leading `net.`: a file of a
     net alone, or a module around it.
     """
-    theirs = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
-    skipped = tuple(f"{name}." for name, part in model.named_modules() if name and isinstance(part, Metric))
-    whole = {key: value for key, value in model.state_dict().items() if not key.startswith(skipped)}
-    theirs = {key: value for key, value in theirs.items() if not key.startswith(skipped)}
-    for name in model._buffers:  # settings as class weights, not weights of a net
-        whole.pop(name, None)
-        theirs.pop(name, None)
+    # Metrics, and the module's own buffers: settings as class weights, not weights of a net.
+    metrics = tuple(f"{name}." for name, part in model.named_modules() if name and isinstance(part, Metric))
+    bare = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    theirs, whole = (
+        {key: value for key, value in of.items() if not key.startswith(metrics) and key not in model._buffers}
+        for of in (bare, model.state_dict())
+    )
     named = {key.replace("_orig_mod.", ""): key for key in whole if isinstance(whole[key], Tensor)}
     if not named.keys() & theirs.keys():
         named = {_bare(name): key for name, key in named.items()}

@@ -11,7 +11,7 @@ from rich import get_console
 from torch import nn
 from torchmetrics import Metric, MetricCollection
 
-from boltlab.callbacks.overhead import spare
+from boltlab.callbacks.overhead import spare, spared
 
 _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
@@ -37,6 +37,10 @@ class Prepare(Callback):
         if hasattr(trainer.strategy, "spread") and not is_overridden("configure_model", pl_module):
             spread = partial(trainer.strategy.spread, pl_module, nets(pl_module))
             pl_module.configure_model = spread  # type: ignore[method-assign]
+
+    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+        if stage == "fit":
+            spared()
 
     def mode(self, trainer: Any, pl_module: "pl.LightningModule") -> str:
         cuda = pl_module.device.type == "cuda"

@@ -126,15 +126,7 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
     """
     _renew(content, data.trainer.world_size)
     content["callbacks"] = paths_inside(Path(config.run_dir), content.get("callbacks", {}))
-    known = {callback.state_key for callback in data.trainer.callbacks}
-    for key in [key for key in content["callbacks"] if "'monitor'" in key and key not in known]:
-        del content["callbacks"][key]  # it watched another metric, or the other way: what is best begins anew
-    if "Last" in content["callbacks"]:
-        content["callbacks"]["Last"]["stops"] = _stops(content, config)
-    stopping = OmegaConf.select(config, "callbacks.early_stopping")
-    for key, state in content["callbacks"].items():
-        if key.startswith("EarlyStopping") and stopping is not None:
-            state["patience"] = stopping.patience  # its own state holds the old one
+    _adapt_callbacks(content, config, {callback.state_key for callback in data.trainer.callbacks})
     loaders = content["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
     try:
         for state in (state for state in loaders if "samples" in state):  # of boltlab.data.loader
@@ -146,6 +138,19 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
     replaced = data.trainer.strategy.broadcast(getattr(data, "replaced", False))  # one process has looked at the files
     if replaced or changes(content["config"], plain(config)):
         restart_epoch(content)
+
+
+def _adapt_callbacks(content: dict[str, Any], config: DictConfig, known: set[str]) -> None:
+    """known: the keys of today's callbacks."""
+    states = content["callbacks"]
+    for key in [key for key in states if "'monitor'" in key and key not in known]:
+        del states[key]  # it watched another metric, or the other way: what is best begins anew
+    if "Last" in states:
+        states["Last"]["stops"] = _stops(content, config)
+    stopping = OmegaConf.select(config, "callbacks.early_stopping")
+    for key, state in states.items():
+        if key.startswith("EarlyStopping") and stopping is not None:
+            state["patience"] = stopping.patience  # its own state holds the old one
 
 
 def _renew(content: dict[str, Any], processes: int) -> None:
