@@ -1,1 +1,1 @@
-"""The project: its nets, data sets and LightningModules. Its configs are in configs/."""
+"""This project's nets, data sets and LightningModules; what is trained with them is in configs/."""

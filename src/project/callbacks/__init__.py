@@ -1,0 +1,1 @@
+"""Callbacks of this project: one a file, with its YAML in configs/callbacks/."""
