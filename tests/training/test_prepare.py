@@ -61,14 +61,14 @@ def test_compiling_changes_no_key_of_a_checkpoint_and_no_result(monkeypatch):
 @pytest.mark.parametrize(
     ("compile", "accumulated", "mode"),
     [
-        *((True, 1, "reduce-overhead"), ("max-autotune", 1, "max-autotune")),
+        *((True, 1, "default"), ("reduce-overhead", 1, "reduce-overhead"), ("max-autotune", 1, "max-autotune")),
         *((True, 2, "default"), ("reduce-overhead", 2, "default"), ("max-autotune", 2, "max-autotune-no-cudagraphs")),
     ],
 )
 def test_cuda_graphs_are_not_recorded_where_batches_are_accumulated(monkeypatch, compile, accumulated, mode):
-    monkeypatch.setattr(Plain, "device", torch.device("cuda"))
-    how = {"logger": False, "accelerator": "cpu", "accumulate_grad_batches": accumulated}
-    assert Prepare(compile, False).mode(pl.Trainer(**how), Plain()) == mode
+    trainer = pl.Trainer(logger=False, accelerator="cpu", accumulate_grad_batches=accumulated)
+    monkeypatch.setattr(type(trainer.strategy), "root_device", torch.device("cuda"))
+    assert Prepare(compile, False).mode(trainer) == mode
 
 
 def test_channels_last_changes_the_layout_and_no_result():

@@ -19,8 +19,8 @@ _WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-n
 class Prepare(Callback):
     """Applies the root keys `compile` and `channels_last` to the nets of a module: its children that have parameters.
 
-    compile: whether, or a mode of torch.compile. True on one CUDA device is "reduce-overhead", which records CUDA
-        graphs. In place: `torch.compile(net)` would put `_orig_mod.` into every key of a checkpoint.
+    compile: whether, or a mode of torch.compile. In place: `torch.compile(net)` would put `_orig_mod.` into every key
+        of a checkpoint.
     """
 
     def __init__(self, compile: bool | str, channels_last: bool) -> None:
@@ -31,7 +31,7 @@ class Prepare(Callback):
             if self.channels_last:
                 net.to(memory_format=torch.channels_last)
             if self.compile and stage == "fit":
-                net.compile(mode=self.mode(trainer, pl_module))
+                net.compile(mode=self.mode(trainer))
         if stage == "fit":
             spare(trainer, pl_module)
         if hasattr(trainer.strategy, "spread") and not is_overridden("configure_model", pl_module):
@@ -42,11 +42,9 @@ class Prepare(Callback):
         if stage == "fit":
             spared()
 
-    def mode(self, trainer: Any, pl_module: "pl.LightningModule") -> str:
-        cuda = pl_module.device.type == "cuda"
-        mode = self.compile
-        if not isinstance(mode, str):
-            mode = "reduce-overhead" if cuda and trainer.world_size == 1 else "default"
+    def mode(self, trainer: Any) -> str:
+        mode = self.compile if isinstance(self.compile, str) else "default"
+        cuda = trainer.strategy.root_device.type == "cuda"  # the module itself is moved there after the setup
         accumulates = trainer.accumulate_grad_batches > 1
         accumulates |= any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks)
         # The next batch's graph overwrites the gradients of this one, so that they cannot be accumulated.
@@ -66,7 +64,7 @@ class Prepare(Callback):
             "channels_last" if self.channels_last else "contiguous",
             "TF32" if tf32 else "",
             *dict.fromkeys(names),
-            f"compiled ({self.mode(trainer, pl_module)})" if self.compile else "not compiled",
+            f"compiled ({self.mode(trainer)})" if self.compile else "not compiled",
         ]
         get_console().print(", ".join(part for part in parts if part), highlight=False, soft_wrap=True)
 
