@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NoReturn
 
 VERBS = {
-    "new": ("a project of your own, which has boltlab as a package", "boltlab new ../cells --package cells"),
     "train": (
         "fit a model, then test its best checkpoint",
         "boltlab train model=resnet18 data=cifar10 optimizer.lr=0.1",
@@ -30,6 +29,7 @@ VERBS = {
     "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
     "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
     "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
+    "new": ("a project of your own, which has boltlab as a package", "boltlab new ../cells --package cells"),
 }
 # That of an optional feature is gone with it.
 VERBS = {verb: said for verb, said in VERBS.items() if (Path(__file__).parent / "commands" / f"{verb}.py").is_file()}

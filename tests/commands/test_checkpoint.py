@@ -52,7 +52,7 @@ def test_show_says_what_is_in_a_checkpoint_and_builds_nothing(boltlab, folder, m
     code, out, _ = boltlab("checkpoint", "show", "latest", "checkpoint=last")
     assert code == 0
     shown = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith(("weights", "to go")))
-    assert shown["global_step"] == "21" and shown["epoch"] == "0"
+    assert shown["global_step"] == "21" and shown["epoch"] == "1"
     assert shown["file"].endswith("last.ckpt") and shown["hash"].startswith("sha256:") and len(shown["hash"]) == 71
     assert shown["best"].startswith("val_acc 0.")
     assert shown["data"] == "project.data.digits.Digits" and shown["optimizer"] == "torch.optim.AdamW"

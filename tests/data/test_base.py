@@ -8,9 +8,9 @@ from lightning.pytorch import LightningModule, Trainer
 from boltlab.data.augment import Augment
 from boltlab.data.base import DataModule
 from boltlab.data.loader import TensorData
-from boltlab.data.tabular import Diabetes
 from boltlab.ground.errors import DataError
 from project.data.digits import Digits
+from project.data.tables import Diabetes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning asks torch's pytree so

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_diabetes
 
-from boltlab.data.tabular import CSV, Diabetes, SyntheticClasses, TableDataModule
+from boltlab.data.tabular import CSV, TableDataModule
 from boltlab.ground.errors import DataError
+from project.data.tables import Diabetes, SyntheticClasses
 
 pytestmark = pytest.mark.floats
 

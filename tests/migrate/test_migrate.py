@@ -109,7 +109,7 @@ def test_an_experiment_sets_what_it_set_there(inside, tmp_path):
         *(12345, 8, 32),
         0.5,
     )
-    assert out.splitlines()[1] == "not used: logger.wandb and logger.aim; logger=… does not choose it"
+    assert out.splitlines()[0] == "not used: logger.wandb and logger.aim; logger=… does not choose it"
 
 
 def test_a_key_that_the_command_gives_a_logger_which_is_not_chosen_is_a_mistake(inside):

@@ -94,6 +94,7 @@ def test_the_patch_holds_new_files_and_leaves_the_index_alone(tmp_path, monkeypa
         who = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(["git", *who, *arguments], check=True, capture_output=True, text=True).stdout
 
+    monkeypatch.delenv("BOLTLAB_PROJECT")
     git("init", "-q")
     (tmp_path / "old.py").write_text("a = 1\n")
     (tmp_path / ".gitignore").write_text("ignored.py\n")
