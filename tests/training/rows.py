@@ -47,9 +47,9 @@ MODULES = {
         *("data=digits", "data.max_samples=330", "data.batch_size=48", "data.input_shape=[1,8,8]"),
     ),
 }
-# A module of the engine: it restores itself, and only its loaders are plain.
+# A shipped module on plain loaders.
 SHIPPED = {
-    "the engine's module": (
+    "the project's module": (
         *(text for text in plain("", "tables.Classes") if text not in ("~model", "~scheduler", "+model._target_=zoo.")),
         *("model=mlp", "model.net.hidden_sizes=[8]", "model.net.dropout=0.2"),
         *("+data.input_shape=[6]", "+data.num_classes=6", "+data.num_workers=1"),

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from training.kills import at, while_saving
-from training.rows import MODULES, ROWS, SHIPPED, WITHOUT_VALIDATION, WORKERS, net
+from training.rows import MODULES, ROWS, WITHOUT_VALIDATION, WORKERS, net
 from warm import at_step, differences, outcome
 
 pytestmark = pytest.mark.floats
@@ -115,7 +115,7 @@ def test_killed_twice_and_the_same_to_the_bit(run, row):
     _, found = run("killed", "train", "resume=latest")
     assert_same(whole, found)
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, found)]
-    assert all(summary.get("exact") is (True if row not in SHIPPED else None) for summary in summaries), summaries
+    assert all(summary["exact"] is True for summary in summaries), summaries
 
 
 @pytest.mark.faults
