@@ -135,6 +135,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     (home / ".netrc").write_text(f"machine api.example.org login user password {NETRC_PASSWORD}\n")
     shutil.copytree(Path(runs.__file__).parents[2], clone / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(Path(runs.__file__).parents[3] / "configs", clone / "configs")
+    shutil.copy(Path(runs.__file__).parents[3] / "pyproject.toml", clone)
     (clone / ".gitignore").write_text("__pycache__/\nlogs/\n")
     who = ("-c", "user.name=a", "-c", "user.email=a@b")
     remote = f"https://me:{URL_PASSWORD}@git.example.org/a.git"
@@ -155,6 +156,7 @@ def test_nothing_secret_is_written_anywhere(tmp_path):
     environment["TEAM_FOLDER"] = str(work / "elsewhere")
     more = ["logger=[csv,wandb,mlflow,tensorboard]", "logger.mlflow.tracking_uri=${oc.env:TEAM_SERVER}", *QUICK]
     more += ["logger.wandb.log_model=best", "logger.mlflow.log_model=best", "data_dir=${oc.env:TEAM_FOLDER}"]
+    more += ["trusted=[project]"]
     program = clone / "src" / "program.py"  # a file: MLflow looks for the repository that it is in
     program.write_text(PROGRAM)
     command = [sys.executable, str(program), "train", *more]

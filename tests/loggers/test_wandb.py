@@ -231,7 +231,7 @@ def test_what_a_run_of_a_sweep_leaves(boltlab, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("log_model", "expected"),
-    [(False, []), ("best", [("best", 1)]), ("all", [("best", 0), ("best", 1), ("best", 1), ("last", 2)])],
+    [(False, []), ("best", [("best", 1)]), ("all", [("best", 0), ("best", 1), ("best", 1), ("last", 3)])],
 )
 def test_checkpoints_as_artifacts(boltlab, tmp_path, monkeypatch, log_model, expected):
     """The accuracy is made to be best in the second of three epochs."""
