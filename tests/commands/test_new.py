@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def committed(*below):
-    names = subprocess.run(["git", "ls-files", *below], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    command = ["git", "-c", "safe.directory=*", "ls-files", *below]  # whoever owns the clone
+    names = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     return names.stdout.splitlines()
 
 
