@@ -472,3 +472,16 @@ print(gc.get_freeze_count() <= frozen)
 def test_each_value_of_a_grid_is_tried_on_a_config_of_its_own():
     composed = compose("train", ["seed=1,2,3", "~callbacks.summary", "+optimizer.eps=1e-7"], sweep=True)
     assert composed.config.seed == 1 and "summary" not in composed.config.callbacks
+
+
+def test_a_list_of_defaults_passes_over_what_is_missing_and_nothing_else(configs, capsys):
+    for group, text in {
+        "optimizer": "defaults: [sgd, gone, /data/digits, 'a@b', '${x}', {model: other}, _self_]",
+        "model": "defaults: 3",
+        "data": "- a\n- list",
+        "local": "a: [broken",
+        "scheduler": "",
+    }.items():
+        (configs / group / "default.yaml").write_text(text)
+    sources._stand_in_for_what_is_missing()
+    assert capsys.readouterr().err == "optimizer=default names gone, which is not there: skipped\n"

@@ -7,6 +7,7 @@ import inspect
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -89,8 +90,8 @@ def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
     if trainer.gradient_clip_val is None and inherited:
         model.configure_gradient_clipping = None  # type: ignore[assignment]
     step: Any = type(model).training_step
-    if not hasattr(step, "__signature__"):  # Lightning asks for its arguments at each step
-        step.__signature__ = inspect.signature(step)
+    if type(step) is FunctionType and not hasattr(step, "__signature__"):  # Lightning asks for it at each step
+        step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
     if "__setattr__" not in vars(pl.LightningModule):
         pl.LightningModule.__setattr__ = _set  # type: ignore[assignment,method-assign]
     if not torch.cuda.is_available():

@@ -1,10 +1,13 @@
 """The folders that configs are read from, and the choices in them."""
 
 import functools
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from boltlab.config import project
@@ -52,9 +55,12 @@ def _stand_in_for_what_is_missing() -> None:
 
     lists = [path for folder in config_dirs() for name in _LISTS for path in folder.glob(f"*/{name}.yaml")]
     for path in lists:
-        content: Any = OmegaConf.load(path)
-        entries = content.get("defaults") or []
-        for name in [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]:
+        content: Any = {}
+        with suppress(Exception):  # Hydra says what is wrong with a file, where it is chosen
+            content = yaml.safe_load(path.read_bytes())
+        entries = content.get("defaults") if isinstance(content, dict) else []
+        names = [str(entry) for entry in entries if entry != "_self_"] if isinstance(entries, list) else []
+        for name in filter(re.compile(r"[\w-]+").fullmatch, names):
             if not any((folder / path.parent.name / f"{name}.yaml").is_file() for folder in config_dirs()):
                 print(f"{path.parent.name}={path.stem} names {name}, which is not there: skipped", file=sys.stderr)
                 ConfigStore.instance().store(name, {}, group=path.parent.name)

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from boltlab.checkpoints.file import CheckpointError, verify
+from boltlab.ground.errors import UserError
 from boltlab.strategies.sync_batch_norm import synchronized
 
 
@@ -64,6 +65,7 @@ class FSDP(ModelParallelStrategy):
         self._is_spread, mesh = True, self.device_mesh
         if self._layer_sync is not None:  # which Lightning heeds under DDP only
             synchronized(module, mesh.device_type)
+        self._refuse(module, nets)
         for net in nets:
             if mesh["tensor_parallel"].size() > 1:
                 plan: Any = net.tensor_parallel_plan
@@ -75,6 +77,20 @@ class FSDP(ModelParallelStrategy):
             for metric in module.modules():  # the processes of a group count the same samples
                 if isinstance(metric, Metric):
                     metric.process_group = mesh["data_parallel"].get_group()
+
+    def _refuse(self, module: Any, nets: list[nn.Module]) -> None:
+        """
+        Raises:
+            UserError: the nets hold not all parameters, or do not say how they are divided.
+        """
+        if own := [name for name, _ in module.named_parameters(recurse=False)]:  # of which no gradient would be shared
+            raise UserError(
+                f"trainer=fsdp spreads the nets of a module, and {type(module).__name__} has {', '.join(own)} beside"
+                " them: put such parameters into a net, or spread them in `configure_model`"
+            )
+        without = [type(net).__name__ for net in nets if not hasattr(net, "tensor_parallel_plan")]
+        if self.tensor_parallel_size > 1 and without:
+            raise UserError(f"trainer.strategy.tensor_parallel_size: {without[0]} has no method tensor_parallel_plan")
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
