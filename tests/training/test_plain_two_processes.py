@@ -95,6 +95,7 @@ ROWS = {
     "2 workers": net(workers=2),
     "several loaders": net("list"),
     "GAN": (*plain("modules.GAN"), "trainer.limit_val_batches=0"),
+    "VAE, sharded": (*plain("modules.VAE"), "trainer=fsdp"),
 }
 UNUSED = "trainer.strategy.find_unused_parameters=true"  # of a GAN, each optimizer steps a part
 KILLS = {"0.1": "1.2", "1.{last}@on_validation_start": "2.0", "0.{last}@on_train_epoch_end": "2.1"}
@@ -107,8 +108,9 @@ KILLS = {"0.1": "1.2", "1.{last}@on_validation_start": "2.0", "0.{last}@on_train
 def test_two_processes_resume_to_the_same_bits(run, row, first):
     if row == "GAN" and "validation" in first:
         first = "0.{last}@on_train_epoch_end"
-    overrides = (*ROWS[row], *TWO, *([UNUSED] if row == "GAN" else []))
+    overrides = ("train", *TWO, *ROWS[row][1:], *([UNUSED] if row == "GAN" else []))
     _, whole = run("whole", *overrides, two=True)
+    assert ("strategies.fsdp" in (whole / "config.yaml").read_text()) == ("sharded" in row)
     content = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
     last = content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] - 1
     run("killed", *overrides, before=at(first.format(last=last)), two=True, code=1)
