@@ -181,6 +181,26 @@ def test_an_unpacked_archive_is_no_project(boltlab, own, tmp_path, monkeypatch):
     assert code == 1 and "is not trusted" in err and "cells" not in sys.modules
 
 
+def test_a_run_of_another_project_whose_package_has_the_same_name_is_refused(boltlab, own):
+    """Two projects made by different people may both call their package `cells`."""
+    root, site = own
+    install(root, site)
+    assert boltlab("train", *overrides("vae"), *SHORT)[0] == 0
+    run = next(runs.folders("logs"))
+    assert yaml.safe_load((run / "config.yaml").read_text())["project"] == "cells"
+    named = json.loads((run / "environment.json").read_text())["project"]
+    assert named == {"name": "cells", "package": "cells", "version": "0.3"}
+    shutil.rmtree(site / "cells-0.3.dist-info")
+    install(root, site, name="other-cells")
+    for verb in (["eval", "run=latest"], ["train", "resume=latest"], ["predict", "run=latest"]):
+        code, _, err = boltlab(*verb)
+        assert code in (1, 2) and "is a run of the project 'cells'; its package 'cells' is that of 'other-cells'" in err
+    with pytest.raises(UserError, match="install 'cells' instead"):
+        package.load(run)
+    code, _, err = boltlab("eval", "run=latest", "trusted=[cells]")
+    assert code == 0, err
+
+
 def test_an_importable_package_is_trusted_for_the_command_that_names_it(boltlab, own):
     for arguments in (("train", *overrides("forecaster"), *SHORT), ("eval", "run=latest")):
         code, _, err = boltlab(*arguments)

@@ -243,6 +243,9 @@ def _hydra_compose(
         mistakes.append(_hydra_mistake(verb, e))
         return None, {}
     config, choices = pickle.loads(composed)  # a fifth of the time of a deep copy
+    if "project" in config and config.project is None:
+        own = project.find()
+        config.project = own.name if own else "boltlab"
     return config, choices
 
 

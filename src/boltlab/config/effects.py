@@ -9,7 +9,7 @@ import re
 NO_EFFECT = (
     *(f"data.{key}" for key in ("num_workers", "data_dir", "cache_dir", "device_memory_share")),
     *("trainer.enable_progress_bar", "trainer.default_root_dir", "callbacks.progress", "callbacks.summary"),
-    *("logger", "name", "tags", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
+    *("logger", "name", "tags", "project", "log_dir", "data_dir", "run_dir", "data_fingerprint", "launcher"),
     *("resume", "resume_changed", "max_restarts", "timeout_seconds", "trainer.strategy.timeout"),
 )
 # Where data lie: their fingerprint tells whether they are the same.

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PathDistribution
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -38,9 +39,11 @@ _FLAGS = {"--config-dir": _CONFIG_DIR, "-cd": _CONFIG_DIR, "--config-name": _CON
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with `[tool.boltlab]`. version: that of the installed package; None where it is not installed."""
+    """A folder with `[tool.boltlab]`. name and version: of the installed distribution; where it is not installed, the
+    package's name and None."""
 
     root: Path
+    name: str
     package: str
     configs: Path
     version: str | None
@@ -111,6 +114,25 @@ def named() -> tuple[str, ...]:
 def packages() -> tuple[str, ...]:
     """The packages that are trusted beside the engine's own: of `trusted=`, and of every installed project."""
     return (*named(), *(project.package for project in _installed() if project.problem is None))
+
+
+def refuse_another(recorded: Any, run: str) -> None:
+    """Refuses a run of a project that is another than the one whose package has that name here.
+
+    Args:
+        recorded: what environment.json of the run says of its project.
+
+    Raises:
+        UserError: the classes of the one here would be built in place of those that were trained.
+    """
+    said = recorded if isinstance(recorded, dict) else {}
+    package, name = said.get("package"), said.get("name")
+    here = next((project for project in _installed() if project.trusted and project.package == package), None)
+    if here and name and name != here.name and package not in named():
+        raise UserError(
+            f"{run} is a run of the project {name!r}; its package {package!r} is that of {here.name!r} here, whose"
+            f" classes may be others: install {name!r} instead, or, if they are the same, trusted=[{package}]"
+        )
 
 
 @contextmanager
@@ -200,7 +222,8 @@ def _project(root: Path, package: str, configs: str) -> Project:
         problem = f"the package {package!r} is not imported from below it"
     elif in_logs(root):
         problem = "it lies in a log or run folder"
-    return Project(root, package, root / configs, distribution.version if distribution else None, problem)
+    name, version = (distribution.name, distribution.version) if distribution else (package, None)
+    return Project(root, name, package, root / configs, version, problem)
 
 
 def _installed() -> Iterator[Project]:

@@ -26,6 +26,7 @@ class Train:
     init_strict: bool
     name: str | None
     tags: list[str]
+    project: str | None
     log_dir: str
     data_dir: str
     run_dir: str | None

@@ -50,7 +50,7 @@ def environment(git: Git) -> dict[str, Any]:
     import torch
 
     own = project.find()
-    named = {"project": {"package": own.package, "version": own.version}} if own and own.trusted else {}
+    named = {"project": {"name": own.name, "package": own.package, "version": own.version}} if own and own.trusted else {}
     return {
         **named,
         "git_commit": git.commit,

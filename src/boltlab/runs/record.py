@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import OmegaConfDumper
 from omegaconf.errors import OmegaConfBaseException
 
-from boltlab.config import renamed
+from boltlab.config import project, renamed
 from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json, write_json, write_whole
@@ -189,6 +189,7 @@ def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[
     if not own:
         from boltlab.config.trust import refuse_untrusted
 
+        project.refuse_another(read_json(folder / "environment.json").get("project"), str(folder))
         refuse_untrusted(config, path)
     config.run_dir = str(folder.resolve())
     return config
