@@ -50,9 +50,9 @@ def environment(git: Git) -> dict[str, Any]:
     import torch
 
     own = project.find()
-    named = {"project": {"name": own.name, "package": own.package, "version": own.version}} if own and own.trusted else {}
+    named = {key: getattr(own, key) for key in ("name", "package", "version")} if own and own.trusted else None
     return {
-        **named,
+        **({"project": named} if named else {}),
         "git_commit": git.commit,
         "git_dirty": git.dirty,
         "git_left_out": list(git.left_out),  # of git.patch, because of their names

@@ -11,9 +11,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from boltlab.checkpoints.file import CheckpointError, read
-from boltlab.config import renamed
+from boltlab.config import project, renamed
 from boltlab.config.build import build
 from boltlab.config.trust import refuse_untrusted
+from boltlab.ground.files import read_json
 from boltlab.optim.schedulers import Schedule
 from boltlab.runs.checkpoints import which_file
 
@@ -37,10 +38,11 @@ def load(
         [B, num_classes].
 
     Raises:
-        UserError: no such run, no checkpoint, or a damaged one.
+        UserError: no such run, no checkpoint, a damaged one, or that of another project.
     """
-    content = read(which_file(run, checkpoint, log_dir), map_location=device)
-    return restore(content).to(device)
+    path = which_file(run, checkpoint, log_dir)
+    project.refuse_another(read_json(path.parent.parent / "environment.json").get("project"), str(path))
+    return restore(read(path, map_location=device)).to(device)
 
 
 def fitted(content: dict[str, Any]) -> dict[str, Any]:
