@@ -7,13 +7,15 @@ what interpolates, on any device.
 
 import math
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pad
 
 from boltlab.data.samplers import Draws, own_random_state, random_key
 
@@ -23,6 +25,7 @@ TRIES = 10
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision and Pillow weigh
 
 
+@dataclass(eq=False, repr=False)
 class Augment:
     """Crop, flip, affine, policy, colour, cutout, erasing, in that order; each is off by default.
 
@@ -43,52 +46,52 @@ class Augment:
     fill: grey value 0..255 of what the operations uncover or paint over.
     """
 
-    def __init__(
-        self,
-        input_shape: tuple[int, int, int],
-        allow_flip: bool = True,
-        flip_probability: float = 0.0,
-        crop: Literal["none", "padded", "resized"] = "none",
-        padding: int | Literal["auto"] = "auto",
-        padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant",
-        min_area: float = 0.08,
-        degrees: float = 0.0,
-        translate: float = 0.0,
-        zoom: float = 0.0,
-        shear: float = 0.0,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
-        policy: Literal["none", "randaugment", "trivialaugment"] = "none",
-        num_ops: int = 2,
-        magnitude: int = 9,
-        cutout: int = 0,
-        erase_probability: float = 0.0,
-        fill: int = 0,
-    ) -> None:
-        self.channels, self.height, self.width = input_shape
-        self.flip_probability = flip_probability if allow_flip else 0.0
-        self.padding = 0
-        if crop == "padded":
-            self.padding = round(min(self.height, self.width) / 8) if padding == "auto" else padding
-        self.padding_mode, self.min_area, self.fill = padding_mode, min_area, fill
-        self.degrees, self.translate, self.zoom, self.shear = degrees, translate, zoom, shear
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.cutout, self.erase_probability = cutout, erase_probability
-        bilinear: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
-        self.policy = {
-            "none": None,
-            "randaugment": v2.RandAugment(num_ops, magnitude, **bilinear),
-            "trivialaugment": v2.TrivialAugmentWide(**bilinear),
-        }[policy]
-        self.resizes = crop == "resized"  # takes the stored image, before it is fitted to the input's size
-        self.affine = any((degrees, translate, zoom, shear))
-        self.colour = any((brightness, contrast, saturation, hue))
-        self.active = bool(
-            self.resizes or self.padding or self.flip_probability or self.affine or self.colour or self.policy
-            or cutout or erase_probability
-        )  # fmt: skip
+    input_shape: tuple[int, int, int]
+    allow_flip: bool = True
+    flip_probability: float = 0.0
+    crop: Literal["none", "padded", "resized"] = "none"
+    padding: int | Literal["auto"] = "auto"
+    padding_mode: Literal["constant", "reflect", "edge", "symmetric"] = "constant"
+    min_area: float = 0.08
+    degrees: float = 0.0
+    translate: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    num_ops: int = 2
+    magnitude: int = 9
+    cutout: int = 0
+    erase_probability: float = 0.0
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        _, self.height, self.width = self.input_shape
+        if not self.allow_flip:
+            self.flip_probability = 0.0
+        side = min(self.height, self.width)
+        padding = round(side / 8) if self.padding == "auto" else self.padding
+        self.pad = padding if self.crop == "padded" else 0
+        self.resizes = self.crop == "resized"  # takes the stored image, before it is fitted to the input's size
+        self.affine = any((self.degrees, self.translate, self.zoom, self.shear))
+        self.colour = any((self.brightness, self.contrast, self.saturation, self.hue))
+        self.one_by_one = self._policy()
+        steps = (self.resizes, self.pad, self.flip_probability, self.affine, self.colour, self.one_by_one)
+        self.active = any((*steps, self.cutout, self.erase_probability))
+
+    def _policy(self) -> Callable[[Tensor], Tensor] | None:
+        """What changes one image, uint8 [C,H,W]."""
+        if self.policy == "none":
+            return None
+        from torchvision.transforms import InterpolationMode, v2
+
+        options: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": self.fill}
+        if self.policy == "randaugment":
+            return v2.RandAugment(self.num_ops, self.magnitude, **options)
+        return v2.TrivialAugmentWide(**options)
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
@@ -107,8 +110,6 @@ class Augment:
             if arguments.get("padding_mode") in ("reflect", "symmetric") and padding > most:
                 problems.append(("padding", f"{padding} is more than the {most} pixels that can be mirrored"))
         return problems
-
-    # ---------------------------------------------------------------- the crop that resizes
 
     def boxes(self, draws: Draws) -> list[list[float]]:
         """The numbers that `box` takes, one list for each sample."""
@@ -136,25 +137,23 @@ class Augment:
             w = round(h * (4 / 3))
         return (height - h) // 2, (width - w) // 2, h, w
 
-    # ---------------------------------------------------------------- whole batches
-
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """uint8 [B,C,H,W] of the input's size to the same; `images` itself may be changed."""
-        if self.padding or self.flip_probability:
+        if self.pad or self.flip_probability:
             top, left, flip = draws.uniforms(TOP, 3).unbind(1)
-        if self.padding:
-            choices = 2 * self.padding + 1
+        if self.pad:
+            choices = 2 * self.pad + 1
             windows = _windows_by_index
             if images.device.type == "cpu":
                 windows = _shifted if self.padding_mode == "constant" else _windows_of_numpy
             corner = ((top * choices).long(), (left * choices).long())
-            images = windows(images, *corner, self.padding, self.padding_mode, self.fill)
+            images = windows(images, *corner, self.pad, self.padding_mode, self.fill)
         if self.flip_probability:
             images = _flip(images, flip < self.flip_probability)
         if self.affine:
             images = self._affine(images, draws)
-        if self.policy is not None:
-            images = self._one_by_one(self.policy, images, draws)
+        if self.one_by_one is not None:
+            images = _one_by_one(self.one_by_one, images, draws)
         if self.colour:
             images = self._colour(images, draws)
         if self.cutout:
@@ -219,14 +218,14 @@ class Augment:
         columns = (columns >= 0) & (columns < width.unsqueeze(1))
         return images.masked_fill((rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1), self.fill)
 
-    @staticmethod
-    def _one_by_one(policy: torch.nn.Module, images: Tensor, draws: Draws) -> Tensor:
-        changed = []
-        with own_random_state() as seed_random_state:
-            for image, index in zip(images, draws.indices.tolist(), strict=True):
-                seed_random_state(random_key(draws.seed, draws.epoch, index))
-                changed.append(policy(image))
-        return torch.stack(changed)
+
+def _one_by_one(policy: Callable[[Tensor], Tensor], images: Tensor, draws: Draws) -> Tensor:
+    changed = []
+    with own_random_state() as seed_random_state:
+        for image, index in zip(images, draws.indices.tolist(), strict=True):
+            seed_random_state(random_key(draws.seed, draws.epoch, index))
+            changed.append(policy(image))
+    return torch.stack(changed)
 
 
 def _flip(images: Tensor, mask: Tensor) -> Tensor:
@@ -277,30 +276,10 @@ def _windows_of_numpy(images: Tensor, top: Tensor, left: Tensor, padding: int, m
 
 def _windows_by_index(images: Tensor, top: Tensor, left: Tensor, padding: int, mode: str, fill: int) -> Tensor:
     """The same pixels, by an index for each of them: quick on accelerators, slow on CPUs."""
-    device = images.device
-    rows, rows_inside = _sources(
-        torch.arange(images.shape[2], device=device) + top[:, None] - padding, mode, images.shape[2]
-    )
-    columns, columns_inside = _sources(
-        torch.arange(images.shape[3], device=device) + left[:, None] - padding, mode, images.shape[3]
-    )
-    batch = torch.arange(len(images), device=device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
-    windows = images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    if mode == "constant":
-        windows = windows.masked_fill(~(rows_inside[:, None, :, None] & columns_inside[:, None, None, :]), fill)
-    return windows
-
-
-def _sources(places: Tensor, mode: str, size: int) -> tuple[Tensor, Tensor]:
-    """Which pixel of a side stands at each place of the padded side, and which of them are no padding."""
-    inside = (places >= 0) & (places < size)
-    if mode == "reflect":
-        places = (size - 1) - ((size - 1) - places.abs()).abs()
-    elif mode == "symmetric":
-        places = torch.where(places < 0, -1 - places, places)
-        places = torch.where(places >= size, 2 * size - 1 - places, places)
-    return places.clamp(0, size - 1), inside
+    batch, channel, rows, columns = (torch.arange(size, device=images.device) for size in images.shape)
+    rows, columns = rows + top[:, None], columns + left[:, None]
+    padded = pad(images, [padding], fill, mode)
+    return padded[batch[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None]]
 
 
 # RGB to YIQ, whose first row is GREY and whose other two span the colour plane.
@@ -310,11 +289,7 @@ _RGB = torch.linalg.inv(_YIQ)
 
 def _saturate_and_turn(saturation: Tensor, turn: Tensor) -> Tensor:
     """[B,3,3]: RGB to YIQ, the colour plane scaled and turned, and back."""
-    cos, sin, one, none = (
-        saturation * turn.cos(),
-        saturation * turn.sin(),
-        torch.ones_like(turn),
-        torch.zeros_like(turn),
-    )
+    cos, sin = saturation * turn.cos(), saturation * turn.sin()
+    one, none = torch.ones_like(turn), torch.zeros_like(turn)
     plane = torch.stack([one, none, none, none, cos, -sin, none, sin, cos], dim=1).view(-1, 3, 3)
     return _RGB.to(turn.device) @ plane @ _YIQ.to(turn.device)

@@ -210,7 +210,7 @@ class ImageFolder(ImageDataModule):
         stacked = images.stacked()
         if stored or stacked is None or not fits_in_memory(processes * stacked.nbytes):
             return CachedData(images, data, fitted=not stored)
-        return TensorData(to_batch(stacked, channels_last=False), data.labels)
+        return TensorData(to_batch(stacked), data.labels)
 
     def load(self, split: Split) -> FolderData:
         if split == "test" and "test" not in self._splits:

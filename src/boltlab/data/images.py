@@ -1,5 +1,6 @@
 """The base of the image data modules: loaders carry uint8 [B,C,H,W]; the device makes normalized floats of them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from boltlab.data.augment import Augment
 from boltlab.data.base import DataModule, Split
 from boltlab.data.decode import check_decode, read_pixels
 from boltlab.data.loader import Batches, Made, TensorData
-from boltlab.data.resize import covering_size, crop_resize, fit, normalize_into, to_batch
+from boltlab.data.resize import centre, covering_size, crop_resize, fit, normalized, to_batch
 from boltlab.data.samplers import Draws
 from boltlab.ground.errors import DataError, UserError
 
@@ -21,14 +22,14 @@ from boltlab.ground.errors import DataError, UserError
 def fit_images(images: Tensor, input_shape: tuple[int, int, int], resize: int | None = None) -> Tensor:
     """uint8 [N,C,H,W] of any size and 1 or 3 channels to `input_shape`; see `resize.fit`, whose geometry it has."""
     channels, height, width = input_shape
-    got = (images.shape[2], images.shape[3])
-    size = covering_size(got, (height, width), resize)
-    if size != got:
+    size = covering_size((images.shape[2], images.shape[3]), (height, width), resize)
+    if size != tuple(images.shape[2:]):
         # torchvision's resize takes floats where the CPU has no AVX, and other pixels come of it.
         scale = torch.ops.aten._upsample_bilinear2d_aa
         images = torch.cat([scale(part.contiguous(), list(size), False) for part in images.split(1024)])
     if size != (height, width):
-        images = F.center_crop(images, [height, width]).contiguous()
+        rows, columns = centre(size, (height, width))
+        images = images[:, :, rows, columns].contiguous()
     return to_channels(images, channels)
 
 
@@ -57,21 +58,17 @@ class ImageBatches(Batches):
         super().__init__(source, seed)
         self.input_shape, self.resize, self.augment, self.fastest = input_shape, resize, augment, fastest
         self.resizes = augment is not None and augment.resizes
+        self.one_by_one = None if augment is None else augment.one_by_one  # its part without a batch form
         if self.resizes and not hasattr(source, "pixels"):
             raise DataError(
                 f"augment.crop=resized needs {type(source).__name__}.pixels(index) -> uint8 [H,W,C]; or augment=basic"
             )
 
     @property
-    def one_by_one(self) -> bool:
-        """Whether the augmentation has a part without a batch form."""
-        return self.augment is not None and self.augment.policy is not None
-
-    @property
     def note(self) -> str:
-        if self.augment is None or self.augment.policy is None:
+        if not self.one_by_one:
             return ""
-        return f"{type(self.augment.policy).__name__} has no batch form: images are augmented one by one"
+        return f"{type(self.one_by_one).__name__} has no batch form: images are augmented one by one"
 
     @property
     def whole(self) -> bool:
@@ -84,45 +81,43 @@ class ImageBatches(Batches):
     def make(self, epoch: int, indices: Tensor) -> Made:
         problems: list[str] = []
         x: Any
-        draws = None if self.augment is None else Draws(self.seed, epoch, indices)
         if isinstance(self.source, TensorData) and not self.resizes:
             x, y = self.source.take(indices)
-            draws = draws and draws.to(x.device)
         elif hasattr(self.source, "pixels"):
-            x, y, problems, kept = self._read(indices, draws)
-            draws = draws[kept] if draws is not None and problems else draws
+            x, y, problems, indices = self._read(epoch, indices)
         else:
             x, y, problems = super().make(epoch, indices)
-        if self.augment is not None and draws is not None and x is not None:
-            x = self.augment(x, draws)
+        if self.augment is not None and x is not None:
+            x = self.augment(x, Draws(self.seed, epoch, indices.to(x.device)))
         return x, y, problems
 
-    def _read(self, indices: Tensor, draws: Draws | None) -> tuple[Any, Any, list[str], Tensor]:
+    def _read(self, epoch: int, indices: Tensor) -> tuple[Any, Any, list[str], Tensor]:
         """The samples that can be read, the messages of the others, and which of `indices` could be read."""
-        channels, *size = self.input_shape
-        numbers = self.augment.boxes(draws) if self.resizes and self.augment is not None and draws is not None else None
-        images = np.empty((len(indices), *size, channels), np.uint8)
+        channels, height, width = self.input_shape
+        images = np.empty((len(indices), height, width, channels), np.uint8)
+        boxes: Iterable[Any] = [None] * len(indices)
+        if self.augment is not None and self.resizes:
+            boxes = self.augment.boxes(Draws(self.seed, epoch, indices))
         kept: list[int] = []
         problems = []
-        for place, index in enumerate(indices.tolist()):
+        for index, numbers in zip(indices.tolist(), boxes, strict=True):
             try:
                 pixels = self.source.pixels(index)
             except DataError as error:
                 problems.append(str(error))  # as a value: raised in a worker it would carry a traceback as text
                 continue
             out = images[len(kept)]
-            if numbers is not None and self.augment is not None:
-                box = self.augment.box(numbers[place], *pixels.shape[:2])
-                crop_resize(pixels, box, (size[0], size[1]), self.fastest, out=out)
-            elif getattr(self.source, "fitted", False):
-                out[...] = pixels
+            if self.augment is not None and self.resizes:
+                box = self.augment.box(numbers, *pixels.shape[:2])
+                crop_resize(pixels, box, (height, width), self.fastest, out=out)
             else:
-                out[...] = fit(pixels, (size[0], size[1]), self.resize, self.fastest)
-            kept.append(place)
-        chosen = torch.tensor(kept, dtype=torch.int64)
+                fitted = getattr(self.source, "fitted", False)
+                out[...] = pixels if fitted else fit(pixels, (height, width), self.resize, self.fastest)
+            kept.append(index)
+        read = torch.tensor(kept, dtype=torch.int64)
         if not kept:
-            return None, None, problems, chosen
-        return to_batch(images[: len(kept)], False), self.source.labels[indices[chosen]], problems, chosen
+            return None, None, problems, read
+        return to_batch(images[: len(kept)]), self.source.labels[read], problems, read
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -215,11 +210,11 @@ class ImageDataModule(DataModule):
         channels, height, width = self.input_shape
         way = check_decode(self.decode)
         pixels = fit(read_pixels(path, channels, way), (height, width), self.resize, way == "fastest")
-        return to_batch(pixels[None], False)[0]
+        return to_batch(pixels[None])[0]
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 [B,C,H,W] to float32 of mean 0 and standard deviation 1 (by `mean` and `std`), on the same device."""
-        return normalize_into(images, *self._channel_statistics(images.device))
+        return normalized(images, *self._channel_statistics(images.device))
 
     def denormalize(self, images: Tensor) -> Tensor:
         """The inverse of `normalize`: float [B,C,H,W] to uint8, clipped to 0..255."""

@@ -1,4 +1,4 @@
-"""Crop, scale and flip one uint8 image [H,W,C], and make a batch of many. Nothing here draws a random number.
+"""Crop and scale one uint8 image [H,W,C], and make a batch of many. Nothing here draws a random number.
 
 The antialiased bilinear kernel is torch's for uint8, which works in AVX2 on pixels that lie as [H,W,3]: 0.026 of 255
 from Pillow's on ImageNet photographs (mean absolute difference), never more than 1, in 0.2 of the time. OpenCV's linear
@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TORCH_SERIAL_ELEMENTS = 32_767  # at::internal::GRAIN_SIZE: from this many on, torch's loops start OpenMP's threads
 CACHED_ELEMENTS = 2**18  # float32: 1 MiB
 SMALL_ELEMENTS = 32 * 1024  # of an image: batches of smaller ones are normalized in one piece
 
@@ -22,10 +21,9 @@ def crop_resize(
     box: tuple[int, int, int, int],
     size: tuple[int, int],
     fastest: bool = False,
-    flip: bool = False,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The part `box` (top, left, height, width) of uint8 [H,W,C], scaled to `size` (height, width), then mirrored.
+    """The part `box` (top, left, height, width) of uint8 [H,W,C], scaled to `size` (height, width).
 
     It is written into `out` (uint8 [height,width,C], C-contiguous) where one is given. Any thread may call it.
     """
@@ -33,14 +31,16 @@ def crop_resize(
     part = pixels[top : top + height, left : left + width]
     if out is None:
         out = np.empty((*size, pixels.shape[2]), np.uint8)
-    if part.shape[:2] != tuple(size):
-        scaled = np.empty_like(out) if flip else out
-        (_resize_linear if fastest else _resize_antialiased)(part, scaled)
-        part = scaled
-    if flip:
-        _mirror(part, out)
-    elif part is not out:
+    if part.shape[:2] == tuple(size):
         np.copyto(out, part)
+    elif fastest:
+        cv2 = _opencv()
+        cv2.resize(part, size[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        # torch would copy a view of a larger image in OpenMP's threads, which it starts in every thread of ours; and it
+        # warns of memory that is not writable.
+        own = part if part.flags.c_contiguous and part.flags.writeable else part.copy()
+        torch.ops.aten._upsample_bilinear2d_aa.out(_nchw(own), list(size), False, out=_nchw(out))
     return out
 
 
@@ -48,8 +48,14 @@ def fit(pixels: np.ndarray, size: tuple[int, int], resize: int | None = None, fa
     """uint8 [H,W,C] of any size to `size` (height, width), scaled to `covering_size`, then cropped at the centre."""
     scaled_size = covering_size(pixels.shape[:2], size, resize)
     scaled = crop_resize(pixels, (0, 0, *pixels.shape[:2]), scaled_size, fastest)
-    top, left = (round((had - wanted) / 2) for had, wanted in zip(scaled_size, size, strict=True))
-    return np.ascontiguousarray(scaled[top : top + size[0], left : left + size[1]])
+    return np.ascontiguousarray(scaled[centre(scaled_size, size)])
+
+
+def centre(got: tuple[int, int], size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the window of `size` in the middle of an image of `got`."""
+    tops = (round((had - wanted) / 2) for had, wanted in zip(got, size, strict=True))
+    rows, columns = (slice(top, top + wanted) for top, wanted in zip(tops, size, strict=True))
+    return rows, columns
 
 
 def covering_size(got: tuple[int, int], size: tuple[int, int], resize: int | None = None) -> tuple[int, int]:
@@ -75,10 +81,8 @@ def shrunk(pixels: np.ndarray, shorter: int) -> np.ndarray:
     return crop_resize(pixels, (0, 0, height, width), covering_size((height, width), (shorter, shorter)))
 
 
-def to_batch(images: np.ndarray, channels_last: bool) -> Tensor:
-    """uint8 [B,H,W,C] to a tensor [B,C,H,W]: with `channels_last` the same memory, else copied to be contiguous."""
-    if channels_last:
-        return torch.from_numpy(images.transpose(0, 3, 1, 2))
+def to_batch(images: np.ndarray) -> Tensor:
+    """uint8 [B,H,W,C] to a contiguous copy [B,C,H,W]."""
     cv2 = _opencv() if images.shape[3] == 3 else None
     if cv2 is None:  # numpy copies on this thread alone
         return torch.from_numpy(np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"]))
@@ -88,43 +92,17 @@ def to_batch(images: np.ndarray, channels_last: bool) -> Tensor:
     return torch.from_numpy(planes)
 
 
-def normalize_into(images: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """images.float() * scale + shift to the bit, for uint8 [B,C,H,W] and float32 [C,1,1] on one device.
-
-    `out` (float32 [B,C,H,W], strides as those of `images`) is what makes it cheap on a CPU: fresh memory costs five
-    times as much as the arithmetic, for the system clears it page by page. Where the channels lie innermost, scale and
-    shift are tiled along the rows: torch's inner loop would have but C steps.
-    """
-    if out is None and images[0].numel() < SMALL_ELEMENTS and images.is_contiguous():
+def normalized(images: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """images.float() * scale + shift to the bit, for uint8 [B,C,H,W] and float32 [C,1,1] on one device."""
+    if images[0].numel() < SMALL_ELEMENTS and images.is_contiguous():
         return images.float().mul_(scale).add_(shift)
-    if out is None:
-        out = torch.empty_like(images, dtype=torch.float32)  # keeps the strides
-    rows_in, rows_out = images, out
-    channels, width = images.shape[1], images.shape[3]
-    if channels > 1 and all(x.is_contiguous(memory_format=torch.channels_last) for x in (images, out)):
-        rows_in, rows_out = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, out))
-        scale, shift = (x.expand(channels, 1, 1).flatten().repeat(width) for x in (scale, shift))
+    out = torch.empty_like(images, dtype=torch.float32)  # keeps the strides
     some = len(images)
     if images.device.type == "cpu":  # pieces that stay in the cores' caches through the three passes
         some = max(1, CACHED_ELEMENTS * torch.get_num_threads() // max(1, images[0].numel()))
-    for source, target in zip(rows_in.split(some), rows_out.split(some), strict=True):
+    for source, target in zip(images.split(some), out.split(some), strict=True):
         target.copy_(source).mul_(scale).add_(shift)
     return out
-
-
-def _resize_antialiased(part: np.ndarray, out: np.ndarray) -> None:
-    # A view of a larger image would be copied by torch, which starts OpenMP's threads for that in every thread here.
-    torch.ops.aten._upsample_bilinear2d_aa.out(_nchw(_own(part)), list(out.shape[:2]), False, out=_nchw(out))
-
-
-def _own(part: np.ndarray) -> np.ndarray:
-    """Contiguous, and writable: torch warns of memory that is not."""
-    return part if part.flags.c_contiguous and part.flags.writeable else part.copy()
-
-
-def _resize_linear(part: np.ndarray, out: np.ndarray) -> None:
-    cv2 = _opencv()
-    cv2.resize(part, out.shape[1::-1], dst=out, interpolation=cv2.INTER_LINEAR)
 
 
 @cache
@@ -136,14 +114,6 @@ def _opencv() -> Any:
         return None
     cv2.setNumThreads(0)
     return cv2
-
-
-def _mirror(part: np.ndarray, out: np.ndarray) -> None:
-    """Left to right. torch's flip takes an eighth of numpy's time; in pieces, so that it starts no thread."""
-    source = torch.from_numpy(_own(part))
-    rows = max(1, TORCH_SERIAL_ELEMENTS // (out.shape[1] * out.shape[2]))
-    for top in range(0, len(out), rows):
-        out[top : top + rows] = torch.flip(source[top : top + rows], [1]).numpy()
 
 
 def _nchw(pixels: np.ndarray) -> Tensor:
