@@ -140,7 +140,7 @@ def test_no_file_is_opened_for_names_and_each_is_looked_at_once(root, monkeypatc
 
 def test_many_files_are_looked_at_by_threads_to_the_same_hash(root, monkeypatch):
     before = of_folder(root, contents=True)
-    monkeypatch.setattr(fingerprints, "_PIECE", 3)
+    monkeypatch.setattr("boltlab.data.many_files._PIECE", 3)
     assert of_folder(root, contents=True) == before
 
 

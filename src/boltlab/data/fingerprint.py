@@ -10,7 +10,6 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor
 
 from boltlab.data.base import DataModule, Split
 from boltlab.data.loader import TensorData
+from boltlab.data.many_files import of_each
 
 # Values in memory are hashed at once up to here (1 GB/s on one core); beyond it when contents are asked for.
 MOST_BYTES = 256 << 20
-_PIECE = 1000  # files that a thread looks at in one call: a network's answers are waited for together
-_THREADS = 8
 
 # The only difference that data which are the same can have: what is computed from the source rounds with the machine.
 ROUNDED = "values, which are computed: another machine or version rounds them otherwise"
@@ -44,11 +42,11 @@ def fingerprint(data: DataModule, split: Split, contents: bool = False) -> dict[
             found["values"] = _hash_of_tensor(dataset.x)
     if files := data.files(split):
         names, paths = zip(*((unicodedata.normalize("NFC", name), path) for name, path in files), strict=True)
-        sizes = _of_each(paths, _size)
+        sizes = of_each(paths, _size)
         found |= {"files": len(files), "bytes": sum(max(size, 0) for size in sizes)}
         found["names_and_sizes"] = _hash_of_lines(names, sizes)
         if contents:
-            found["contents"] = _hash_of_lines(names, _of_each(paths, _hash_of_file))
+            found["contents"] = _hash_of_lines(names, of_each(paths, _hash_of_file))
     return found
 
 
@@ -86,17 +84,6 @@ def _hash_of_tensor(values: Tensor) -> str:
 def _hash_of_lines(names: Iterable[str], values: Iterable[Any]) -> str:
     lines = sorted(f"{name}\0{value}" for name, value in zip(names, values, strict=True))
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
-
-
-def _of_each(paths: tuple[str, ...], look: Any) -> list[Any]:
-    def several(piece: tuple[str, ...]) -> list[Any]:
-        return [look(path) for path in piece]
-
-    pieces = [paths[i : i + _PIECE] for i in range(0, len(paths), _PIECE)]
-    if len(pieces) == 1:
-        return several(pieces[0])
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [value for values in pool.map(several, pieces) for value in values]
 
 
 def _size(path: str) -> int:

@@ -2,11 +2,9 @@
 
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +19,10 @@ from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memor
 from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.loader import Loader, TensorData, available_cores
-from boltlab.data.progress import progress_bar
+from boltlab.data.many_files import in_order, progress_bar
 from boltlab.data.resize import to_batch
 from boltlab.data.samplers import EvalSampler
+from boltlab.data.splits import listed
 from boltlab.ground.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -35,12 +34,17 @@ FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
 }
 
 
+@dataclass(eq=False)
 class FolderData(Dataset[Any]):
-    """Files decoded as they are asked for."""
+    """Files decoded as they are asked for, or as a cache holds them."""
 
-    def __init__(self, files: list[str], labels: Tensor, class_names: list[str], channels: int, decode: Decode) -> None:
-        self.files, self.labels, self.class_names, self.channels = files, labels, class_names, channels
-        self.decode = decode
+    files: list[str]
+    labels: Tensor
+    class_names: list[str]
+    channels: int
+    decode: Decode
+    cache: ImageCache | None = None
+    fitted: bool = False  # whether the cache holds what evaluation sees
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,30 +52,14 @@ class FolderData(Dataset[Any]):
     def pixels(self, index: int) -> np.ndarray:
         """One image, uint8 [H,W,C] as large as it is stored; DataError names the file and its class."""
         try:
+            if self.cache is not None:
+                return self.cache[index]
             return read_pixels(self.files[index], self.channels, self.decode)
         except DataError as error:
             raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
 
     def subset(self, indices: Tensor) -> "FolderData":
-        files = [self.files[i] for i in indices.tolist()]
-        return FolderData(files, self.labels[indices], self.class_names, self.channels, self.decode)
-
-
-class CachedData:
-    """The images of a FolderData as a cache holds them."""
-
-    def __init__(self, images: ImageCache, data: FolderData, fitted: bool = False) -> None:
-        self.images, self.labels, self.class_names, self.fitted = images, data.labels, data.class_names, fitted
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pixels(self, index: int) -> np.ndarray:
-        """As FolderData's."""
-        try:
-            return self.images[index]
-        except DataError as error:
-            raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
+        return replace(self, files=[self.files[i] for i in indices.tolist()], labels=self.labels[indices])
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -115,7 +103,7 @@ class ImageFolder(ImageDataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.root = os.path.expanduser(self.root)
-        self._caches: dict[tuple[int, bool], TensorData | CachedData] = {}
+        self._caches: dict[tuple[int, bool], TensorData | FolderData] = {}
         if not isinstance(self.class_names, list) or not isinstance(self.num_classes, int):
             found = self.discover({"root": self.root, "class_names": self.class_names or "auto"})
             self.class_names, self.num_classes = found["class_names"], found["num_classes"]
@@ -161,7 +149,7 @@ class ImageFolder(ImageDataModule):
         found = {split: self._read(folder) for split, folder in parts.items()}
         files = [file for data in found.values() for file in data.files]
         labels = torch.cat([data.labels for data in found.values()])
-        every = FolderData(files, labels, self._names, self.input_shape[0], check_decode(self.decode))
+        every = replace(next(iter(found.values())), files=files, labels=labels)
         return {split: found.get(split, every) for split in FOLDER_NAMES}
 
     def files(self, split: Split) -> list[tuple[str, str]]:
@@ -178,9 +166,8 @@ class ImageFolder(ImageDataModule):
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        return FolderData(
-            files, torch.tensor(labels, dtype=torch.int64), self._names, self.input_shape[0], check_decode(self.decode)
-        )
+        decode = check_decode(self.decode)
+        return FolderData(files, torch.tensor(labels, dtype=torch.int64), self._names, self.input_shape[0], decode)
 
     def source(self, split: Split, stored: bool) -> Any:
         data = self.dataset(split)
@@ -191,26 +178,28 @@ class ImageFolder(ImageDataModule):
             self._caches[key] = self._cached(data, stored)
         return self._caches[key]
 
-    def _cached(self, data: FolderData, stored: bool) -> TensorData | CachedData:
+    def _cached(self, data: FolderData, stored: bool) -> TensorData | FolderData:
         channels, height, width = self.input_shape
         fastest, processes = self.decode == "fastest", self._processes_here()
         if self.cache == "memory" and not stored:
             batches = ImageBatches(data, self.seed, self.input_shape, self.resize, None, fastest)
             return decoded(batches, self.max_bad_files, processes, shown=self._rank_and_world_size()[0] == 0)
-        # A tall image covers a wide input by its shorter side, so that must keep the input's longer one.
-        margin = (self.resize or round(min(height, width) * 8 / 7)) / min(height, width)
-        size = self.cache_size or round(max(height, width) * margin)
+        size, fitted = None, None
+        if stored:  # a tall image covers a wide input by its shorter side, so that must keep the input's longer one
+            margin = (self.resize or round(min(height, width) * 8 / 7)) / min(height, width)
+            size = self.cache_size or round(max(height, width) * margin)
+        else:
+            fitted = Fitted((height, width), self.resize, fastest)
         if self.cache == "memory":
-            return CachedData(ImageCache.in_memory(data.files, channels, size, data.decode, processes=processes), data)
-        fitted = None if stored else Fitted((height, width), self.resize, fastest)
-        images = ImageCache.open(
-            data.files, channels, size if stored else None, self.cache_format, self.cache_dir, data.decode,
-            fitted=fitted,
-        )  # fmt: skip
-        stacked = images.stacked()
-        if stored or stacked is None or not fits_in_memory(processes * stacked.nbytes):
-            return CachedData(images, data, fitted=not stored)
-        return TensorData(to_batch(stacked), data.labels)
+            images = ImageCache.in_memory(data.files, channels, size, data.decode, processes=processes)
+        else:
+            images = ImageCache.open(
+                data.files, channels, size, self.cache_format, self.cache_dir, data.decode, fitted=fitted
+            )
+        stacked = None if stored else images.stacked()
+        if stacked is not None and fits_in_memory(processes * stacked.nbytes):
+            return TensorData(to_batch(stacked), data.labels)
+        return replace(data, cache=images, fitted=not stored)
 
     def load(self, split: Split) -> FolderData:
         if split == "test" and "test" not in self._splits:
@@ -339,14 +328,14 @@ def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool 
         found = class_folders(path)
         missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
         if missing and all_of_them:
-            problems.append(f"{split} lacks {_listed(missing)}")
+            problems.append(f"{split} lacks {listed(missing, None, 10)}")
         if unknown:
-            problems.append(f"{split} has {_listed(unknown)} besides")
+            problems.append(f"{split} has {listed(unknown, None, 10)} besides")
     if problems:
         raise DataError(
             f"the class folders in {folder.parent if len(parts) > 1 else folder} do not match:\n  "
             + "\n  ".join(problems)
-            + f"\n  the classes: {_listed(names)}"
+            + f"\n  the classes: {listed(names, None, 10)}"
         )
 
 
@@ -370,7 +359,7 @@ def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tupl
             yield from _unreadable(files, channels)
 
 
-def _unreadable(files: Iterable[str], channels: int) -> Iterator[tuple[Path, str]]:
+def _unreadable(files: list[str], channels: int) -> Iterator[tuple[Path, str]]:
     def problem(file: str) -> str | None:
         try:
             read_image(file, channels)
@@ -378,14 +367,6 @@ def _unreadable(files: Iterable[str], channels: int) -> Iterator[tuple[Path, str
             return str(error).removeprefix(f"{file}: ")
         return None
 
-    remaining = iter(files)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
-        while some := list(islice(remaining, 256)):
-            for file, reason in zip(some, pool.map(problem, some), strict=True):
-                if reason is not None:
-                    yield Path(file), reason
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(repr, names[:10]))
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    for file, reason in zip(files, in_order(problem, files, min(8, available_cores())), strict=True):
+        if reason is not None:
+            yield Path(file), reason

@@ -33,16 +33,6 @@ class Draws:
         self.seed, self.epoch, self.indices = seed, epoch, indices
         self._keys = _mix(indices + _as_int64(random_key(seed, epoch) + _GOLDEN))
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, chosen: Tensor) -> "Draws":
-        """The draws of some of the samples: by a mask or by positions."""
-        return Draws(self.seed, self.epoch, self.indices[chosen])
-
-    def to(self, device: torch.device) -> "Draws":
-        return self if self.indices.device == device else Draws(self.seed, self.epoch, self.indices.to(device))
-
     def uniform(self, number: int) -> Tensor:
         """Number `number` of each sample, float32 [B] in 0..1 without 1."""
         return self.uniforms(number, 1)[:, 0]
