@@ -3,8 +3,6 @@
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
@@ -16,7 +14,6 @@ from boltlab import DataError
 from boltlab.data import ImageDataModule, Split, TensorData
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision import datasets
-from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 ROUNDS = 2  # over all mirrors
 TIMEOUT_SECONDS = 15.0  # without a byte; urllib would wait for ever
@@ -42,6 +39,13 @@ class TorchvisionImages(ImageDataModule):
         below = getattr(self.dataset_class, "base_folder", f"{self.name}/raw")
         return Path(self.data_dir).absolute() / below
 
+    @property
+    def archives(self) -> list[Path]:
+        """Where torchvision keeps what the data set is unpacked from."""
+        if hasattr(self.dataset_class, "resources"):
+            return [self.folder / name for name, _ in self.dataset_class.resources]
+        return [self.folder.parent / self.dataset_class.filename]
+
     def read(self, train: bool) -> TensorData:
         """torchvision's training or test set as tensors; whatever error torchvision meets."""
         data = self.dataset_class(self.data_dir, train=train)
@@ -64,7 +68,7 @@ class TorchvisionImages(ImageDataModule):
         if reason is None:
             return
         try:
-            download(self.dataset_class, Path(self.data_dir), self.folder)
+            self._download()
         except OSError as error:
             raise DataError(self._cannot_get(reason, str(error))) from error
         reason = self._why_unreadable()
@@ -89,8 +93,7 @@ class TorchvisionImages(ImageDataModule):
         return None
 
     def _cannot_get(self, reason: str, tried: str) -> str:
-        files = ", ".join(Path(name).name for name in archives(self.dataset_class))
-        below = self.folder if hasattr(self.dataset_class, "resources") else self.folder.parent
+        files, below = ", ".join(archive.name for archive in self.archives), self.archives[0].parent
         return (
             f"{self.name} is missing or damaged, and could not be downloaded.\n"
             f"  looked in: {self.folder} ({reason})\n"
@@ -100,60 +103,38 @@ class TorchvisionImages(ImageDataModule):
             f"  without a network: data=digits (handwritten digits that scikit-learn carries)"
         )
 
+    def _download(self) -> None:
+        """torchvision's own, in a private folder from which whole files are moved.
 
-def archives(dataset_class: Any) -> dict[str, tuple[str, list[str]]]:
-    """File name: (MD5, addresses) of what the data set is downloaded from."""
-    if hasattr(dataset_class, "resources"):
-        return {name: (md5, [m + name for m in dataset_class.mirrors]) for name, md5 in dataset_class.resources}
-    return {dataset_class.filename: (dataset_class.tgz_md5, [dataset_class.url])}
+        So neither a second process nor an interruption ever leaves a part of a file under its final name. Archives that
+        already lie where torchvision keeps them are used if their checksum is right. OSError says what failed where.
+        """
+        root = Path(self.data_dir).absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root, ignore_cleanup_errors=True) as private:
+            for archive in filter(Path.exists, self.archives):
+                copy = private / archive.relative_to(root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(archive, copy)
+            self._fetch(private)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in (private / self.folder.relative_to(root)).iterdir():
+                if self.folder / file.name not in self.archives:
+                    file.replace(self.folder / file.name)
 
-
-def download(dataset_class: Any, data_dir: Path, folder: Path) -> None:
-    """Fetch, check and unpack in a private folder, then move file by file into `folder`.
-
-    So neither a second process nor an interruption ever leaves a part of a file under its final name. Archives that
-    already lie where torchvision keeps them are used if their checksum is right. OSError says what failed where.
-    """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".download-", dir=data_dir))
-    try:
-        is_mnist = hasattr(dataset_class, "resources")
-        (staging / "unpacked").mkdir()
-        for name, (md5, urls) in archives(dataset_class).items():
-            at_hand = (folder if is_mnist else data_dir) / name
-            if check_integrity(at_hand, md5):
-                shutil.copyfile(at_hand, staging / name)
-            else:
-                fetch(urls, staging, name, md5)
-            extract_archive(str(staging / name), str(staging / "unpacked"))
-        unpacked = staging / "unpacked" if is_mnist else staging / "unpacked" / dataset_class.base_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in unpacked.iterdir():
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def fetch(urls: list[str], folder: Path, name: str, md5: str) -> None:
-    """Download one file, trying every address `ROUNDS` times; ConnectionError lists what each of them said."""
-    problems: dict[str, str] = {}
-    rank_zero_info(f"downloading {name}")
-    for url in urls * ROUNDS:
+    def _fetch(self, root: str) -> None:
+        """Download and unpack below `root`, in some rounds over all mirrors; what is right is fetched once."""
+        rank_zero_info(f"downloading {self.name}")
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(TIMEOUT_SECONDS)
         try:
-            with socket_timeout(TIMEOUT_SECONDS):
-                download_url(url, str(folder), name, md5)
-            return
-        except (RuntimeError, OSError, HTTPException) as error:
-            problems[url] = "the file is not the right one (checksum)" if "corrupted" in str(error) else str(error)
-            (folder / name).unlink(missing_ok=True)
-    raise ConnectionError("; ".join(f"{url}: {problem}" for url, problem in problems.items()))
-
-
-@contextmanager
-def socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+            for _ in range(ROUNDS):
+                try:
+                    self.dataset_class(root, download=True)
+                    return
+                except (RuntimeError, OSError, HTTPException) as error:
+                    problem = str(error).replace("File not found or corrupted.", "the file is not the right one")
+            address = getattr(self.dataset_class, "url", "")  # MNIST's mirrors are in torchvision's message
+            raise ConnectionError(" ".join([address, *problem.split()]).strip())
+        finally:
+            socket.setdefaulttimeout(before)

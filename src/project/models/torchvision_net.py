@@ -26,6 +26,11 @@ def unknown_name(name: str, names: list[str], library: str) -> str:
     return f"{library} has no classification net {name!r}{suggestion}"
 
 
+def spread(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's weight for other channels; equal ones get the answer that a gray picture had."""
+    return (weight.sum(dim=1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+
+
 class TorchvisionNet(nn.Module):
     """A net by its name in torchvision.models, e.g. "vgg11": [B, C, H, W] → [B, num_outputs].
 
@@ -62,16 +67,16 @@ class TorchvisionNet(nn.Module):
         if name.startswith("vit_"):
             arguments["image_size"] = smallest[0]
         self.net = torchvision.models.get_model(name, **arguments)
-        one_size_only = name.startswith(("vit_", "maxvit_"))
-        height, width = input_shape[1:]
+        channels, height, width = input_shape
         self.size: tuple[int, int] | None = None
-        if one_size_only:
+        if name.startswith(("vit_", "maxvit_")):
             self.size = (smallest[0], smallest[1])
         elif height < smallest[0] or width < smallest[1]:
             self.size = (max(height, smallest[0]), max(width, smallest[1]))
-        self.first = next(n for n, module in self.net.named_modules() if isinstance(module, nn.Conv2d))
-        if input_shape[0] != 3:
-            self._replace_first(input_shape[0])
+        self.first, convolution = next((n, m) for n, m in self.net.named_modules() if isinstance(m, nn.Conv2d))
+        if channels != 3:
+            convolution.in_channels = channels
+            convolution.weight = nn.Parameter(spread(convolution.weight.detach(), channels))
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
@@ -80,29 +85,6 @@ class TorchvisionNet(nn.Module):
         if isinstance(name, str) and name not in names:
             return [("name", unknown_name(name, names, "torchvision"))]
         return []
-
-    def _replace_first(self, channels: int) -> None:
-        old = self.net.get_submodule(self.first)
-        assert isinstance(old, nn.Conv2d)
-        new = nn.Conv2d(
-            channels,
-            old.out_channels,
-            old.kernel_size,  # type: ignore[arg-type]
-            old.stride,  # type: ignore[arg-type]
-            old.padding,  # type: ignore[arg-type]
-            bias=old.bias is not None,
-        )
-        with torch.no_grad():
-            new.weight.copy_(self._spread(old.weight, channels))
-            if old.bias is not None and new.bias is not None:
-                new.bias.copy_(old.bias)
-        parent, _, last = self.first.rpartition(".")
-        setattr(self.net.get_submodule(parent), last, new)
-
-    @staticmethod
-    def _spread(weight: Tensor, channels: int) -> Tensor:
-        # Equal channels then get the answer that a gray picture had.
-        return (weight.sum(dim=1, keepdim=True) / channels).expand(-1, channels, -1, -1)
 
     def load_pretrained(self) -> None:
         """Puts torchvision's best ImageNet weights into the net, if it is `pretrained`.
@@ -124,7 +106,7 @@ class TorchvisionNet(nn.Module):
         own = self.net.state_dict()
         key = f"{self.first}.weight"
         if own[key].shape != source[key].shape:
-            source[key] = self._spread(source[key], own[key].shape[1])
+            source[key] = spread(source[key], own[key].shape[1])
         # Only the head can have another shape: it keeps its random start.
         self.net.load_state_dict({k: source[k] if source[k].shape == v.shape else v for k, v in own.items()})
 
