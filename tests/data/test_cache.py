@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from boltlab.data import cache as cache_module
-from boltlab.data.cache import ImageCache, available_memory
+from boltlab.data.cache import ImageCache
 from boltlab.data.decode import read_pixels
+from boltlab.data.memory import available_memory
 from boltlab.data.resize import shrunk
 from boltlab.ground.errors import DataError
 
@@ -244,10 +245,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, files):
 
 def test_images_that_do_not_fit_in_memory_are_refused_before_they_are_read(files, monkeypatch):
     assert available_memory() is None or available_memory() > 10**6
-    monkeypatch.setattr(cache_module, "available_memory", lambda: 10_000)
-    with pytest.raises(DataError, match=r"6 images need about 3\.8.*e-05 GB of memory and 1e-05 GB are free"):
+    monkeypatch.setattr("boltlab.data.memory.available_memory", lambda: 10_000)
+    with pytest.raises(DataError, match=r"6 images in .* need 3\.8.*e-05 GB of memory, 1e-05 GB are free"):
         ImageCache.in_memory(files, 3, None, "fast")
-    monkeypatch.setattr(cache_module, "available_memory", lambda: None)
+    monkeypatch.setattr("boltlab.data.memory.available_memory", lambda: None)
     monkeypatch.setattr(cache_module, "_estimate", lambda files, make: 100)  # too few
     images = ImageCache.in_memory(files, 3, None, "fast")
     assert all(np.array_equal(images[i], expected(file, None)) for i, file in enumerate(files))

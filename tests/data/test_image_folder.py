@@ -389,8 +389,8 @@ def test_unreadable_files_are_left_out_of_a_cache_in_memory(noisy):
 
 
 def test_a_folder_that_does_not_fit_in_memory(noisy, monkeypatch):
-    monkeypatch.setattr("boltlab.data.image_folder.available_memory", lambda: 5000)
-    with pytest.raises(DataError, match="18 images of 16x16 in each of 1 .* need 1.38e-05 GB .* data.cache=disk"):
+    monkeypatch.setattr("boltlab.data.memory.available_memory", lambda: 5000)
+    with pytest.raises(DataError, match="18 images in each of 1 .* need 1.38e-05 GB .* data.cache=disk"):
         batches(module(noisy, cache="memory"), "train")
 
 

@@ -150,28 +150,16 @@ class DataModule(LightningDataModule):
         return self._datasets[split]
 
     def train_dataloader(self) -> Loader:
-        rank, world_size = self._rank_and_world_size()
         batches = self.batches("train", augment=True)
-        if self._never_validated and rank == 0:
+        if self._never_validated and self._rank_and_world_size()[0] == 0:
             names = listed(self._never_validated, self._names_of_classes)
             print(f"classes without a validation sample: {len(self._never_validated)} ({names})", flush=True)
             self._never_validated.clear()  # shared by copies of this module
-        sampler = TrainSampler(
-            len(batches),
-            self._batch_size_per_process(world_size),
-            self.seed,
-            rank,
-            world_size,
-            shuffle=getattr(self.trainer, "overfit_batches", 0) == 0,
-            labels=batches.source.labels if self.sampler == "balanced" else None,
-        )
-        return self._loader("train", sampler, batches)
+        return self._loader("train", self._train_sampler(batches), batches)
 
     def num_train_batches(self) -> int:
         """Training batches of an epoch on each process, however many of them are fetched at once."""
-        rank, world_size = self._rank_and_world_size()
-        size = self._batch_size_per_process(world_size)
-        return len(TrainSampler(len(self.batches("train", augment=True)), size, self.seed, rank, world_size))
+        return len(self._train_sampler(self.batches("train", augment=True)))
 
     def val_dataloader(self) -> Loader:
         return self.dataloader("val")
@@ -246,11 +234,17 @@ class DataModule(LightningDataModule):
         if self.folds is not None and not self._divided:
             raise DataError(f"data.folds={self.folds}: the {split} split of {name} is not divided by train_and_val()")
         if self.max_samples is not None and split == "train" and not self._thinned:
-            raise DataError(
-                f"data.max_samples={self.max_samples}: {name} has no kept() or train_and_val() in its load()"
-            )
+            missing = "has no kept() or train_and_val() in its load()"
+            raise DataError(f"data.max_samples={self.max_samples}: {name} {missing}")
 
     # Parts
+
+    def _train_sampler(self, batches: Batches) -> TrainSampler:
+        rank, world_size = self._rank_and_world_size()
+        size = self._batch_size_per_process(world_size)
+        shuffle = getattr(self.trainer, "overfit_batches", 0) == 0
+        labels = batches.source.labels if self.sampler == "balanced" else None
+        return TrainSampler(len(batches), size, self.seed, rank, world_size, shuffle, labels)
 
     def _loader(self, split: Split, sampler: TrainSampler | EvalSampler, batches: Batches) -> Loader:
         device = self.device if self.trainer is None else self.trainer.strategy.root_device
@@ -259,17 +253,9 @@ class DataModule(LightningDataModule):
         num_workers = self._num_workers(batches)
         if batches.note and not self._said and self._rank_and_world_size()[0] == 0:
             self._said = True
-            print(
-                f"{batches.note}, {f'in {num_workers} processes' if num_workers else 'while training waits'}",
-                flush=True,
-            )
-        return Loader(
-            batches,
-            sampler,
-            max_bad_files=getattr(self, "max_bad_files", 0),
-            num_workers=num_workers,
-            pin_memory=device.type == "cuda",
-        )
+            where = f"in {num_workers} processes" if num_workers else "while training waits"
+            print(f"{batches.note}, {where}", flush=True)
+        return Loader(batches, sampler, getattr(self, "max_bad_files", 0), num_workers, device.type == "cuda")
 
     def _placed(self, split: Split, data: TensorData, device: torch.device) -> TensorData:
         """The split on the GPU, where it takes no more than its share of what is free there."""

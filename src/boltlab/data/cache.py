@@ -20,7 +20,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -31,6 +31,7 @@ from PIL import Image
 from boltlab.data.decode import Decode, plain_jpeg, read_pixels
 from boltlab.data.loader import available_cores
 from boltlab.data.many_files import in_order, of_each, progress_bar
+from boltlab.data.memory import refuse_without_room
 from boltlab.data.resize import fit, shrunk
 from boltlab.ground.errors import DataError
 
@@ -45,7 +46,6 @@ Entry = tuple[Any, int, int]  # what one image becomes: its bytes, height, width
 VERSION = 2
 SYNC_IMAGES = 256  # a killed build repeats so many at most
 SAMPLE = 32  # images read to estimate the size of all
-MEMORY_SHARE = 0.8  # of the memory that is free
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
 
 
@@ -58,7 +58,7 @@ class Fitted:
     fastest: bool
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageCache:
     """`cache[i]` is image i, uint8 [H,W,C] and read-only on disk; DataError if it was unreadable. Any thread may ask.
 
@@ -146,12 +146,7 @@ class ImageCache:
         def make(file: str) -> Entry:
             return _entry(file, channels, size, decode, None)
 
-        needed, free = _estimate(files, make), available_memory()
-        if free is not None and processes * needed > MEMORY_SHARE * free:
-            raise DataError(
-                f"{len(files)} images need about {_gigabytes(needed)} of memory and {_gigabytes(free)} are free: "
-                f"keep them on disk or make them smaller"
-            )
+        refuse_without_room(len(files), _estimate(files, make), processes)
         images, lines = io.BytesIO(), []
         for data, height, width in _made(files, make, 0, "decoding images", progress):
             lines.append((images.tell(), len(data), height, width))
@@ -185,21 +180,6 @@ class ImageCache:
         if self.folder is not None:  # a worker process maps the file, and copies nothing
             return ImageCache.load, (self.folder,)
         return ImageCache, (self.images, self.index, self.channels, self.format)
-
-
-def available_memory() -> int | None:
-    """Bytes that this process can still take, by the system and by its control groups; None where nobody tells."""
-    found = []
-    with suppress(OSError):
-        sizes = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(sizes["MemAvailable"].split()[0]) * 1024)
-        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
-        for folder in (group, *group.parents[:-3]):  # up to /sys/fs/cgroup; the limit of a Slurm job is a parent's
-            if (folder / "memory.max").exists() and (limit := (folder / "memory.max").read_text().strip()) != "max":
-                cached = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                used = int((folder / "memory.current").read_text()) - int(cached["inactive_file"])
-                found.append(int(limit) - used)
-    return min(found, default=None)
 
 
 def _entry(

@@ -35,18 +35,13 @@ _TRANSPOSE = {
 }
 
 
-def fast_available() -> bool:
-    """Whether decode=fast has its library."""
-    return simplejpeg is not None
-
-
 def check_decode(decode: Literal["auto", "pillow", "fast", "fastest"]) -> Decode:
     """The decoder in use: "auto" is "fast" where its library is there. UserError if the one asked for lacks its own.
 
     "fastest" reads the same pixels as "fast"; it resizes them with OpenCV, without antialiasing.
     """
     if decode == "auto":
-        return "fast" if fast_available() else "pillow"
+        return "pillow" if simplejpeg is None else "fast"
     lacks = [
         name
         for name, module, needed in (("simplejpeg", "simplejpeg", "fast"), ("OpenCV", "cv2", "fastest"))

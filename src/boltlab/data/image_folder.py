@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split
-from boltlab.data.cache import MEMORY_SHARE, Fitted, ImageCache, available_memory
 from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.loader import Loader, TensorData, available_cores
 from boltlab.data.many_files import in_order, progress_bar
+from boltlab.data.memory import fits_in_memory, refuse_without_room
 from boltlab.data.resize import to_batch
 from boltlab.data.samplers import EvalSampler
 from boltlab.data.splits import listed
@@ -34,7 +34,7 @@ FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class FolderData(Dataset[Any]):
     """Files decoded as they are asked for, or as a cache holds them."""
 
@@ -43,7 +43,7 @@ class FolderData(Dataset[Any]):
     class_names: list[str]
     channels: int
     decode: Decode
-    cache: ImageCache | None = None
+    cache: Any = None  # an ImageCache of them
     fitted: bool = False  # whether the cache holds what evaluation sees
 
     def __len__(self) -> int:
@@ -184,6 +184,8 @@ class ImageFolder(ImageDataModule):
         if self.cache == "memory" and not stored:
             batches = ImageBatches(data, self.seed, self.input_shape, self.resize, None, fastest)
             return decoded(batches, self.max_bad_files, processes, shown=self._rank_and_world_size()[0] == 0)
+        from boltlab.data.cache import Fitted, ImageCache
+
         size, fitted = None, None
         if stored:  # a tall image covers a wide input by its shorter side, so that must keep the input's longer one
             margin = (self.resize or round(min(height, width) * 8 / 7)) / min(height, width)
@@ -215,13 +217,7 @@ def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown
     """
     channels, height, width = batches.input_shape
     count = len(batches)
-    needed = processes * count * channels * height * width
-    if not fits_in_memory(needed):
-        free = (available_memory() or 0) / 1e9
-        raise DataError(
-            f"data.cache=memory: {count} images of {height}x{width} in each of {processes} processes need"
-            f" {needed / 1e9:.3g} GB of memory, {free:.3g} GB are free; data.cache=disk keeps them in a file"
-        )
+    refuse_without_room(count, count * channels * height * width, processes)
     loader = Loader(batches, EvalSampler(count, 256), max_bad_files, max(1, available_cores() // processes))
     x, y, done = torch.empty(count, channels, height, width, dtype=torch.uint8), torch.empty(count, dtype=torch.long), 0
     with progress_bar(count, 0, "decoding images", shown) as advance:
@@ -232,11 +228,6 @@ def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown
     if not done:
         raise DataError("no image of the split can be read; boltlab doctor lists the reasons")
     return TensorData(x[:done], y[:done])
-
-
-def fits_in_memory(size: int) -> bool:
-    free = available_memory()
-    return free is None or size <= MEMORY_SHARE * free
 
 
 def no_folds(val: Path) -> str:

@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,11 +34,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(eq=False, repr=False)
 class TensorData(Dataset[Any]):
     """A split in memory: `x` [N, ...] and `labels` [N], fetched by whole batches, on the device where they stand."""
 
-    def __init__(self, x: Tensor, labels: Tensor) -> None:
-        self.x, self.labels = x, labels
+    x: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.x)
@@ -117,6 +119,7 @@ class Batches(Dataset[Any]):
         return x, y, problems
 
 
+@dataclass(eq=False, repr=False)
 class Loader:
     """Yields (x, y). Up to `max_bad_files` unreadable samples are skipped and listed; one more is a DataError.
 
@@ -128,19 +131,16 @@ class Loader:
     `sampler` and keeps its state in the checkpoints.
     """
 
-    batch_sampler = None  # Lightning asks
-    timeout_seconds = 300.0  # that a worker process may take for a batch; `watch` sets it
+    dataset: Batches
+    sampler: TrainSampler | EvalSampler
+    max_bad_files: int = 0
+    num_workers: int = 0
+    pin_memory: bool = False
 
-    def __init__(
-        self,
-        dataset: Batches,
-        sampler: TrainSampler | EvalSampler,
-        max_bad_files: int = 0,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        self.dataset, self.sampler, self.num_workers, self.pin_memory = dataset, sampler, num_workers, pin_memory
-        self.max_bad_files = max_bad_files
+    batch_sampler: ClassVar[None] = None  # Lightning asks
+    timeout_seconds: ClassVar[float] = 300.0  # that a worker process may take for a batch; `watch` sets it
+
+    def __post_init__(self) -> None:
         self.bad_files: set[str] = set()
         self._delivered = 0
         self._resume: dict[str, Any] = {}
@@ -197,9 +197,7 @@ class Loader:
                 for problem in problems:
                     self._skip(problem)
                 if x is None and getattr(self.sampler, "world_size", 1) > 1 and isinstance(self.sampler, TrainSampler):
-                    raise DataError(
-                        "of a batch, one process could read no sample, and it cannot leave a step out alone"
-                    )
+                    raise DataError("one process could read no sample of a batch, and cannot leave a step out alone")
                 if x is not None:
                     yield (x.pin_memory(), y.pin_memory()) if self.pin_memory and x.device.type == "cpu" else (x, y)
 
@@ -258,10 +256,8 @@ class Loader:
     def _joined(self, pieces: list[Made]) -> Made:
         problems = [problem for piece in pieces for problem in piece[2]]
         good = [piece for piece in pieces if piece[0] is not None]
-        if not good:
-            return None, None, problems
-        if len(good) == 1:
-            return good[0][0], good[0][1], problems
+        if len(good) < 2:
+            return *(good[0][:2] if good else (None, None)), problems
         return torch.cat([x for x, _, _ in good]), torch.cat([y for _, y, _ in good]), problems
 
     def _by_processes(self) -> Generator[Made, None, None]:
@@ -282,15 +278,13 @@ class Loader:
         if problem in self.bad_files:
             return
         self.bad_files.add(problem)
-        if len(self.bad_files) > self.max_bad_files:
-            raise DataError(self.too_many_bad_files(problem))
-        warnings.warn(f"skipped ({len(self.bad_files)} of at most {self.max_bad_files}): {problem}", stacklevel=3)
-
-    def too_many_bad_files(self, problem: str) -> str:
-        if self.max_bad_files == 0:
-            return f"{problem}\n(data.max_bad_files=N skips up to N such files)"
-        listed = "\n".join(f"  {message}" for message in sorted(self.bad_files)[:20])
-        return f"more than data.max_bad_files={self.max_bad_files} unreadable files:\n{listed}"
+        count, most = len(self.bad_files), self.max_bad_files
+        if most == 0:
+            raise DataError(f"{problem}\n(data.max_bad_files=N skips up to N such files)")
+        if count > most:
+            listed = "\n".join(f"  {message}" for message in sorted(self.bad_files)[:20])
+            raise DataError(f"more than data.max_bad_files={most} unreadable files:\n{listed}")
+        warnings.warn(f"skipped ({count} of at most {most}): {problem}", stacklevel=3)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -70,24 +70,19 @@ class _Queue(multiprocessing.queues.Queue):
             super()._on_queue_feeder_error(e, obj)  # type: ignore[misc]
 
 
-class _Begin:
-    """A `worker_init_fn` that leaves Ctrl-C and the other signals of the terminal and the cluster to the main process,
-    which ends the workers when it has saved. SIGTERM is torch's."""
-
-    def __init__(self, own: Callable[[int], Any] | None) -> None:
-        self.own = own
-
-    def __call__(self, worker_id: int) -> None:
-        for signum in {*signals.ALL} - {signal.SIGTERM}:
-            signal.signal(signum, signal.SIG_IGN)
-        if self.own is not None:
-            self.own(worker_id)
+def _begin(own: Callable[[int], Any] | None, worker_id: int) -> None:
+    """Leaves Ctrl-C and the other signals of the terminal and the cluster to the main process, which ends the workers
+    when it has saved. SIGTERM is torch's."""
+    for signum in {*signals.ALL} - {signal.SIGTERM}:
+        signal.signal(signum, signal.SIG_IGN)
+    if own is not None:
+        own(worker_id)
 
 
 def _batches(loader: DataLoader[Any], begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     # A generator: where `iter` itself raises, Lightning ends with an error of its own.
-    if not isinstance(loader.worker_init_fn, _Begin):
-        loader.worker_init_fn = _Begin(loader.worker_init_fn)
+    if getattr(loader.worker_init_fn, "func", None) is not _begin:
+        loader.worker_init_fn = partial(_begin, loader.worker_init_fn)
     wait, seconds = _Wait(loader), None  # to start the workers, and the first batch, may take long
     try:
         iterator = wait.take(begin, None)

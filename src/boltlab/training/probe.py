@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from boltlab.callbacks.summary import ModelSummary
 from boltlab.config.build import build
 from boltlab.config.locate import locate
-from boltlab.data.cache import available_memory
+from boltlab.data.memory import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.processes.launch import keep_freed_memory
 from boltlab.training import init_from as transfer

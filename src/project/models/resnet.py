@@ -19,9 +19,13 @@ def stem_layers(input_shape: tuple[int, int, int], stem: Stem, out_channels: int
     """
     channels, height, width = input_shape
     if stem == "imagenet" or (stem == "auto" and min(height, width) >= 64):
-        convolution = nn.Conv2d(channels, out_channels, 7, stride=2, padding=3, bias=False)
-        return convolution, nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Conv2d(channels, out_channels, 3, padding=1, bias=False), nn.Identity()
+        return conv(channels, out_channels, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1)
+    return conv(channels, out_channels, 3), nn.Identity()
+
+
+def conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps height and width, divided by the stride; a norm follows, so it has no bias."""
+    return nn.Conv2d(in_channels, out_channels, size, stride=stride, padding=size // 2, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -31,13 +35,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv1, self.bn1, self.relu1 = conv(in_channels, channels, 3, stride), nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = conv(channels, channels, 3), nn.BatchNorm2d(channels), nn.ReLU()
         self.downsample = shortcut(in_channels, channels, stride)
-        self.relu2 = nn.ReLU()
         nn.init.zeros_(self.bn2.weight)  # the block begins as its shortcut (Goyal et al. 2017)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,16 +54,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.conv1, self.bn1, self.relu1 = conv(in_channels, channels, 1), nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv2, self.bn2, self.relu2 = conv(channels, channels, 3, stride), nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv3, self.bn3, self.relu3 = conv(channels, 4 * channels, 1), nn.BatchNorm2d(4 * channels), nn.ReLU()
         self.downsample = shortcut(in_channels, 4 * channels, stride)
-        self.relu3 = nn.ReLU()
         nn.init.zeros_(self.bn3.weight)  # the block begins as its shortcut (Goyal et al. 2017)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,8 +72,7 @@ def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """The input as it is, or projected by a 1×1 convolution where the shape changes."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    convolution = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Module):

@@ -8,7 +8,6 @@ import torch
 from boltlab.callbacks import ExactMean
 from boltlab.metrics import EpochMeans, MeanLoss, counted, log_step, share
 from boltlab.optim import Schedule, configure, decayed_parameters
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
@@ -17,8 +16,7 @@ from torchmetrics import Metric, MetricCollection
 class Supervised(L.LightningModule):
     """A subclass says `criterion`, `train_value` and `predict`; `metrics` makes those of a split.
 
-    Epoch values come from the metric objects alone, which sum over samples and over processes, so that uneven batches
-    weigh what they should.
+    Epoch values come from the metric objects alone, which sum over samples and processes, however uneven the batches.
     """
 
     stacks = True  # for `sweep.engine=vectorized`
@@ -36,9 +34,8 @@ class Supervised(L.LightningModule):
         metrics: Callable[[], dict[str, Metric]],
     ) -> None:
         super().__init__()
-        self.net, self.make_optimizer, self.scheduler = net, optimizer, scheduler
-        self.l1, self.decay_norms_and_biases = l1, decay_norms_and_biases
-        self.train_metrics = train_metrics
+        self.net, self.make_optimizer, self.scheduler, self.l1 = net, optimizer, scheduler, l1
+        self.decay_norms_and_biases, self.train_metrics = decay_norms_and_biases, train_metrics
         self.val_metrics, self.test_metrics = collection("val", metrics()), collection("test", metrics())
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
@@ -124,7 +121,7 @@ class Supervised(L.LightningModule):
         self.log_dict(metrics.compute(), sync_dist=True, reduce_fx="max", prog_bar=True)
         metrics.reset()
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[L.Callback]:
         """Where batches are accumulated, a step is the mean over all of their samples."""
         return [ExactMean()]
 

@@ -49,9 +49,7 @@ class TimmNet(nn.Module):
         self.arguments |= {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
         self.net: nn.Module = timm.create_model(model_name, pretrained=False, **self.arguments)
         config = getattr(self.net, "pretrained_cfg", {})
-        self.size: tuple[int, int] | None = None
-        if config.get("fixed_input_size"):
-            self.size = tuple(config["input_size"][1:])
+        self.size = tuple(config["input_size"][1:]) if config.get("fixed_input_size") else None
         self._check_size(input_shape)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from project.models.resnet import Stem, initialize_convolutions, stem_layers
+from project.models.resnet import Stem, conv, initialize_convolutions, stem_layers
 
 
 class PreActivationBlock(nn.Module):
@@ -10,16 +10,13 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int, dropout: float) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.relu2 = nn.ReLU()
+        self.bn1, self.relu1 = nn.BatchNorm2d(in_channels), nn.ReLU()
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.bn2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.shortcut: nn.Conv2d | None = None
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        self.conv2 = conv(channels, channels, 3)
+        changes = stride != 1 or in_channels != channels
+        self.shortcut = conv(in_channels, channels, 1, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu1(self.bn1(x))
