@@ -189,10 +189,10 @@ def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
 
 
 def _drop_unused(config: DictConfig) -> list[str]:
-    """Sets to null, in place, the groups `optimizer` and `scheduler` where nothing refers to them: the model makes its
-    own, and the run is not to record what it did not use."""
+    """Sets to null, in place, the groups that nothing refers to: the model makes its own optimizer and so on, and the
+    run is not to record what it did not use."""
     unused = []
-    for group in ("scheduler", "optimizer"):  # a schedule may refer to its optimizer
+    for group in ("metrics", "loss", "scheduler", "optimizer"):  # a schedule may refer to its optimizer
         others = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != group])
         used = re.search(rf"\$\{{[^}}]*\b{group}\b", json.dumps(OmegaConf.to_container(others), default=str))
         if config.get(group) is not None and not used:

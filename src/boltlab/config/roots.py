@@ -37,6 +37,8 @@ class Train:
     data: dict
     optimizer: dict | None  # null where the model makes its own
     scheduler: dict | None
+    loss: dict | None
+    metrics: dict | None
     model: dict
     trainer: dict
     callbacks: dict | None

@@ -102,6 +102,7 @@ def _of_task(config: DictConfig, model: Any) -> Problems:
     drawing = [m for m in model.modules() if isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0]
     if drawing or getattr(model, "mixers", None):
         yield "model", "draws at each step (dropout, mixup, cutmix), other numbers than alone"
+    yield from ((f"model.{key}", "is not done") for key in ("loss", "metrics") if config.get(key))
     if getattr(model, "balanced", False):
         yield "model.class_weights=balanced", "is counted on the data: give numbers"
 

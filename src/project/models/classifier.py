@@ -15,12 +15,14 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision, MulticlassRecall
 from torchvision.transforms.v2 import CutMix, MixUp
 
-from project.models.supervised import Supervised, logged
+from project.models.measured import joined, logged
+from project.models.supervised import Loss, Supervised
 
 
 class Classifier(Supervised):
-    """Trains a net [B, …] → [B, num_classes] with cross entropy on integer classes [B].
+    """Trains a net [B, …] → [B, num_classes] with cross entropy, or another `loss`, on integer classes [B].
 
+    `metrics`, by name, are measured beside accuracy, F1, precision and recall.
     `optimizer` is called with named parameter groups; norms and biases do not decay unless `decay_norms_and_biases`.
     `class_weights`: one number a class, or "balanced" = samples / (classes · samples of the class), counted on the
     train split. `l1` times the sum of the absolute weights is added to the loss that is trained, not to the one that is
@@ -46,9 +48,11 @@ class Classifier(Supervised):
         cutmix_alpha: Annotated[float, Ge(0)] = 0.0,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
+        loss: Loss | None = None,
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
-        metrics = partial(self._metrics, num_classes)
-        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, EpochMeans("acc"), metrics)
+        measured = partial(self._metrics, num_classes, metrics)
+        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, loss, EpochMeans("acc"), measured)
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         chosen = [(kind, alpha) for kind, alpha in ((MixUp, mixup_alpha), (CutMix, cutmix_alpha)) if alpha > 0]
@@ -64,7 +68,7 @@ class Classifier(Supervised):
         self.register_buffer("class_weights", weights)
 
     @staticmethod
-    def _metrics(num_classes: int) -> dict[str, Metric]:
+    def _metrics(num_classes: int, own: dict[str, Metric] | None = None) -> dict[str, Metric]:
         # validate_args=False: the checks look into the tensors, which waits for the GPU at every step.
         metrics: dict[str, Metric] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
@@ -74,14 +78,14 @@ class Classifier(Supervised):
         }
         if num_classes > 5:
             metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
-        return metrics
+        return joined(metrics, own)
 
     @classmethod
     def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
         num_classes = arguments.get("num_classes")
         few = isinstance(num_classes, int) and num_classes <= 5
-        return logged(cls._metrics(2 if few else 6), "acc")
+        return logged(cls._metrics(2 if few else 6), "acc", arguments.get("metrics"))
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
@@ -90,6 +94,9 @@ class Classifier(Supervised):
         if isinstance(weights, list) and isinstance(num_classes, int) and len(weights) != num_classes:
             return [("class_weights", f"has {len(weights)} numbers for {num_classes} classes")]
         mixes = [name for name in ("mixup_alpha", "cutmix_alpha") if arguments.get(name)]
+        if arguments.get("loss"):
+            options = [name for name in (*mixes, "label_smoothing", "class_weights") if arguments.get(name)]
+            return [(name, "is an option of cross entropy: give it to model.loss, or leave it out") for name in options]
         return [(name, "mixes classes, and there is one only: 0") for name in mixes if num_classes == 1]
 
     def setup(self, stage: str) -> None:
@@ -116,6 +123,8 @@ class Classifier(Supervised):
         return mixer(*batch)
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
+        if self.loss is not None:
+            return self.loss(output, target), len(target)
         weights = None if self.class_weights is None else self.class_weights.to(output.dtype)
         if target.ndim == 2:  # shares of the classes [B, num_classes]
             target = target.to(output.dtype)

@@ -1,6 +1,7 @@
 """Regression of one number: mean squared error, mean absolute error, R²."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from boltlab.optim import Schedule
 from torch import Tensor, nn
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
 
-from project.models.supervised import Supervised, logged
+from project.models.measured import joined, logged
+from project.models.supervised import Loss, Supervised
 
 
 class ExactR2(R2Score):
@@ -33,7 +35,7 @@ class ExactR2(R2Score):
 
 
 class Regressor(Supervised):
-    """Trains a net [B, …] → [B, 1] with the mean squared error on targets [B].
+    """Trains a net [B, …] → [B, 1] with the mean squared error, or another `loss`, on targets [B].
 
     The other arguments are the Classifier's.
     """
@@ -47,17 +49,21 @@ class Regressor(Supervised):
         scheduler: Schedule | None = None,
         l1: float = 0.0,
         decay_norms_and_biases: bool = False,
+        loss: Loss | None = None,
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, EpochMeans("mse"), self._metrics)
+        measured = partial(self._metrics, metrics)
+        super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, loss, EpochMeans("mse"), measured)
 
     @staticmethod
-    def _metrics() -> dict[str, Metric]:
-        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
+    def _metrics(own: dict[str, Metric] | None = None) -> dict[str, Metric]:
+        metrics: dict[str, Metric] = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": ExactR2()}
+        return joined(metrics, own)
 
     @classmethod
     def logged_metrics(cls, arguments: dict[str, Any]) -> dict[str, bool | None]:
         """Every metric name that a run with these arguments logs, and whether it is better when it is larger."""
-        return logged(cls._metrics(), "mse")
+        return logged(cls._metrics(), "mse", arguments.get("metrics"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Values [B]."""
@@ -66,7 +72,8 @@ class Regressor(Supervised):
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         if output.shape != target.shape:  # broadcasting would train a wrong model in silence
             raise ValueError(f"net gives {tuple(output.shape)} for targets {tuple(target.shape)}; both must be [B]")
-        return F.mse_loss(output, target.to(output.dtype)), len(target)
+        loss = F.mse_loss if self.loss is None else self.loss
+        return loss(output, target.to(output.dtype)), len(target)
 
     def train_value(self, output: Tensor, target: Tensor) -> Tensor:
         """The squared error."""

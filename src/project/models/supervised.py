@@ -6,11 +6,16 @@ from typing import Any
 import lightning as L
 import torch
 from boltlab.callbacks import ExactMean
-from boltlab.metrics import EpochMeans, MeanLoss, counted, log_step, share
+from boltlab.metrics import EpochMeans, counted, log_step, share
 from boltlab.optim import Schedule, configure, decayed_parameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+
+from project.models.measured import collection
+
+# (output, target) -> the mean over the batch, as torch's losses give it
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Supervised(L.LightningModule):
@@ -30,11 +35,12 @@ class Supervised(L.LightningModule):
         scheduler: Schedule | None,
         l1: float,
         decay_norms_and_biases: bool,
+        loss: Loss | None,
         train_metrics: EpochMeans,
         metrics: Callable[[], dict[str, Metric]],
     ) -> None:
         super().__init__()
-        self.net, self.make_optimizer, self.scheduler, self.l1 = net, optimizer, scheduler, l1
+        self.net, self.make_optimizer, self.scheduler, self.l1, self.loss = net, optimizer, scheduler, l1, loss
         self.decay_norms_and_biases, self.train_metrics = decay_norms_and_biases, train_metrics
         self.val_metrics, self.test_metrics = collection("val", metrics()), collection("test", metrics())
 
@@ -133,18 +139,3 @@ class Supervised(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.net, self.make_optimizer, self.scheduler, self.decay_norms_and_biases)
-
-
-def collection(split: str, metrics: dict[str, Metric]) -> MetricCollection:
-    """The metrics of a split and its mean loss, under the names `val_…` or `test_…`."""
-    # Macro F1, precision and recall count the same four numbers: one of them counts, the others share.
-    shared = [name for name in metrics if name in ("f1", "precision", "recall")]
-    groups = [[name] for name in ("loss", *metrics) if name not in shared] + ([shared] if shared else [])
-    return MetricCollection({"loss": MeanLoss(), **metrics}, prefix=f"{split}_", compute_groups=groups)
-
-
-def logged(metrics: dict[str, Metric], train: str) -> dict[str, bool | None]:
-    """The names of what is logged with these metrics, and whether larger is better; `train` is also of the training."""
-    known = {"loss": False, **{name: metric.higher_is_better for name, metric in metrics.items()}}
-    found = {f"{split}_{name}": larger for split in ("val", "test") for name, larger in known.items()}
-    return found | {"train_loss": False, "train_loss_step": False, f"train_{train}": known[train]}
