@@ -316,6 +316,7 @@ def test_ema_guard_and_throughput_serve_manual_optimization(boltlab, inside):
 
 
 UNUSED = {"optimizer=sgd": "optimizer", "optimizer.lr=0.1": "optimizer", "scheduler=constant": "scheduler"}
+UNUSED |= {"loss=huber": "loss", "metrics=kappa": "metrics"}
 
 
 @pytest.fixture
