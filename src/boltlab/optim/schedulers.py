@@ -5,6 +5,7 @@ nothing drifts, and a run that is resumed or made longer follows the curve that 
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch.optim import Optimizer
@@ -24,10 +25,13 @@ class Schedule:
     lengths: ClassVar[list[tuple[str, str]]] = [("warmup_steps", "warmup_epochs")]
 
     def __init__(self, warmup_steps: int | None = None, warmup_epochs: float | None = None) -> None:
-        for name, message in self.check_arguments({"warmup_steps": warmup_steps, "warmup_epochs": warmup_epochs}):
+        self.warmup_steps, self.warmup_epochs = warmup_steps, warmup_epochs
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Of the schedules below, which are dataclasses of their arguments, the warm-up's last."""
+        for name, message in self.check_arguments(vars(self)):
             raise ValueError(f"{name} {message}")
-        self.warmup_steps = warmup_steps
-        self.warmup_epochs = warmup_epochs
 
     @property
     def changes(self) -> bool:
@@ -90,25 +94,17 @@ class Constant(Schedule):
         return 1.0
 
 
+@dataclass(eq=False)
 class Step(Schedule):
     """Times `gamma` after every `every_steps` steps or `every_epochs` epochs; by default each third of the run."""
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("every_steps", "every_epochs")]
 
-    def __init__(
-        self,
-        gamma: float = 0.1,
-        every_steps: int | None = None,
-        every_epochs: float | None = None,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        for name, message in self.check_arguments({"every_steps": every_steps, "every_epochs": every_epochs}):
-            raise ValueError(f"{name} {message}")
-        self.gamma = gamma
-        self.every_steps = every_steps
-        self.every_epochs = every_epochs
+    gamma: float = 0.1
+    every_steps: int | None = None
+    every_epochs: float | None = None
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         every = self._steps(self.every_steps, self.every_epochs, steps_per_epoch)
@@ -116,26 +112,17 @@ class Step(Schedule):
         return float(self.gamma ** (step // every))
 
 
+@dataclass(eq=False)
 class MultiStep(Schedule):
     """Times `gamma` at each milestone, in steps or epochs; by default at 1/2 and 3/4 of the run (He et al. 2015)."""
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("milestones_steps", "milestones_epochs")]
 
-    def __init__(
-        self,
-        gamma: float = 0.1,
-        milestones_steps: list[int] | None = None,
-        milestones_epochs: list[float] | None = None,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        milestones = {"milestones_steps": milestones_steps, "milestones_epochs": milestones_epochs}
-        for name, message in self.check_arguments(milestones):
-            raise ValueError(f"{name} {message}")
-        self.gamma = gamma
-        self.milestones_steps = milestones_steps
-        self.milestones_epochs = milestones_epochs
+    gamma: float = 0.1
+    milestones_steps: list[int] | None = None
+    milestones_epochs: list[float] | None = None
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         if self.milestones_epochs is not None:
@@ -147,38 +134,31 @@ class MultiStep(Schedule):
         return float(self.gamma ** sum(passed))
 
 
+@dataclass(eq=False)
 class Exponential(Schedule):
     """Falls by the factor `gamma_per_epoch` in every epoch, a little at every step."""
 
-    def __init__(
-        self,
-        gamma_per_epoch: float = 0.9,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        self.gamma_per_epoch = gamma_per_epoch
+    gamma_per_epoch: float = 0.9
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         return float(self.gamma_per_epoch ** (step / self._known(steps_per_epoch, "an epoch")))
 
 
+@dataclass(eq=False)
 class Cosine(Schedule):
     """Half a cosine from the whole rate when the warm-up ends to `final_factor` of it (Loshchilov and Hutter 2016)."""
 
-    def __init__(
-        self,
-        final_factor: float = 0.0,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        self.final_factor = final_factor
+    final_factor: float = 0.0
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         return _cosine(1.0, self.final_factor, (step - warmup) / max(1.0, self._known(total_steps) - warmup))
 
 
+@dataclass(eq=False)
 class OneCycle(Schedule):
     """Up along half a cosine during the warm-up, down along another to almost 0 at the last (Smith and Topin 2017).
 
@@ -186,16 +166,10 @@ class OneCycle(Schedule):
     final_div_factor`. Without a length, the warm-up takes 30% of the run. Momentum stays as it is.
     """
 
-    def __init__(
-        self,
-        div_factor: float = 25.0,
-        final_div_factor: float = 1e4,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        self.div_factor = div_factor
-        self.final_div_factor = final_div_factor
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def factor(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         last = self._known(total_steps) - 1
@@ -210,39 +184,28 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
 
 
+@dataclass(eq=False)
 class Plateau(Schedule):
     """Times `gamma` after more than `patience_epochs` epochs in which the monitored metric got no better.
 
     Looks at the metric once an epoch; the warm-up goes by steps. The rate does not fall below `minimum_lr`.
     """
 
-    def __init__(
-        self,
-        monitor: str,
-        mode: Literal["min", "max"],
-        gamma: float = 0.1,
-        patience_epochs: int = 5,
-        minimum_lr: float = 0.0,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-    ) -> None:
-        super().__init__(warmup_steps, warmup_epochs)
-        self.monitor = monitor
-        self.mode: Literal["min", "max"] = mode
-        self.gamma = gamma
-        self.patience_epochs = patience_epochs
-        self.minimum_lr = minimum_lr
+    monitor: str
+    mode: Literal["min", "max"]
+    gamma: float = 0.1
+    patience_epochs: int = 5
+    minimum_lr: float = 0.0
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
 
     def build(self, optimizer: Optimizer, total_steps: float, steps_per_epoch: float) -> list[dict[str, Any]]:
-        plateau = ReduceLROnPlateau(
-            optimizer, self.mode, factor=self.gamma, patience=self.patience_epochs, min_lr=self.minimum_lr
-        )
+        plateau = ReduceLROnPlateau(optimizer, self.mode, self.gamma, self.patience_epochs, min_lr=self.minimum_lr)
         # strict=False: with trainer.check_val_every_n_epoch > 1 there is nothing to look at after the first epochs.
         found: list[dict[str, Any]] = [
             {"scheduler": plateau, "interval": "epoch", "monitor": self.monitor, "strict": False}
         ]
-        warmup = self._steps(self.warmup_steps, self.warmup_epochs, steps_per_epoch)
-        if warmup:
+        if warmup := self._steps(self.warmup_steps, self.warmup_epochs, steps_per_epoch):
             # LinearLR multiplies the current rate and leaves it alone afterwards, so the two do not undo each other.
             linear = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
             found.append({"scheduler": linear, "interval": "step"})
