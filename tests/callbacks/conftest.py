@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from boltlab.config import sources
+from boltlab.training.trainer import make_trainer as of_config
 
 CONFIGS = sources.CONFIG_DIR
 
@@ -147,17 +148,17 @@ def composed(tmp_path: Path) -> Callable[..., DictConfig]:
 
 @pytest.fixture
 def make_trainer(composed: Callable[..., DictConfig]) -> Callable[..., pl.Trainer]:
-    """A Trainer from the shipped YAMLs: short, on the CPU, with the callbacks and loggers that the overrides name."""
+    """A Trainer from the shipped YAMLs: short, on the CPU, with the callbacks and loggers that the overrides name; with
+    `callbacks`, Lightning's own and these alone."""
 
     def make(*overrides: str, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
         short = ["trainer.max_epochs=2", "trainer.log_every_n_steps=2"]
         chosen = [] if callbacks is None else ["callbacks=none", "logger=csv", "trainer.enable_checkpointing=false"]
         config = composed(*short, *chosen, *overrides)
-        return instantiate(
-            config.trainer,
-            callbacks=[instantiate(node) for node in config.callbacks.values()] + (callbacks or []),
-            logger=[instantiate(node) for node in config.logger.values()],
-        )
+        if callbacks is None:
+            return of_config(config)
+        loggers = [instantiate(node) for node in config.logger.values()]
+        return instantiate(config.trainer, callbacks=callbacks, logger=loggers)
 
     return make
 

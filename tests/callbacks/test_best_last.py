@@ -1,6 +1,9 @@
 import pytest
 import torch
 
+from boltlab.callbacks import Last
+from boltlab.ground.errors import UserError
+
 pytestmark = pytest.mark.floats
 
 
@@ -8,19 +11,18 @@ def files(run_dir):
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-def epoch_of(run_dir, name):
-    return torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+def steps_of(run_dir, *names):
+    return [torch.load(run_dir / "checkpoints" / f"{n}.ckpt", weights_only=True)["global_step"] for n in names]
 
 
-@pytest.mark.parametrize(("mode", "best_epoch"), [("max", 0), ("min", 2)])
-def test_last_is_the_newest_and_best_the_best(make_trainer, tiny_module, tiny_data, run_dir, mode, best_epoch):
+@pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 6)])
+def test_last_is_the_newest_and_best_the_best(make_trainer, tiny_module, tiny_data, run_dir, mode, best):
     trainer = make_trainer(
         f"mode={mode}", "logger=none", "callbacks=[best,last]", "trainer.max_epochs=3", "trainer.limit_train_batches=2"
     )
     trainer.fit(tiny_module(val_metric=lambda epoch: -float(epoch)), datamodule=tiny_data())
     assert files(run_dir) == ["best.ckpt", "last.ckpt"]
-    assert epoch_of(run_dir, "last") == 2
-    assert epoch_of(run_dir, "best") == best_epoch
+    assert steps_of(run_dir, "last", "best") == [6, best]  # two steps an epoch
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
@@ -35,17 +37,17 @@ def test_going_on_overwrites_in_place_and_keeps_the_best(make_trainer, tiny_modu
         weights_only=True,
     )
     assert files(run_dir) == ["best.ckpt", "last.ckpt"]
-    assert epoch_of(run_dir, "last") == 3
-    assert epoch_of(run_dir, "best") == 0
+    assert steps_of(run_dir, "last", "best") == [8, 2]
 
 
 def test_last_in_mid_epoch_and_those_before(make_trainer, tiny_module, tiny_data, run_dir):
     every = ("callbacks.last.every_n_train_steps=3", "callbacks.last.keep_last=3")
     trainer = make_trainer("logger=none", "callbacks=[last]", *every, "trainer.max_epochs=2")
     trainer.fit(tiny_module(), datamodule=tiny_data())
-    steps = [
-        torch.load(run_dir / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
-        for name in ("last", "last-1", "last-2")
-    ]
-    assert steps == [8, 6, 4]  # four steps an epoch: the ends of both, and the sixth
+    assert steps_of(run_dir, "last", "last-1", "last-2") == [8, 6, 4]  # four steps an epoch: the ends of both, and the sixth
     assert len(files(run_dir)) == 3
+
+
+def test_last_refuses_a_trainer_that_would_not_save(make_trainer, tiny_module, tiny_data, run_dir):
+    with pytest.raises(UserError, match="Trainer of boltlab train"):
+        make_trainer("trainer.enable_checkpointing=true", callbacks=[Last(run_dir)]).fit(tiny_module(), datamodule=tiny_data())

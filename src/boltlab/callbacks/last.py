@@ -5,14 +5,15 @@ import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge, Gt
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 
 from boltlab.ground import signals
-from boltlab.ground.errors import WorkerError
+from boltlab.ground.errors import UserError, WorkerError
 
 _ASK_SECONDS = 0.5  # how often the processes of a run ask one another
 
@@ -29,21 +30,23 @@ class Last(Checkpoint):
     checkpoint of an epoch's last batch would leave out the validation.) Several processes agree on the step. Where a
     single process is told to stop, or loses a data worker, while it waits for a batch, the steps before are saved.
 
+    Its hooks mark what is due. `training.resume_state` calls the methods that save, where all of a step is done: a
+    callback's own on_train_batch_end comes before the module's, and before the row of the step is logged.
+
     Raises:
         Stopped: the run was told to stop, and is saved.
+        UserError: the Trainer is none of boltlab's, so that nothing would be saved.
     """
 
-    # Whether `training.resume_state` calls the methods that save, where all of a step is done. A callback's own
-    # on_train_batch_end comes before the module's, and before the row of the step is logged.
-    deferred = False
+    called = False  # whether `training.resume_state` is there
 
     def __init__(
         self,
         dirpath: str | Path,
-        every_n_epochs: int = 1,
-        every_n_train_steps: int | None = None,
-        every_n_minutes: float | None = None,
-        keep_last: int = 1,
+        every_n_epochs: Annotated[int, Ge(1)] = 1,
+        every_n_train_steps: Annotated[int, Ge(1)] | None = None,
+        every_n_minutes: Annotated[float, Gt(0)] | None = None,
+        keep_last: Annotated[int, Ge(1)] = 1,
     ) -> None:
         self.dirpath = Path(dirpath)
         self.path = self.dirpath / "last.ckpt"
@@ -57,17 +60,11 @@ class Last(Checkpoint):
         self._stopping = 0  # the signal that is obeyed when the step is saved
         self._ask_in, self._asked, self._stride = 1, 0.0, 1
 
-    @staticmethod
-    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
-        names = ("every_n_epochs", "every_n_train_steps", "every_n_minutes", "keep_last")
-        given = [(name, arguments.get(name)) for name in names]
-        return [
-            (name, f"{value} is not above 0") for name, value in given if isinstance(value, int | float) and value <= 0
-        ]
-
     # -- when
 
     def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not self.called:
+            raise UserError("callbacks.last saves in the Trainer of boltlab train only; Lightning has ModelCheckpoint")
         trainer.should_stop = self._stops  # a run that early stopping had ended trains no further
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -82,16 +79,12 @@ class Last(Checkpoint):
         step, every = trainer.global_step, self.every_n_train_steps
         if every and step // every > self._step // every:
             save = True
-        ends_here = step == trainer.max_steps
-        if not (stop or save or self._due or ends_here):
-            return
-        self._due, self._stopping = True, stop
-        if not self.deferred:
-            self.between_batches(trainer)
+        if stop or save or self._due or step == trainer.max_steps:
+            self._due, self._stopping = True, stop
 
     def between_batches(self, trainer: "pl.Trainer") -> None:
         """Saves what is due, when all of a step is done."""
-        begun = trainer.fit_loop.epoch_loop.batch_progress.current.completed or not self.deferred
+        begun = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if self._due and begun and self._can_save(trainer):
             self._save(trainer)
             self._stop(self._stopping)
@@ -102,10 +95,6 @@ class Last(Checkpoint):
         if loop.batch_progress.is_last_batch or loop._should_accumulate():
             return False
         return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
-
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self.deferred:
-            self.before_validation(trainer)
 
     def before_validation(self, trainer: "pl.Trainer") -> None:
         """Saves what is due; the validation is run from its start after a resume."""
@@ -139,8 +128,6 @@ class Last(Checkpoint):
         ends |= trainer.global_step == trainer.max_steps
         if self._due or ends or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._stops, self._due = trainer.should_stop, True
-            if not self.deferred:
-                self.save_due(trainer)
 
     def save_due(self, trainer: "pl.Trainer") -> None:
         """Saves what is due, when all of an epoch is done."""
@@ -163,18 +150,12 @@ class Last(Checkpoint):
         self._stop(told or (signals.inbox.stop if trainer.world_size == 1 else 0))
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if (
-            not self.path.exists() and trainer.global_step
-        ):  # killed between its last two files, with nothing left to train
+        if not self.path.exists() and trainer.global_step:  # killed between its last two files, nothing left to train
             self._save(trainer)
 
     def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
         signals.inbox.deferred = False
-        if (
-            isinstance(exception, (signals.Stopped, WorkerError))
-            and trainer.state.fn == "fit"
-            and trainer.world_size == 1
-        ):
+        if isinstance(exception, (signals.Stopped, WorkerError)) and trainer.world_size == 1:
             self._save_between_batches(trainer, pl_module)
 
     def _told(self, trainer: "pl.Trainer") -> tuple[int, bool]:
@@ -194,9 +175,8 @@ class Last(Checkpoint):
         self._ask_in -= 1
         if self._ask_in > 0:
             return 0, False
-        told = torch.tensor(
-            [box.stop, save, (now - self._asked) / self._stride], device=trainer.strategy.root_device, dtype=torch.float
-        )
+        here = [box.stop, save, (now - self._asked) / self._stride]
+        told = torch.tensor(here, device=trainer.strategy.root_device, dtype=torch.float)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
         stop, any_save, seconds_per_step = told.tolist()
         self._stride = self._ask_in = max(1, min(1000, int(_ASK_SECONDS / max(seconds_per_step, 1e-6))))
@@ -223,10 +203,8 @@ class Last(Checkpoint):
             self._before_validation = False
         self._step, self._written = trainer.global_step, time.monotonic()
 
-    def _save_in_validation(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", at_exception: bool = False
-    ) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    def _save_in_validation(self, trainer: Any, pl_module: "pl.LightningModule", at_exception: bool = False) -> None:
+        for callback in trainer.callbacks:
             # The weights have changed places for the validation; what acts on exceptions has put them back by now.
             put_back = at_exception and type(callback).on_exception is not Callback.on_exception
             if isinstance(callback, WeightAveraging) and not put_back:

@@ -62,7 +62,7 @@ class Resume(Callback):
         self.state = ModuleState(pl_module)
         self._lasts = [c for c in trainer.callbacks if isinstance(c, Last)]  # type: ignore[attr-defined]
         for last in self._lasts:
-            last.deferred = True
+            last.called = True
 
     def on_load_checkpoint(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
