@@ -3,19 +3,27 @@
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from boltlab.checkpoints.file import write
 from boltlab.ground.errors import NonFiniteLoss, UserError
 
 _GRADIENT = "a gradient is not finite"
-_HOOKS = ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+# Of a training that skips steps, of one whose losses are read at once, and of any other.
+_HOOKS = {
+    "skips": {"on_train_batch_start", "on_before_backward", "on_before_optimizer_step"},
+    "reads": {"on_before_backward"},
+    "waits": {"on_train_batch_end"},
+}
 
 
 class Found(NamedTuple):
@@ -56,26 +64,22 @@ class NaNGuard(Callback):
         NonFiniteLoss: on all processes, at the same step.
     """
 
-    def __init__(self, every_n_steps: int = 10, skip_steps: int = 0, dir: str | None = None) -> None:
+    def __init__(
+        self, every_n_steps: Annotated[int, Ge(1)] = 10, skip_steps: Annotated[int, Ge(0)] = 0, dir: str | None = None
+    ) -> None:
         self.every_n_steps = every_n_steps
         self.skip_steps = skip_steps
         self.dir = None if dir is None else Path(dir)
         self.skipped: list[int] = []  # the steps, as the messages number them
-        self._stride = 1
-        self._since = 0
         self._pending: list[tuple[Tensor, int, int, int]] = []  # loss, step, epoch, batch
         self._losses: list[Tensor] = []  # of the batches that one step accumulates
         self._before: tuple[list[tuple[Tensor, Tensor]], Any] = ([], None)
         self._saved_step = 0
         self._ending = False
 
-    @property
-    def skipped_steps(self) -> int:
-        return len(self.skipped)
-
     def run_summary(self) -> dict[str, Any]:
         """Values for the summary of the run."""
-        return {"skipped_steps": self.skipped_steps}
+        return {"skipped_steps": len(self.skipped)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": list(self.skipped)} if self.skipped else {}
@@ -84,31 +88,15 @@ class NaNGuard(Callback):
         self.skipped = list(state_dict.get("skipped", []))
 
     @staticmethod
-    def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
-        problems = []
-        for name, least in (("every_n_steps", 1), ("skip_steps", 0)):
-            number = arguments.get(name)
-            if isinstance(number, int) and number < least:
-                problems.append((name, f"{number} is less than {least}"))
-        return problems
-
-    @staticmethod
     def _reads_freely(trainer: "pl.Trainer") -> bool:
         return trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         free = self._reads_freely(trainer)
-        self._stride = 1 if free else self.every_n_steps
-        self._since, self._saved_step, self._ending = 0, trainer.global_step, False
-        self._pending.clear()
-        self._losses.clear()
-        if self.skip_steps:
-            used = {"on_train_batch_start", "on_before_backward", "on_before_optimizer_step"}
-        elif free:
-            used = {"on_before_backward"}
-        else:
-            used = {"on_train_batch_end"}
-        for name in _HOOKS:  # Lightning passes over a hook that cannot be called
+        self._saved_step, self._ending = trainer.global_step, False
+        self._pending, self._losses = [], []
+        used = _HOOKS["skips" if self.skip_steps else "reads" if free else "waits"]
+        for name in set.union(*_HOOKS.values()):  # Lightning passes over a hook that cannot be called
             vars(self).pop(name, None)
             if name not in used:
                 setattr(self, name, None)
@@ -126,8 +114,8 @@ class NaNGuard(Callback):
     def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
         if self.skip_steps:
             self._losses.append(loss.detach())
-        elif not math.isfinite(value := loss.item()):
-            self._stop(trainer, _found_loss(value, trainer, trainer.fit_loop.batch_idx), before=True)
+        elif not math.isfinite(loss.item()):
+            self._stop(trainer, _found_step(trainer, [loss], []), before=True)
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
@@ -143,24 +131,19 @@ class NaNGuard(Callback):
         found = self._if_first(trainer, _found_step(trainer, losses, good))
         for p in parameters:
             p.grad = None  # optimizers pass over such a parameter: no update, no momentum, no decay
-        self._restore(pl_module)
-        if len(self.skipped) >= self.skip_steps:
-            self._stop(trainer, found, before=True)
-        self.skipped.append(trainer.global_step + 1)
-        if found is not None:
-            text = self._record(trainer, found, before=True)
-            counted = f"skipped ({len(self.skipped)} of at most {self.skip_steps})"
-            warnings.warn(f"{counted}: {text}", stacklevel=2)
-        elif trainer.is_global_zero:
-            self._keep_state(trainer)
-
-    def _restore(self, pl_module: "pl.LightningModule") -> None:
-        """Buffers and the means of the epoch as they were before the step."""
         buffers, marked = self._before
         for buffer, content in buffers:
             buffer.copy_(content)
         if marked is not None:
             pl_module.train_metrics.back(marked)  # type: ignore[operator,union-attr]
+        if len(self.skipped) >= self.skip_steps:
+            self._stop(trainer, found, before=True)
+        self.skipped.append(trainer.global_step + 1)
+        if found is not None:
+            text = self._record(trainer, found, before=True)
+            warnings.warn(f"skipped ({len(self.skipped)} of at most {self.skip_steps}): {text}", stacklevel=2)
+        elif trainer.is_global_zero:
+            self._keep_state(trainer)
 
     # -- looking afterwards
 
@@ -170,8 +153,7 @@ class NaNGuard(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             self._pending.append((loss.detach(), trainer.global_step, trainer.current_epoch, batch_idx))
-        self._since += 1
-        if self._since >= self._stride:
+        if (batch_idx + 1) % self.every_n_steps == 0:
             self._look(trainer)
 
     def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -208,16 +190,14 @@ class NaNGuard(Callback):
                     callback.save_on_exception = False
 
     def _look(self, trainer: "pl.Trainer") -> None:
-        pending, self._pending, self._since = self._pending, [], 0
-        losses = [loss for loss, *_ in pending]
-        # One value is read directly: on a CPU, stacking would cost more than everything else here.
-        values = [losses[0].item()] if len(losses) == 1 else torch.stack(losses).tolist() if losses else []
-        found = None
-        for value, (_, step, epoch, batch) in zip(values, pending, strict=True):
-            if not math.isfinite(value):
-                found = Found(f"the training loss is {value}", step, epoch, (batch,))
-                break
-        self._stop_together(trainer, found)
+        pending, self._pending = self._pending, []
+        values = torch.stack([loss for loss, *_ in pending]).tolist() if pending else []
+        found = [
+            Found(f"the training loss is {value}", step, epoch, (batch,))
+            for value, (_, step, epoch, batch) in zip(values, pending, strict=True)
+            if not math.isfinite(value)
+        ]
+        self._stop_together(trainer, found[0] if found else None)
 
     # -- stopping
 
@@ -277,7 +257,8 @@ class NaNGuard(Callback):
             records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
             path.write_text(json.dumps([*records, record], indent=1, ensure_ascii=False), encoding="utf-8")
             if indices:
-                _write(self.dir / f"batch{end}.pt", _batch(trainer, found.epoch, indices))
+                x, y, _ = trainer.train_dataloader.dataset[found.epoch, torch.tensor(indices)]  # type: ignore[union-attr]
+                write({"x": x, "y": y}, self.dir / f"batch{end}.pt")
             if before and trainer.is_global_zero:
                 self._keep_state(trainer)
             text += f"; kept in {self.dir}"
@@ -292,22 +273,17 @@ class NaNGuard(Callback):
         optimizers = [optimizer.state_dict() for optimizer in trainer.optimizers]
         weights = trainer.strategy.lightning_module_state_dict()
         weights = {key: value for key, value in weights.items() if "_metrics." not in key}  # they have counted the step
-        _write(self.dir / "state.ckpt", {"state_dict": weights, "optimizer_states": optimizers})
+        write({"state_dict": weights, "optimizer_states": optimizers}, self.dir / "state.ckpt")
 
 
 def _found_step(trainer: "pl.Trainer", losses: list[Tensor], good: list[Tensor]) -> "Found | None":
     """What is not finite in the losses of a step, or in its gradients; None where that is on another rank."""
-    last = trainer.fit_loop.batch_idx
+    last, step, epoch = trainer.fit_loop.batch_idx, trainer.global_step + 1, trainer.current_epoch
     batches = range(last - len(losses) + 1, last + 1)
     for loss, batch in zip(losses, batches, strict=True):
         if not math.isfinite(value := loss.item()):
-            return _found_loss(value, trainer, batch)
-    all_good = bool(torch.stack(good).all())
-    return None if all_good else Found(_GRADIENT, trainer.global_step + 1, trainer.current_epoch, tuple(batches))
-
-
-def _found_loss(value: float, trainer: "pl.Trainer", batch: int) -> Found:
-    return Found(f"the training loss is {value}", trainer.global_step + 1, trainer.current_epoch, (batch,))
+            return Found(f"the training loss is {value}", step, epoch, (batch,))
+    return None if bool(torch.stack(good).all()) else Found(_GRADIENT, step, epoch, tuple(batches))
 
 
 def _samples(trainer: "pl.Trainer", found: Found) -> tuple[list[int] | None, list[str] | None]:
@@ -323,34 +299,12 @@ def _samples(trainer: "pl.Trainer", found: Found) -> tuple[list[int] | None, lis
     return indices, [files[i] for i in indices]
 
 
-def _batch(trainer: "pl.Trainer", epoch: int, indices: list[int]) -> dict[str, Tensor]:
-    x, y, _ = trainer.train_dataloader.dataset[epoch, torch.tensor(indices)]  # type: ignore[union-attr]
-    return {"x": x, "y": y}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    from boltlab.checkpoints.file import write
-
-    write(content, path)
-
-
 def _own_part(tensor: Any) -> Tensor:
     """A sharded tensor's own part."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part.detach()
 
 
-def _tensors(state: Any) -> Iterable[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for value in state.values():
-            yield from _tensors(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from _tensors(value)
-
-
 def _finite(state: Any) -> bool:
-    tensors = [_own_part(t) for t in _tensors(state) if t.is_floating_point()]
+    tensors = [_own_part(t) for t in tree_leaves(state) if isinstance(t, Tensor) and t.is_floating_point()]
     return bool(torch.stack([t.isfinite().all().cpu() for t in tensors]).all()) if tensors else True
