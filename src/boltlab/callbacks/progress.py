@@ -27,17 +27,13 @@ class ProgressLines(ProgressBar):
     ) -> None:
         super().__init__()
         self.metrics = list(dict.fromkeys(metrics or ["train_loss", "val_loss"]))
-        self.refresh_seconds = refresh_seconds
-        self.plain_seconds = plain_seconds
+        self.refresh_seconds, self.plain_seconds = refresh_seconds, plain_seconds
         self._enabled = True
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._next_draw = 0.0
-        self._fit_start = self._epoch_start = 0.0
-        self._start_fraction = 0.0
         self._epoch: int | None = None  # whose line has not been printed
         self._epoch_end: list[str] = []
-        self._validated = False
 
     def disable(self) -> None:
         """Lightning calls this on all processes but the first."""
@@ -76,7 +72,6 @@ class ProgressLines(ProgressBar):
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._print_epoch(trainer)
-        self._close()
 
     def _print_epoch(self, trainer: "pl.Trainer") -> None:
         # Not in on_train_epoch_end: the model logs its epoch's metrics after the callbacks' hook of that name.
@@ -118,8 +113,6 @@ class ProgressLines(ProgressBar):
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if trainer.state.fn == "fit":
             self._begin(_epoch_name(trainer, trainer.current_epoch), trainer.num_training_batches)
-        else:
-            self._close()
 
     def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open("test")
@@ -127,17 +120,11 @@ class ProgressLines(ProgressBar):
     def on_test_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
         self._evaluated(trainer.num_test_batches, *arguments)
 
-    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._close()
-
     def on_predict_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._open("predict")
 
     def on_predict_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
         self._evaluated(trainer.num_predict_batches, *arguments)
-
-    def on_predict_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._close()
 
     def _evaluated(
         self, totals: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -150,10 +137,10 @@ class ProgressLines(ProgressBar):
 
     # ---------------------------------------------------------------- the bar
 
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._close()
 
-    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         self._close()
 
     def _open(self, name: str) -> None:
@@ -174,8 +161,7 @@ class ProgressLines(ProgressBar):
 
     def _begin(self, name: str, total: float) -> None:
         """What runs now has changed."""
-        wait = 0.0 if self._bar else self.plain_seconds
-        self._next_draw = time.monotonic() + wait
+        self._next_draw = time.monotonic() + (0.0 if self._bar else self.plain_seconds)
         if self._bar:
             finite = total if math.isfinite(total) and total > 0 else None
             self._bar.reset(self._task, description=name, total=finite, status="")
