@@ -123,13 +123,13 @@ def free_port():
 def test_a_server_that_is_not_there_is_one_warning_and_the_database_has_the_run(
     tmp_path, caplog, free_port, monkeypatch
 ):
-    uri, logged, ask = f"sqlite:///{tmp_path}/mlflow.db", threading.Event(), ours._ask_server
+    uri, logged, ask = f"sqlite:///{tmp_path}/mlflow.db", threading.Event(), ours.no_answer
 
     def held_up(*arguments):
         assert logged.wait(HANG)
         return ask(*arguments)
 
-    monkeypatch.setattr(ours, "_ask_server", held_up)
+    monkeypatch.setattr(ours, "no_answer", held_up)
     logger = MLFlowLogger(f"http://me:hunter22@127.0.0.1:{free_port}", tmp_path / "run", database=uri)
     logger.log_hyperparams({"seed": 0})
     logger.log_metrics({"loss": 1.0}, 0)

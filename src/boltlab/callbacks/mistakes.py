@@ -1,6 +1,5 @@
 """What a net gets wrong at test, its worst mistakes first, and whether its probabilities can be believed."""
 
-import json
 import math
 import shutil
 import warnings
@@ -15,9 +14,9 @@ from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
-from boltlab.checkpoints.file import whole
 from boltlab.data.samplers import EvalSampler
 from boltlab.ground.errors import DataError
+from boltlab.ground.files import write_json
 
 BATCHES_TOGETHER = 64
 # Of the table that loggers get, the worst mistake first; of `mistakes.json` too, but for the picture.
@@ -114,7 +113,7 @@ class Mistakes(AtTest):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = "val" if trainer.state.fn == "validate" else getattr(data, "test_split", "test")
         self.dir.mkdir(parents=True, exist_ok=True)
-        _write_json(self.dir / "calibration.json", {"split": split, **calibration(counts)})
+        write_json(self.dir / "calibration.json", {"split": split, **calibration(counts)})
         for old in ("mistakes.json", "mistakes.png"):
             (self.dir / old).unlink(missing_ok=True)
         shutil.rmtree(self.dir / "mistakes", ignore_errors=True)
@@ -135,7 +134,7 @@ class Mistakes(AtTest):
         sheet = self._picture(data, split, worst)
         samples, right = counts[:, 0].sum().item(), counts[:, 1].sum().item()
         content = {"split": split, "samples": samples, "mistakes": samples - right, "worst": worst}
-        _write_json(self.dir / "mistakes.json", content)
+        write_json(self.dir / "mistakes.json", content)
         if sheet is not None:
             tell(trainer, "log_image", "mistakes", [str(sheet)])
         if worst:
@@ -206,8 +205,3 @@ def calibration(counts: Tensor) -> dict[str, Any]:
         bins.append({**edges, "samples": samples, "confidence": confidence, "accuracy": accuracy})
         error += abs(units * UNIT - right)
     return {"samples": total, "expected_calibration_error": error / total if total else None, "bins": bins}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole(path) as file:
-        file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from boltlab.checkpoints.file import write
 from boltlab.ground.errors import NonFiniteLoss, UserError
+from boltlab.ground.files import write_json
 
 _GRADIENT = "a gradient is not finite"
 # Of a training that skips steps, of one whose losses are read at once, and of any other.
@@ -255,7 +256,7 @@ class NaNGuard(Callback):
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            path.write_text(json.dumps([*records, record], indent=1, ensure_ascii=False), encoding="utf-8")
+            write_json(path, [*records, record])
             if indices:
                 x, y, _ = trainer.train_dataloader.dataset[found.epoch, torch.tensor(indices)]  # type: ignore[union-attr]
                 write({"x": x, "y": y}, self.dir / f"batch{end}.pt")

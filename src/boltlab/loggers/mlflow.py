@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from boltlab.ground import credentials
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json
-from boltlab.loggers.place import place
+from boltlab.loggers.place import no_answer, place
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class MLFlowLogger(Logger):
         """Pictures that are files become artifacts by their own names."""
         for image in images:
             if isinstance(image, str | Path) and Path(image).is_file():
-                self._later(self._log_file, Path(image), None)
+                self._later(self._log_file, Path(image))
 
     @rank_zero_only
     def log_checkpoint(self, path: Path, alias: str) -> None:
@@ -134,12 +134,9 @@ class MLFlowLogger(Logger):
             self._later(self._end, "FINISHED" if status in ("success", "finished") else "FAILED")
             self._flush()
 
-    @rank_zero_only
     def finish(self) -> None:
         """Waits until all is sent."""
-        if self._thread is not None:
-            self._later(self._end, "FINISHED")
-            self._flush()
+        self.finalize("finished")
 
     # -- what the thread does
 
@@ -182,19 +179,16 @@ class MLFlowLogger(Logger):
 
     def _start(self) -> None:
         # MLflow tells its makers what is used, and tries again for minutes, unless these say otherwise.
-        for variable, value in (
-            ("MLFLOW_DISABLE_TELEMETRY", "true"),
-            ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),
-            ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
-        ):
-            os.environ.setdefault(variable, value)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         import mlflow  # noqa: F401  # sets up its loggers
 
         for package in ("mlflow", "alembic"):
             logging.getLogger(package).setLevel(logging.WARNING)
         if not self._uri.startswith(("http://", "https://")):
             return self._open(self._uri, RUN_ID)
-        problem = _ask_server(self._uri, self._timeout_seconds)
+        problem = no_answer("GET", f"{self._uri.rstrip('/')}/health", self._timeout_seconds)
         try:
             if problem is None:
                 return self._open(self._uri, RUN_ID)
@@ -243,7 +237,7 @@ class MLFlowLogger(Logger):
         path.write_text(run.info.run_id, encoding="utf-8")
         for name in SAVED_FILES:
             if (self._dir / name).is_file():
-                self._log_file(self._dir / name, None)
+                self._log_file(self._dir / name)
 
     def _log_parameters(self, params: dict[str, Any] | Namespace) -> None:
         """MLflow keeps a run's parameters as they were first logged: one that goes on logs none again."""
@@ -262,7 +256,7 @@ class MLFlowLogger(Logger):
         found = [Metric(key, float(value), milliseconds, step) for key, value in metrics.items()]
         self._client.log_batch(self._id, metrics=found)
 
-    def _log_file(self, path: Path, below: str | None) -> None:
+    def _log_file(self, path: Path, below: str | None = None) -> None:
         self._client.log_artifact(self._id, os.fspath(path), below)
 
     def _end(self, status: str) -> None:
@@ -272,16 +266,3 @@ class MLFlowLogger(Logger):
 def _said(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return credentials.masked(text.splitlines()[0])[:300]
-
-
-def _ask_server(uri: str, timeout_seconds: float) -> str | None:
-    """What keeps a server from being used, or None. MLflow's own client tries for minutes."""
-    import requests  # comes with mlflow
-
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=timeout_seconds)
-    except requests.Timeout:
-        return f"does not answer within {timeout_seconds:.0f} s"
-    except requests.RequestException as error:
-        return f"cannot be reached: {type(error).__name__}"
-    return None if answer.ok else f"answers with HTTP status {answer.status_code}"

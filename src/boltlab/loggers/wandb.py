@@ -1,7 +1,7 @@
 """Weights & Biases that never asks and never blocks: online where that works, else offline with the line to sync."""
 
 import copy
-import json
+import itertools
 import logging
 import os
 import threading
@@ -16,6 +16,7 @@ from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from boltlab.ground.files import read_json
 from boltlab.loggers.place import place
 from boltlab.loggers.wandb_server import refusal
 
@@ -100,12 +101,10 @@ class WandbLogger(LightningWandbLogger):
             tags=tags,
             id=id,
         )
-        self._dir = Path(dir)
+        self._dir, self._mode = Path(dir), mode
         self._monitor, self._monitor_mode = monitor, monitor_mode
         self._checkpoints = log_model  # the base class would upload by its own rules
-        self._mode = mode
-        self._timeout_seconds = timeout_seconds
-        self._finish_timeout_seconds = finish_timeout_seconds
+        self._timeout_seconds, self._finish_timeout_seconds = timeout_seconds, finish_timeout_seconds
         self._run: Run | RunDisabled | None = None  # `_experiment` once it has got all that waits for it
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._steps: set[int | None] = set()  # logged before the thread was started
@@ -140,10 +139,7 @@ class WandbLogger(LightningWandbLogger):
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
         """What the run comes to, beside the last value of each metric."""
-        self._log(self._update_summary, dict(values))
-
-    def _update_summary(self, values: dict[str, float]) -> None:
-        self.experiment.summary.update(values)
+        self._log(lambda found: self.experiment.summary.update(found), dict(values))
 
     @rank_zero_only
     def log_table(
@@ -168,15 +164,11 @@ class WandbLogger(LightningWandbLogger):
             return
         import wandb
 
-        columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
-        cells = zip(class_names, matrix.tolist(), strict=True)
-        rows = [[true, name, n] for true, row in cells for name, n in zip(class_names, row, strict=True)]
-        plot = wandb.plot_table(
-            "wandb/confusion_matrix/v1",
-            wandb.Table(columns=columns, data=rows),
-            {str(column): str(column) for column in columns},
-            {"title": key},
-        )
+        columns = ["Actual", "Predicted", "nPredictions"]
+        cells = zip(itertools.product(class_names, class_names), matrix.flatten().tolist(), strict=True)
+        table = wandb.Table(columns=[*columns], data=[[true, predicted, count] for (true, predicted), count in cells])
+        fields = {column: column for column in columns}
+        plot = wandb.plot_table("wandb/confusion_matrix/v1", table, fields, {"title": key})
         self.log_metrics(cast("Any", {key: plot}))
 
     @rank_zero_only
@@ -260,7 +252,7 @@ class WandbLogger(LightningWandbLogger):
         try:
             self._run = self._start()
         except Exception as error:  # a tracker must not stop a training
-            log.warning("W&B does not record this run (%s)", f"{type(error).__name__}: {error}".splitlines()[0])
+            log.warning("W&B does not record this run (%s)", _said(error))
             self._run = cast("RunDisabled", _DummyExperiment())
             with suppress(Exception):
                 self._run = self._init("disabled")
@@ -285,16 +277,17 @@ class WandbLogger(LightningWandbLogger):
             self._dir.mkdir(parents=True, exist_ok=True)
             (self._dir / RUN_ID).write_text(run.id or "", encoding="utf-8")
         run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        by_step: Any = {"step_metric": "trainer/global_step", "step_sync": True}
+        run.define_metric("*", **by_step)
         if self._monitor is not None:
-            kept = f"last,{self._monitor_mode}"
-            run.define_metric(self._monitor, step_metric="trainer/global_step", step_sync=True, summary=kept)
+            run.define_metric(self._monitor, **by_step, summary=f"last,{self._monitor_mode}")
         for name in SAVED_FILES:
             if (path := self._dir / name).exists():
                 run.save(path, base_path=path.parent, policy="now")
         if mode == "offline":
-            folder = os.path.relpath(self._dir)
-            log.warning("W&B is offline (%s). To upload this run: boltlab sync '%s'", reason, folder)
+            log.warning(
+                "W&B is offline (%s). To upload this run: boltlab sync '%s'", reason, os.path.relpath(self._dir)
+            )
         return run
 
     def _start_service(self) -> None:
@@ -322,7 +315,7 @@ class WandbLogger(LightningWandbLogger):
             try:
                 return self._init("online", init_timeout=max(1.0, deadline - time.monotonic())), mode, reason
             except wandb.Error as error:
-                mode, reason = "offline", f"{type(error).__name__}: {error}".splitlines()[0]
+                mode, reason = "offline", _said(error)
                 if self._wandb_init["id"]:
                     wandb.teardown()  # its service calls the id of a run that goes on taken
         return self._init(mode), mode, reason
@@ -334,11 +327,10 @@ class WandbLogger(LightningWandbLogger):
         if mode == "offline" and os.environ.get("WANDB_DATA_DIR") == _staged:
             # Tables and checkpoints wait here for `wandb sync`, and not in a home folder that a node may lose.
             os.environ["WANDB_DATA_DIR"] = _staged = os.fspath((self._dir / "wandb").resolve())
-        environment = self._dir / "environment.json"
-        git_commit = json.loads(environment.read_text()).get("git_commit") if environment.exists() else None
         settings = wandb.Settings(
             silent=True,
-            git_commit=git_commit,  # wandb's own look finds none where the run folder lies outside the repository
+            # wandb's own look finds none where the run folder lies outside the repository
+            git_commit=read_json(self._dir / "environment.json").get("git_commit"),
             console="off",  # a progress bar's redraws would fill the log; metrics.csv and the terminal have the rest
             init_timeout=init_timeout,
             finish_timeout=self._finish_timeout_seconds,
@@ -357,6 +349,10 @@ class WandbLogger(LightningWandbLogger):
             return ("disabled", "") if asked == "disabled" else ("offline", "as asked for")
         problem = refusal(deadline - time.monotonic())
         return ("offline", problem) if problem else ("online", "")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 class _WhenUp:
