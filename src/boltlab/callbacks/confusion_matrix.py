@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -34,10 +34,10 @@ class ConfusionMatrix(AtTest):
         self.picture = picture
         self._counts: MulticlassConfusionMatrix | None = None
 
-    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._counts = None
 
-    def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if (found := classes(trainer, outputs)) is not None:
             output, target = found
             if self._counts is None:
@@ -45,13 +45,13 @@ class ConfusionMatrix(AtTest):
             self._counts.update(output.argmax(dim=1), target)
 
     @staticmethod
-    def _new(count: int, pl_module: "pl.LightningModule") -> MulticlassConfusionMatrix:
+    def _new(count: int, pl_module: LightningModule) -> MulticlassConfusionMatrix:
         # Labels are checked when they are read, and a check here would wait for the device at every batch.
         counts = MulticlassConfusionMatrix(count, validate_args=False).to(pl_module.device)
         counts.process_group = sharing(pl_module)
         return counts
 
-    def on_test_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count = most(trainer, 0 if self._counts is None else self._counts.num_classes)
         if not count:
             return

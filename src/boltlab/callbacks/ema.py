@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt, Lt
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
@@ -35,15 +35,13 @@ class EMA(Callback):
         start_step: Annotated[int, Ge(0)] = 0,
         use_buffers: bool = True,
     ) -> None:
-        self.decay = decay
-        self.update_every_n_steps = update_every_n_steps
-        self.start_step = start_step
-        self.use_buffers = use_buffers
+        self.decay, self.use_buffers = decay, use_buffers
+        self.update_every_n_steps, self.start_step = update_every_n_steps, start_step
         self._average: AveragedModel | None = None
         self._weights: dict[str, Tensor] = {}  # while the module holds the average
         self._updated_at = 0  # optimizer steps done at the latest update
 
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -63,30 +61,26 @@ class EMA(Callback):
         # At each update torch asks whether it is the first: on a GPU that would be a synchronization.
         self._average.n_averaged = self._average.n_averaged.cpu()
 
-    def on_train_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step > max(self._updated_at, self.start_step) and step % self.update_every_n_steps == 0:
             self._averaged().update_parameters(pl_module)
             self._updated_at = step
 
-    def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._exchange(pl_module)
 
-    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.state.fn == "fit":
-            self._exchange(pl_module)
+    on_validation_epoch_end = on_validation_epoch_start  # the weights return
 
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._weights:  # a validation broke off
             self._exchange(pl_module)
 
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._exchange(pl_module)  # the average is the result of the training
 
-    def on_save_checkpoint(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return
         if not self._weights:
@@ -97,9 +91,7 @@ class EMA(Callback):
         checkpoint.update(state_dict=average, current_model_state=current)
         checkpoint["averaging_state"] = {key: value for key, value in state.items() if not key.startswith("module.")}
 
-    def on_load_checkpoint(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != "fit":
             return  # what is tested is what was validated: `state_dict`, which Lightning has loaded
         if "averaging_state" not in checkpoint:
@@ -118,7 +110,7 @@ class EMA(Callback):
         assert self._average is not None
         return self._average
 
-    def _follow(self, pl_module: "pl.LightningModule") -> None:
+    def _follow(self, pl_module: LightningModule) -> None:
         """Before its first update the average is the weights, also those that came after `setup` (pretrained ones)."""
         average = self._averaged()
         if average.n_averaged == 0:
@@ -126,7 +118,7 @@ class EMA(Callback):
             average.n_averaged.zero_()
 
     @torch.no_grad()
-    def _exchange(self, pl_module: "pl.LightningModule") -> None:
+    def _exchange(self, pl_module: LightningModule) -> None:
         """Puts the average in the place of the weights, or the weights back into theirs."""
         tensors = _tensors(pl_module)
         if self._weights:

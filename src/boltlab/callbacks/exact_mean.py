@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
@@ -34,25 +34,23 @@ class ExactMean(Callback):
         self._sum: Any = 0  # of the window's weights
         self._batch: Any = None
 
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         schedules = any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]
         if trainer.accumulate_grad_batches == 1 and not schedules:
             for name in ("on_train_batch_start", "on_before_backward", "on_before_optimizer_step"):
                 setattr(self, name, None)  # Lightning passes over a hook that cannot be called
 
-    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.automatic_optimization:
             raise UserError("callbacks.exact_mean: this module optimizes manually and divides its losses itself")
         self._full = None
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch = batch if trainer.accumulate_grad_batches > 1 else None
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._sum = 0  # also where the step of the window before was not taken
 
-    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if trainer.accumulate_grad_batches == 1:
             return
         weight = getattr(pl_module, "loss_weight", None)
@@ -65,7 +63,7 @@ class ExactMean(Callback):
             loss.register_hook(lambda gradient: gradient * share)
 
     def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if trainer.accumulate_grad_batches == 1 or self._full is None:
             return

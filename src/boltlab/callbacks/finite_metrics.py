@@ -2,8 +2,8 @@
 
 import re
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from boltlab.ground.errors import NonFiniteLoss
@@ -22,14 +22,14 @@ class FiniteMetrics(Callback):
     def __init__(self) -> None:
         self._named: set[str] = set()
 
-    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._look(trainer)
 
-    def on_test_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer)
 
-    def _look(self, trainer: "pl.Trainer") -> None:
+    def _look(self, trainer: Trainer) -> None:
         numbers = {name: value for name, value in trainer.callback_metrics.items() if value.numel() == 1}
         bad = [name for name, value in numbers.items() if not bool(torch.isfinite(value).all())]
         monitored = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]

@@ -1,11 +1,12 @@
 """Trains a part of the net at first: the head of a pretrained net alone, then more of it, group by group."""
 
 import difflib
+import itertools
 from fnmatch import fnmatchcase
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -35,19 +36,16 @@ class Freeze(Callback):
     def __init__(self, train_from: list[tuple[int, str]], norms_in_eval: bool = True) -> None:
         for argument, message in self.check_arguments({"train_from": train_from}):
             raise ValueError(f"{argument} {message}")
-        self.train_from = train_from
-        self.norms_in_eval = norms_in_eval
+        self.train_from, self.norms_in_eval = train_from, norms_in_eval
 
     @staticmethod
     def check_arguments(arguments: dict[str, Any]) -> list[tuple[str, str]]:
         """Nothing is trained in the first epoch."""
-        if min((epoch for epoch, _ in arguments["train_from"]), default=-1) != 0:
-            return [
-                ("train_from", f"begins with epoch 0 and what is trained then, for example [[0, {LAST}], [3, '*']]")
-            ]
-        return []
+        message = f"begins with epoch 0 and what is trained then, for example [[0, {LAST}], [3, '*']]"
+        begins = min((epoch for epoch, _ in arguments["train_from"]), default=-1) == 0
+        return [] if begins else [("train_from", message)]
 
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         if isinstance(trainer.strategy, ModelParallelStrategy):
@@ -64,12 +62,12 @@ class Freeze(Callback):
                 message = f"{pattern!r} matches no parameter or module of the net; there are: {', '.join(near)}"
                 raise UserError(f"callbacks.freeze.train_from: {message}")
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: the optimizer is made of what is trained. And the next hook is left out where a run goes on in
         # the middle of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._apply(_net(pl_module), trainer.current_epoch)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
@@ -87,7 +85,7 @@ class Freeze(Callback):
                 module.train(_matches(module_name, patterns))
 
 
-def _net(pl_module: "pl.LightningModule") -> nn.Module:
+def _net(pl_module: LightningModule) -> nn.Module:
     net = getattr(pl_module, "net", pl_module)
     assert isinstance(net, nn.Module)
     return net
@@ -104,8 +102,7 @@ def _complete_momenta(parameters: list[nn.Parameter], state: Any) -> None:
 
 def _names(name: str) -> list[str]:
     """The name and those of all modules around it: a.b.c → a, a.b, a.b.c."""
-    parts = name.split(".")
-    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return [*itertools.accumulate(name.split("."), "{}.{}".format)]
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

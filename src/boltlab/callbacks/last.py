@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightning.pytorch as pl
 import torch
 from annotated_types import Ge, Gt
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, WeightAveraging
 
 from boltlab.ground import signals
@@ -62,18 +62,18 @@ class Last(Checkpoint):
 
     # -- when
 
-    def on_fit_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.called:
             raise UserError("callbacks.last saves in the Trainer of boltlab train only; Lightning has ModelCheckpoint")
         trainer.should_stop = self._stops  # a run that early stopping had ended trains no further
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step, self._written = trainer.global_step, time.monotonic()
         self._ask_in, self._asked, self._stride = 1, time.monotonic(), 1
         signals.inbox.deferred = True
 
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         stop, save = self._told(trainer)
         step, every = trainer.global_step, self.every_n_train_steps
@@ -82,30 +82,28 @@ class Last(Checkpoint):
         if stop or save or self._due or step == trainer.max_steps:
             self._due, self._stopping = True, stop
 
-    def between_batches(self, trainer: "pl.Trainer") -> None:
+    def between_batches(self, trainer: Trainer) -> None:
         """Saves what is due, when all of a step is done."""
         begun = trainer.fit_loop.epoch_loop.batch_progress.current.completed
         if self._due and begun and self._can_save(trainer):
             self._save(trainer)
             self._stop(self._stopping)
 
-    def _can_save(self, trainer: "pl.Trainer") -> bool:
+    def _can_save(self, trainer: Trainer) -> bool:
         """Whether, after a batch, Lightning can go on from here."""
         loop = trainer.fit_loop.epoch_loop
         if loop.batch_progress.is_last_batch or loop._should_accumulate():
             return False
         return not loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
-    def before_validation(self, trainer: "pl.Trainer") -> None:
+    def before_validation(self, trainer: Trainer) -> None:
         """Saves what is due; the validation is run from its start after a resume."""
         stop, save = self._told(trainer)
         if (stop or save or self._due) and not trainer.fit_loop.epoch_loop._should_accumulate():
             self._save(trainer, before_validation=True)
             self._stop(stop)
 
-    def on_validation_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *_: Any, **__: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         stop, save = self._told(trainer)
@@ -114,13 +112,13 @@ class Last(Checkpoint):
             self._save_in_validation(trainer, pl_module)
             self._stop(stop)
 
-    def on_validation_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_validation = trainer.state.fn == "fit" and not trainer.sanity_checking
 
-    def on_validation_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._in_validation = False
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not whole and trainer.global_step == trainer.max_steps:
             return  # saved where it was: a longer run goes on in the middle of the epoch
@@ -129,12 +127,12 @@ class Last(Checkpoint):
         if self._due or ends or (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._stops, self._due = trainer.should_stop, True
 
-    def save_due(self, trainer: "pl.Trainer") -> None:
+    def save_due(self, trainer: Trainer) -> None:
         """Saves what is due, when all of an epoch is done."""
         if self._due:
             self._save(trainer)
 
-    def before_epoch_end(self, trainer: "pl.Trainer") -> None:
+    def before_epoch_end(self, trainer: Trainer) -> None:
         """Saves where `max_steps` ends a run in mid-epoch, before the hooks of an epoch's end."""
         if trainer.global_step == trainer.max_steps and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._in_epoch = True
@@ -143,22 +141,22 @@ class Last(Checkpoint):
             finally:
                 self._in_epoch = False
 
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ask_in = 1
         told = self._told(trainer)[0]
         signals.inbox.deferred = False  # from here on a signal raises by itself
         self._stop(told or (signals.inbox.stop if trainer.world_size == 1 else 0))
 
-    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.path.exists() and trainer.global_step:  # killed between its last two files, nothing left to train
             self._save(trainer)
 
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         signals.inbox.deferred = False
         if isinstance(exception, (signals.Stopped, WorkerError)) and trainer.world_size == 1:
             self._save_between_batches(trainer, pl_module)
 
-    def _told(self, trainer: "pl.Trainer") -> tuple[int, bool]:
+    def _told(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that asks for an end (0: none), and whether a checkpoint is due by the clock or by a signal.
 
         Several processes ask one another every half a second or so, after a number of steps that they have agreed on:
@@ -190,7 +188,7 @@ class Last(Checkpoint):
 
     # -- what
 
-    def _save(self, trainer: "pl.Trainer", before_validation: bool = False) -> None:
+    def _save(self, trainer: Trainer, before_validation: bool = False) -> None:
         self._due = False
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -203,7 +201,7 @@ class Last(Checkpoint):
             self._before_validation = False
         self._step, self._written = trainer.global_step, time.monotonic()
 
-    def _save_in_validation(self, trainer: Any, pl_module: "pl.LightningModule", at_exception: bool = False) -> None:
+    def _save_in_validation(self, trainer: Any, pl_module: LightningModule, at_exception: bool = False) -> None:
         for callback in trainer.callbacks:
             # The weights have changed places for the validation; what acts on exceptions has put them back by now.
             put_back = at_exception and type(callback).on_exception is not Callback.on_exception
@@ -211,7 +209,7 @@ class Last(Checkpoint):
                 callback.on_validation_epoch_end(trainer, pl_module)
         self._save(trainer, before_validation=True)
 
-    def _save_between_batches(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def _save_between_batches(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Saves what was trained since the newest checkpoint, where the run ends while it waits for a batch."""
         loop = trainer.fit_loop.epoch_loop
         nothing_new = trainer.sanity_checking or trainer.global_step == self._step
@@ -234,9 +232,7 @@ class Last(Checkpoint):
                     shutil.copyfile(newer, beside)
                 beside.replace(older)
 
-    def on_save_checkpoint(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._before_validation:
             # As if nothing of the validation had been run, in the one form that makes Lightning run it.
             nothing = {"ready": 0, "started": 0, "processed": 0, "completed": 0}

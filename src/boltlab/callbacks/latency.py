@@ -4,8 +4,8 @@ import statistics
 import time
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 
@@ -23,7 +23,7 @@ class Latency(Callback):
         """Values for the summary of the run."""
         return {} if self.latency_ms is None else {"latency_ms": self.latency_ms}
 
-    def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "samples"):
             if trainer.is_global_zero:

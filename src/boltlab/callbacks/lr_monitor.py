@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 
@@ -14,15 +14,10 @@ class LRMonitor(Callback):
     Lightning's LearningRateMonitor needs a schedule and a logger; this one works without either.
     """
 
-    def __init__(self) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged_step = -1
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._logged_step = -1
-
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or (step + 1) % every or step == self._logged_step:  # accumulated batches share a step
             return
@@ -32,7 +27,7 @@ class LRMonitor(Callback):
             logger.log_metrics({"epoch": trainer.current_epoch, **rates}, step=step)
 
 
-def learning_rates(trainer: "pl.Trainer") -> dict[str, float]:
+def learning_rates(trainer: Trainer) -> dict[str, float]:
     """Names and current learning rates, as they are logged."""
     rates: dict[str, float] = {}
     for number, optimizer in enumerate(trainer.optimizers):

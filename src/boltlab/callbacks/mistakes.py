@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightning.pytorch as pl
 import torch
 from annotated_types import Ge
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -49,9 +49,8 @@ class Mistakes(AtTest):
         self.bins = bins
         self._classes = 0  # of the batches seen
 
-    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self._classes = 0
-        device = pl_module.device
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._classes, device = 0, pl_module.device
         self._waiting: list[tuple[Tensor, ...]] = []
         self._seen = 0
         self._edges = torch.linspace(0, 1, self.bins + 1, device=device, dtype=torch.float32)[1:-1]
@@ -61,12 +60,11 @@ class Mistakes(AtTest):
         self._worst = torch.zeros(0, 3, dtype=torch.int64, device=device)  # place on this process, true, predicted
         self._shares = torch.zeros(0, 2, dtype=torch.float32, device=device)  # of the predicted and of the true class
 
-    def on_test_batch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, *_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         if (found := classes(trainer, outputs)) is not None:
             output, target = found
             self._classes = output.shape[1]
-            predicted = output.argmax(dim=1)
-            pairs = torch.stack([target, predicted], dim=1)
+            pairs = torch.stack([target, output.argmax(dim=1)], dim=1)
             self._waiting.append((pairs, output.float().log_softmax(dim=1).gather(1, pairs)))
             if len(self._waiting) >= BATCHES_TOGETHER:
                 self._count()
@@ -95,7 +93,7 @@ class Mistakes(AtTest):
         self._worst = torch.cat([self._worst, torch.cat([places.unsqueeze(1), pairs], dim=1)])[order]
         self._shares = torch.cat([self._shares, shares.flip(1)])[order]
 
-    def on_test_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._classes = most(trainer, self._classes)
         if not self._classes:
             return
@@ -109,7 +107,7 @@ class Mistakes(AtTest):
         if trainer.is_global_zero:
             self._write(trainer, counts, [*zip(losses.tolist(), worst.tolist(), shares.tolist(), strict=True)])
 
-    def _write(self, trainer: "pl.Trainer", counts: Tensor, found: list[Any]) -> None:
+    def _write(self, trainer: Trainer, counts: Tensor, found: list[Any]) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         split = "val" if trainer.state.fn == "validate" else getattr(data, "test_split", "test")
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -132,15 +130,14 @@ class Mistakes(AtTest):
             for loss, (place, true, predicted), (probability, probability_of_true) in wrong[: self.count]
         ]
         sheet = self._picture(data, split, worst)
-        samples, right = counts[:, 0].sum().item(), counts[:, 1].sum().item()
+        samples, right, _ = counts.sum(0).tolist()
         content = {"split": split, "samples": samples, "mistakes": samples - right, "worst": worst}
         write_json(self.dir / "mistakes.json", content)
         if sheet is not None:
             tell(trainer, "log_image", "mistakes", [str(sheet)])
         if worst:
-            pictures = [self.dir / item["picture"] if "picture" in item else None for item in worst]
-            values = [[item[name] for name in COLUMNS[1:]] for item in worst]
-            rows = [[picture, *row] for picture, row in zip(pictures, values, strict=True)]
+            shown = [item | {"picture": self.dir / item["picture"] if "picture" in item else None} for item in worst]
+            rows = [[item[name] for name in COLUMNS] for item in shown]
             tell(trainer, "log_table", "worst_mistakes", COLUMNS, rows)
 
     def _picture(self, data: Any, split: Any, worst: list[dict[str, Any]]) -> Path | None:
@@ -169,9 +166,7 @@ class Mistakes(AtTest):
             picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
             picture.thumbnail((MAX_SIDE, MAX_SIDE))
             picture.save(self.dir / item["picture"])
-        titles: list[tuple[str, ...]] = [
-            (item["true"], f"{item['probability']:.0%} {item['predicted']}") for item in worst
-        ]
+        titles: Any = [(item["true"], f"{item['probability']:.0%} {item['predicted']}") for item in worst]
         return draw_images(pixels, titles, self.dir / "mistakes.png")
 
 
@@ -179,12 +174,11 @@ def _places(places: Tensor, loaders: Any, processes: int) -> Tensor:
     """From the number of a sample on this process to its index in the split; -1 where that cannot be known."""
     loader = loaders[0] if isinstance(loaders, list) and len(loaders) == 1 else loaders
     sampler = getattr(loader, "sampler", None)
-    if getattr(loader, "bad_files", None):  # some were left out
-        return torch.full_like(places, -1)
-    if isinstance(sampler, EvalSampler):
-        return sampler.rank + places * sampler.world_size
-    if isinstance(sampler, SequentialSampler) and processes == 1:
-        return places
+    if not getattr(loader, "bad_files", None):  # else some were left out
+        if isinstance(sampler, EvalSampler):
+            return sampler.rank + places * sampler.world_size
+        if isinstance(sampler, SequentialSampler) and processes == 1:
+            return places
     return torch.full_like(places, -1)
 
 

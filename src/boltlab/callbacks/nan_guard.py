@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from annotated_types import Ge
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -89,10 +89,10 @@ class NaNGuard(Callback):
         self.skipped = list(state_dict.get("skipped", []))
 
     @staticmethod
-    def _reads_freely(trainer: "pl.Trainer") -> bool:
+    def _reads_freely(trainer: Trainer) -> bool:
         return trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         free = self._reads_freely(trainer)
         self._saved_step, self._ending = trainer.global_step, False
         self._pending, self._losses = [], []
@@ -104,22 +104,20 @@ class NaNGuard(Callback):
 
     # -- looking before the step is taken
 
-    def on_train_batch_start(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             means: Any = getattr(pl_module, "train_metrics", None)
             marked = means.mark() if hasattr(means, "mark") else None
             self._before = [(buffer, buffer.clone()) for buffer in pl_module.buffers()], marked
 
-    def on_before_backward(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         if self.skip_steps:
             self._losses.append(loss.detach())
         elif not math.isfinite(loss.item()):
             self._stop(trainer, _found_step(trainer, [loss], []), before=True)
 
     def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: torch.optim.Optimizer
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         losses, self._losses = self._losses, []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -149,7 +147,7 @@ class NaNGuard(Callback):
     # -- looking afterwards
 
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
@@ -157,22 +155,20 @@ class NaNGuard(Callback):
         if (batch_idx + 1) % self.every_n_steps == 0:
             self._look(trainer)
 
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._look(trainer)
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._look(trainer)
 
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.skipped and trainer.is_global_zero:
             steps = ", ".join(map(str, self.skipped[:10])) + (", …" if len(self.skipped) > 10 else "")
             count = f"{len(self.skipped)} of at most {self.skip_steps}"
             print(f"{count} steps were skipped, not finite: {steps}", flush=True)
 
-    def on_save_checkpoint(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Raising here leaves the files of earlier checkpoints as they are: this one has not been opened yet.
         self._look(trainer)
         # A finite loss can have gradients that are not. save_weights_only checkpoints do not come by here.
@@ -183,14 +179,14 @@ class NaNGuard(Callback):
         self._stop_together(trainer, found)
         self._saved_step = trainer.global_step
 
-    def on_exception(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._ending = True  # the other processes may be elsewhere: ask them nothing any more
         if isinstance(exception, NonFiniteLoss):
             for callback in trainer.checkpoint_callbacks:  # they come after this callback
                 if hasattr(callback, "save_on_exception"):
                     callback.save_on_exception = False
 
-    def _look(self, trainer: "pl.Trainer") -> None:
+    def _look(self, trainer: Trainer) -> None:
         pending, self._pending = self._pending, []
         values = torch.stack([loss for loss, *_ in pending]).tolist() if pending else []
         found = [
@@ -202,12 +198,12 @@ class NaNGuard(Callback):
 
     # -- stopping
 
-    def _all_agree(self, trainer: "pl.Trainer", good: bool) -> bool:
+    def _all_agree(self, trainer: Trainer, good: bool) -> bool:
         if trainer.world_size == 1 or self._ending:
             return good
         return trainer.strategy.reduce_boolean_decision(good, all=True)
 
-    def _if_first(self, trainer: "pl.Trainer", found: Found | None) -> Found | None:
+    def _if_first(self, trainer: Trainer, found: Found | None) -> Found | None:
         """What was found here, unless it follows from what another process found: averaged gradients spread it."""
         if trainer.world_size == 1 or self._ending:
             return found
@@ -216,12 +212,12 @@ class NaNGuard(Callback):
         first = min((other.step, other.what == _GRADIENT) for other in all_found if other is not None)
         return found if found is not None and (found.step, found.what == _GRADIENT) == first else None
 
-    def _stop_together(self, trainer: "pl.Trainer", found: Found | None) -> None:
+    def _stop_together(self, trainer: Trainer, found: Found | None) -> None:
         """Raises on every process if something was found on one."""
         if not self._all_agree(trainer, found is None):
             self._stop(trainer, self._if_first(trainer, found), before=False)
 
-    def _stop(self, trainer: "pl.Trainer", found: Found | None, before: bool) -> None:
+    def _stop(self, trainer: Trainer, found: Found | None, before: bool) -> None:
         text = None if found is None else self._record(trainer, found, before)
         if found is None and before and trainer.is_global_zero:
             self._keep_state(trainer)
@@ -238,7 +234,7 @@ class NaNGuard(Callback):
             " trainer.detect_anomaly=true names the operation; callbacks.nan_guard.skip_steps=N skips up to N steps."
         )
 
-    def _record(self, trainer: "pl.Trainer", found: Found, before: bool) -> str:
+    def _record(self, trainer: Trainer, found: Found, before: bool) -> str:
         """Writes down what was found on this process; returns it as a text."""
         indices, files = _samples(trainer, found)
         text = str(found)
@@ -267,7 +263,7 @@ class NaNGuard(Callback):
             text += f"; not kept: {e}"
         return text
 
-    def _keep_state(self, trainer: "pl.Trainer") -> None:
+    def _keep_state(self, trainer: Trainer) -> None:
         shards = any(hasattr(p, "to_local") for p in trainer.lightning_module.parameters())
         if self.dir is None or shards:  # each process has its own
             return
@@ -277,7 +273,7 @@ class NaNGuard(Callback):
         write({"state_dict": weights, "optimizer_states": optimizers}, self.dir / "state.ckpt")
 
 
-def _found_step(trainer: "pl.Trainer", losses: list[Tensor], good: list[Tensor]) -> "Found | None":
+def _found_step(trainer: Trainer, losses: list[Tensor], good: list[Tensor]) -> "Found | None":
     """What is not finite in the losses of a step, or in its gradients; None where that is on another rank."""
     last, step, epoch = trainer.fit_loop.batch_idx, trainer.global_step + 1, trainer.current_epoch
     batches = range(last - len(losses) + 1, last + 1)
@@ -287,7 +283,7 @@ def _found_step(trainer: "pl.Trainer", losses: list[Tensor], good: list[Tensor])
     return None if bool(torch.stack(good).all()) else Found(_GRADIENT, step, epoch, tuple(batches))
 
 
-def _samples(trainer: "pl.Trainer", found: Found) -> tuple[list[int] | None, list[str] | None]:
+def _samples(trainer: Trainer, found: Found) -> tuple[list[int] | None, list[str] | None]:
     """Indices in the train split and files of the samples of this process; None where they cannot be known."""
     sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
     if not hasattr(sampler, "batch_indices") or not found.batches:

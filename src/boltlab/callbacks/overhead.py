@@ -10,11 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-)
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import nn
 
@@ -70,30 +68,30 @@ def _set(module: nn.Module, name: str, value: Any) -> None:
 
 def spared() -> None:
     """To be called when a fit has ended: other fits in this process are as Lightning has them."""
-    if vars(pl.LightningModule).get("__setattr__") is _set:
-        del pl.LightningModule.__setattr__
+    if vars(LightningModule).get("__setattr__") is _set:
+        del LightningModule.__setattr__
 
 
-def spare(trainer: "pl.Trainer", model: "pl.LightningModule") -> None:
+def spare(trainer: Trainer, model: LightningModule) -> None:
     """To be called when a fit is set up."""
     profiler = trainer.profiler  # type: ignore[attr-defined]
     if type(profiler) is PassThroughProfiler:
         trainer.profiler = FetchClock()  # type: ignore[attr-defined]
     # Lightning passes over a hook that cannot be called; else it calls those of its base classes, which are empty.
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for owner, base in ((model, pl.LightningModule), *((callback, Callback) for callback in callbacks)):
+    for owner, base in ((model, LightningModule), *((callback, Callback) for callback in callbacks)):
         for name in STEP_HOOKS:
             if getattr(type(owner), name) is getattr(base, name) and name not in vars(owner):
                 setattr(owner, name, None)
     vars(model).pop("configure_gradient_clipping", None)  # of an earlier fit
-    inherited = type(model).configure_gradient_clipping is pl.LightningModule.configure_gradient_clipping
+    inherited = type(model).configure_gradient_clipping is LightningModule.configure_gradient_clipping
     if trainer.gradient_clip_val is None and inherited:
         model.configure_gradient_clipping = None  # type: ignore[assignment]
     step: Any = type(model).training_step
     if type(step) is FunctionType and not hasattr(step, "__signature__"):  # Lightning asks for it at each step
         step.__signature__ = inspect.signature(step)  # type: ignore[attr-defined]
-    if "__setattr__" not in vars(pl.LightningModule):
-        pl.LightningModule.__setattr__ = _set  # type: ignore[assignment,method-assign]
+    if "__setattr__" not in vars(LightningModule):
+        LightningModule.__setattr__ = _set  # type: ignore[assignment,method-assign]
     if not torch.cuda.is_available():
         # Set by Lightning's import; each step of a torch optimizer then looks for the driver anew.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)

@@ -4,7 +4,7 @@ import math
 import time
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -44,19 +44,19 @@ class ProgressLines(ProgressBar):
 
     # ---------------------------------------------------------------- training
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = self._epoch_start = time.monotonic()
         self._start_fraction = self._fraction(trainer, 0)
         self._epoch, self._validated = None, False
         self._open("")
 
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer)
         self._epoch, self._epoch_start, self._validated = trainer.current_epoch, time.monotonic(), False
         self._begin(_epoch_name(trainer, trainer.current_epoch), trainer.num_training_batches)
 
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() < self._next_draw or not self._enabled:
             return
@@ -67,13 +67,13 @@ class ProgressLines(ProgressBar):
         parts += [_speed(trainer), self._left(trainer, batch_idx + 1)]
         self._draw(batch_idx + 1, parts, plain=_epoch_name(trainer, trainer.current_epoch))
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_end = [_speed(trainer), _clock(time.monotonic() - self._epoch_start)]
 
-    def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._print_epoch(trainer)
 
-    def _print_epoch(self, trainer: "pl.Trainer") -> None:
+    def _print_epoch(self, trainer: Trainer) -> None:
         # Not in on_train_epoch_end: the model logs its epoch's metrics after the callbacks' hook of that name.
         if self._epoch is None or not self._enabled:
             return
@@ -84,7 +84,7 @@ class ProgressLines(ProgressBar):
         get_console().print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
         self._epoch = None
 
-    def _left(self, trainer: "pl.Trainer", batches: int) -> str:
+    def _left(self, trainer: Trainer, batches: int) -> str:
         """Time until the end of the fit, judged by what this process has done of it."""
         done, start = self._fraction(trainer, batches), self._start_fraction
         if not start < done < 1:
@@ -92,7 +92,7 @@ class ProgressLines(ProgressBar):
         return f"{_clock((time.monotonic() - self._fit_start) / (done - start) * (1 - done))} left"
 
     @staticmethod
-    def _fraction(trainer: "pl.Trainer", batches: int) -> float:
+    def _fraction(trainer: Trainer, batches: int) -> float:
         """How much of the fit is done, 0 to 1; 0 where nothing tells its length."""
         done = 0.0
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
@@ -103,27 +103,27 @@ class ProgressLines(ProgressBar):
 
     # ---------------------------------------------------------------- evaluation
 
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated = True
         self._open("validate")
 
-    def on_validation_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *arguments: Any, **_: Any) -> None:
         self._evaluated(trainer.num_val_batches, *arguments)
 
-    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._begin(_epoch_name(trainer, trainer.current_epoch), trainer.num_training_batches)
 
-    def on_test_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("test")
 
-    def on_test_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, *arguments: Any, **_: Any) -> None:
         self._evaluated(trainer.num_test_batches, *arguments)
 
-    def on_predict_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._open("predict")
 
-    def on_predict_batch_end(self, trainer: "pl.Trainer", *arguments: Any, **_: Any) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, *arguments: Any, **_: Any) -> None:
         self._evaluated(trainer.num_predict_batches, *arguments)
 
     def _evaluated(
@@ -182,13 +182,13 @@ class ProgressLines(ProgressBar):
             self._bar = None
 
 
-def _epoch_name(trainer: "pl.Trainer", epoch: int) -> str:
+def _epoch_name(trainer: Trainer, epoch: int) -> str:
     if trainer.max_epochs is None or trainer.max_epochs < 0:
         return f"epoch {epoch + 1}"
     return f"epoch {epoch + 1:{len(str(trainer.max_epochs))}}/{trainer.max_epochs}"
 
 
-def _speed(trainer: "pl.Trainer") -> str:
+def _speed(trainer: Trainer) -> str:
     """From the throughput callback, where there is one."""
     speeds = [c.epoch_samples_per_second for c in trainer.callbacks if hasattr(c, "epoch_samples_per_second")]  # type: ignore[attr-defined]
     return f"{speeds[0]:,.0f} samples/s" if speeds else ""

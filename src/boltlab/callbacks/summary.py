@@ -4,11 +4,11 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich import get_console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,7 +40,7 @@ class ModelSummary(Callback):
         self.trainable_parameters = 0
         self.flops_per_sample: int | None = None
 
-    def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # The net is whole here: no strategy has sharded it yet, nothing is compiled.
         if stage != "fit" or not trainer.is_global_zero:
             return
@@ -60,14 +60,10 @@ class ModelSummary(Callback):
             shown = [layer for layer in inner if layer.name.count(".") < depth]
             if len(shown) <= self.max_rows:
                 break
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("layer", overflow="fold")
-        table.add_column("type")
-        for column in ("output", "parameters", "FLOPs/sample"):
-            table.add_column(column, justify="right")
+        right = [Column(name, justify="right") for name in ("output", "parameters", "FLOPs/sample")]
+        table = Table(Column("layer", overflow="fold"), "type", *right, box=None, pad_edge=False, header_style="bold")
         for layer in shown:
-            shape = "x".join(map(str, layer.shape)) if layer.shape else ""
-            indent = "  " * layer.name.count(".")
+            indent, shape = "  " * layer.name.count("."), "x".join(map(str, layer.shape or ()))
             flops = "" if layer.flops is None else human(layer.flops)
             table.add_row(indent + layer.name, layer.kind, shape, f"{layer.parameters:,}", flops)
         frozen = total.parameters - self.trainable_parameters
@@ -79,10 +75,7 @@ class ModelSummary(Callback):
 
 def summarize(net: nn.Module, input_shape: tuple[int, ...] | None) -> list[Layer]:
     """The net itself, named "", and all modules in it, in order. ``input_shape`` is that of one sample."""
-    layers = {
-        name: Layer(name, type(module).__name__, sum(p.numel() for p in module.parameters()))
-        for name, module in net.named_modules()
-    }
+    layers = {name: Layer(name, type(module).__name__, _count(module)) for name, module in net.named_modules()}
     if input_shape is None:
         return list(layers.values())
     try:
@@ -112,10 +105,8 @@ def summarize(net: nn.Module, input_shape: tuple[int, ...] | None) -> list[Layer
 
 def _without_storage(net: nn.Module) -> nn.Module:
     """A deep copy with all weights and buffers on the meta device; the copy never holds their values."""
-    copies: dict[int, Any] = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in net.parameters()
-    }
-    copies |= {id(b): torch.empty_like(b, device="meta") for b in net.buffers()}
+    copies: dict[int, Any] = {id(t): torch.empty_like(t, device="meta") for t in (*net.parameters(), *net.buffers())}
+    copies |= {id(p): nn.Parameter(copies[id(p)], requires_grad=False) for p in net.parameters()}
     return copy.deepcopy(net, copies)
 
 

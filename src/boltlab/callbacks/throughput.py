@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-import lightning.pytorch as pl
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
@@ -22,9 +22,7 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
-        self.samples = 0
-        self.steps = 0
-        self.seconds = 0.0
+        self.samples, self.steps, self.seconds = 0, 0, 0.0
         self._clock = FetchClock()
         self._waited_before = 0.0  # what the clock had counted when the fit began
         self._epoch_start = (0, 0.0, 0.0)
@@ -50,12 +48,11 @@ class Throughput(Callback):
 
     def run_summary(self) -> dict[str, Any]:
         """Values for the summary of the run."""
-        names = ("samples_per_second", "data_wait_share")
-        return {name: getattr(self, name) for name in names} if self.samples_per_second else {}
+        values = {"samples_per_second": self.samples_per_second, "data_wait_share": self.data_wait_share}
+        return values if self.samples_per_second else {}
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        self.samples, self.steps, self.seconds = 0, 0, 0.0
-        self._mark = None
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.samples, self.steps, self.seconds, self._mark = 0, 0, 0.0, None
         # The processes of a tensor-parallel group share their batches.
         self._shares = trainer.world_size // getattr(trainer.strategy, "tensor_parallel_size", 1)
         profiler = trainer.profiler  # type: ignore[attr-defined]
@@ -63,12 +60,12 @@ class Throughput(Callback):
         trainer.profiler = self._clock  # type: ignore[attr-defined]
         self._waited_before = self._clock.wait_seconds
 
-    def on_train_epoch_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_start = (self.samples, self.seconds, self.wait_seconds)
         self._mark = time.perf_counter()  # starting the workers counts
 
     def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
         self.seconds += now - (self._clock.fetch_start if self._mark is None else self._mark)
@@ -76,10 +73,10 @@ class Throughput(Callback):
         self.samples += batch_samples(batch) * self._shares
         self.steps += 1
 
-    def on_validation_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._mark = None  # the next step counts from its fetch
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _, seconds, wait_seconds = self._epoch_start
         if self.seconds > seconds:
             share = (self.wait_seconds - wait_seconds) / (self.seconds - seconds)
@@ -87,7 +84,7 @@ class Throughput(Callback):
             for logger in trainer.loggers:  # the step under which Lightning logs the epoch's metrics
                 logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=trainer.global_step - 1)
 
-    def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._clock.around is not None:
             trainer.profiler = self._clock.around  # type: ignore[attr-defined]
 

@@ -109,5 +109,5 @@ class EpochMeans(Metric):
         return "train_loss", f"train_{self.name}"
 
     def compute(self) -> dict[str, Tensor]:
-        means = {"train_loss": self.loss / self.weight, f"train_{self.name}": self.value / self.samples}
-        return {name: mean.float() for name, mean in means.items()}
+        means = (self.loss / self.weight, self.value / self.samples)
+        return {name: mean.float() for name, mean in zip(self.names, means, strict=True)}

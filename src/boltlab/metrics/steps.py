@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 
-def log_step(module: "pl.LightningModule", batch_idx: int, **values: Tensor) -> None:
+def log_step(module: LightningModule, batch_idx: int, **values: Tensor) -> None:
     """Logs values of a training step every `log_every_n_steps`, as `self.log(…, prog_bar=True, sync_dist=True)` does.
 
     That costs several times a small net's step, and keeps on costing in the steps without it; this costs nothing there.
@@ -27,7 +27,7 @@ def log_step(module: "pl.LightningModule", batch_idx: int, **values: Tensor) -> 
         logger.log_metrics(row, step=step)
 
 
-def counted(module: "pl.LightningModule", batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, int]:
+def counted(module: LightningModule, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor, int]:
     """(x [B, …], target [B], how many of the samples, the first ones, count in a training step).
 
     All do, except on several processes: of the last batch of an epoch `boltlab.data.Loader` gives a process fewer, or
@@ -44,7 +44,7 @@ def counted(module: "pl.LightningModule", batch: Any, batch_idx: int) -> tuple[T
     return x, target, counts
 
 
-def share(module: "pl.LightningModule", loss: Tensor, weight: Tensor | int, batch_idx: int) -> tuple[Tensor, Any]:
+def share(module: LightningModule, loss: Tensor, weight: Tensor | int, batch_idx: int) -> tuple[Tensor, Any]:
     """`loss` times the weight of this process's samples over the mean weight of a process's; and that mean.
 
     The strategies take the mean over the processes: of these losses it is the mean over the samples of all of them.
@@ -68,7 +68,7 @@ def _several() -> bool:
     return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
-def _sampler(module: "pl.LightningModule") -> Any:
+def _sampler(module: LightningModule) -> Any:
     """The train loader's, if it tells how many samples of a batch count."""
     sampler = getattr(module.trainer.train_dataloader, "sampler", None)
     return sampler if hasattr(sampler, "samples_in") else None

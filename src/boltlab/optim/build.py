@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
@@ -53,22 +53,19 @@ def make_optimizer(
         kernels, and the fused AdamW of 16-bit weights overflows where torch's other one does not.
     """
     arguments = getattr(make, "keywords", {})
-    open_choice = "fused" in inspect.signature(make).parameters and precision != "16-mixed"
-    open_choice &= arguments.get("fused") is None and not arguments.get("foreach")
-    open_choice &= not arguments.get("differentiable")
-    refused = any(
-        hasattr(p, "to_local") or p.dtype == torch.float16 or not p.is_floating_point()
-        for group in groups
-        for _, p in group["params"]
-    )
-    if open_choice and not refused:
+    open_choice = "fused" in inspect.signature(make).parameters and arguments.get("fused") is None
+    open_choice &= precision != "16-mixed" and not (arguments.get("foreach") or arguments.get("differentiable"))
+    parameters = [p for group in groups for _, p in group["params"]]
+    if open_choice and not any(
+        hasattr(p, "to_local") or p.dtype == torch.float16 or not p.is_floating_point() for p in parameters
+    ):
         with contextlib.suppress(RuntimeError):  # torch's word for a device or dtype without it
             return make([dict(group) for group in groups], fused=True)  # it writes into them
     return make(groups)
 
 
 def configure(
-    module: "pl.LightningModule",
+    module: LightningModule,
     net: nn.Module,
     make: Callable[..., torch.optim.Optimizer],
     scheduler: Schedule | None = None,

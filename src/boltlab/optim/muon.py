@@ -63,18 +63,17 @@ class Muon(Optimizer):
     @classmethod
     def _split(cls, given: list[Any]) -> list[dict[str, Any]]:
         """Groups whose parameters are hidden weights (`muon`) or not, in the order of those that are given."""
-        groups = [dict(group) for group in given] if given and isinstance(given[0], dict) else [{"params": given}]
-        for group in groups:
-            group["params"] = list(group["params"])
+        given = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = [{**group, "params": list(group["params"])} for group in given]
         entries = [entry for group in groups for entry in group["params"]]
         if any(not isinstance(entry, tuple) for entry in entries):
             raise ValueError("Muon needs names to tell hidden weights from the rest: pass net.named_parameters()")
         hidden = dict([entry for entry in entries if cls._is_matrix(*entry)][:-1])  # all matrices but the last
-        split = []
-        for group, muon in itertools.product(groups, (True, False)):
-            if chosen := [(name, p) for name, p in group["params"] if (name in hidden) == muon]:
-                split.append(group | {"params": chosen, "muon": muon})
-        return split
+        split = [
+            {**group, "params": [(name, p) for name, p in group["params"] if (name in hidden) == muon], "muon": muon}
+            for group, muon in itertools.product(groups, (True, False))
+        ]
+        return [group for group in split if group["params"]]
 
     @staticmethod
     def _is_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -6,17 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import lightning.pytorch as pl
 import torch
 from annotated_types import Ge
 from lightning.fabric.strategies.model_parallel import _load_raw_module_state
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
 from boltlab.checkpoints.file import CheckpointError, verify
@@ -51,7 +47,7 @@ class FSDP(ModelParallelStrategy):
         self.tensor_parallel_size = tensor_parallel_size
         self._is_spread = False
 
-    def spread(self, module: "pl.LightningModule", nets: list[nn.Module]) -> None:
+    def spread(self, module: LightningModule, nets: list[nn.Module]) -> None:
         """Divides the nets' dense layers within each tensor-parallel group, then shards their units over the groups.
 
         For a module that does nothing of that itself in `configure_model`, which Lightning may call more than once.
@@ -67,13 +63,13 @@ class FSDP(ModelParallelStrategy):
             synchronized(module, mesh.device_type)
         self._refuse(module, nets)
         for net in nets:
-            if mesh["tensor_parallel"].size() > 1:
+            if self.tensor_parallel_size > 1:
                 plan: Any = net.tensor_parallel_plan
                 parallelize_module(net, mesh["tensor_parallel"], plan())
             for _, unit in list(units(net, self.min_num_params)):
                 fully_shard(unit, mesh=mesh["data_parallel"])
             fully_shard(net, mesh=mesh["data_parallel"])
-        if mesh["tensor_parallel"].size() > 1:
+        if self.tensor_parallel_size > 1:
             for metric in module.modules():  # the processes of a group count the same samples
                 if isinstance(metric, Metric):
                     metric.process_group = mesh["data_parallel"].get_group()
@@ -96,7 +92,7 @@ class FSDP(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
         super().setup_environment()
 
-    def setup(self, trainer: "pl.Trainer") -> None:
+    def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
         if self.tensor_parallel_size > 1:
             self.precision_plugin.clip_grad_by_norm = _clip_by_norm  # type: ignore[method-assign]
@@ -142,9 +138,8 @@ def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
 
 def _clip_by_norm(optimizer: Any, clip_val: float) -> None:
     """torch joins no norms of tensors that lie on different meshes, as divided and undivided layers do."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     meshes: dict[Any, list[Any]] = {}
-    for parameter in parameters:
+    for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
         meshes.setdefault(parameter.grad.device_mesh, []).append(parameter)
     norms: list[Any] = [nn.utils.get_total_norm([p.grad for p in part]) for part in meshes.values()]
     total = torch.linalg.vector_norm(torch.stack([norm.full_tensor() for norm in norms]))
@@ -158,12 +153,10 @@ def units(module: nn.Module, min_num_params: int, name: str = "") -> Iterator[tu
     Sequences of sequences are opened, so that a stage of blocks becomes its blocks. A class that inherits from
     nn.Sequential is a block of its own.
     """
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     for child_name, child in module.named_children():
         inner = f"{name}.{child_name}" if name else child_name
-        if type(child) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+        if type(child) in containers or type(module) not in containers:
             yield from units(child, min_num_params, inner)
-        elif type(module) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
-            if sum(p.numel() for p in child.parameters()) >= min_num_params:
-                yield inner, child
-        else:
-            yield from units(child, min_num_params, inner)
+        elif sum(p.numel() for p in child.parameters()) >= min_num_params:
+            yield inner, child
