@@ -262,10 +262,18 @@ from boltlab.training.module_state import ModuleState
 ModuleState.restore = lambda *arguments: None
 """,
     "place of the checkpoint": """
+from boltlab.callbacks.last import Last
 from boltlab.training import resume_state
 def on_fit_start(self, trainer, module):
     self.state, self._lasts = resume_state.ModuleState(module), []
+def after_a_batch(self, trainer, *arguments, _marks=Last.on_train_batch_end):
+    _marks(self, trainer, *arguments)
+    self.between_batches(trainer)
+def after_an_epoch(self, trainer, *arguments, _marks=Last.on_train_epoch_end):
+    _marks(self, trainer, *arguments)
+    self.save_due(trainer)
 resume_state.Resume.on_fit_start = on_fit_start
+Last.called, Last.on_train_batch_end, Last.on_train_epoch_end = True, after_a_batch, after_an_epoch
 """,
 }
 

@@ -130,11 +130,7 @@ class NaNGuard(Callback):
         found = self._if_first(trainer, _found_step(trainer, losses, good))
         for p in parameters:
             p.grad = None  # optimizers pass over such a parameter: no update, no momentum, no decay
-        buffers, marked = self._before
-        for buffer, content in buffers:
-            buffer.copy_(content)
-        if marked is not None:
-            pl_module.train_metrics.back(marked)  # type: ignore[operator,union-attr]
+        self._restore(pl_module)
         if len(self.skipped) >= self.skip_steps:
             self._stop(trainer, found, before=True)
         self.skipped.append(trainer.global_step + 1)
@@ -143,6 +139,14 @@ class NaNGuard(Callback):
             warnings.warn(f"skipped ({len(self.skipped)} of at most {self.skip_steps}): {text}", stacklevel=2)
         elif trainer.is_global_zero:
             self._keep_state(trainer)
+
+    def _restore(self, pl_module: Any) -> None:
+        """Buffers and the means of the epoch as they were before the step."""
+        buffers, marked = self._before
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        if marked is not None:
+            pl_module.train_metrics.back(marked)
 
     # -- looking afterwards
 
