@@ -7,11 +7,7 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from boltlab.checkpoints.file import (
-    CheckpointError,
-    megabytes,
-    whole,
-)
+from boltlab.checkpoints.file import CheckpointError, megabytes, whole
 
 
 def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:

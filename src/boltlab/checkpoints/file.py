@@ -15,7 +15,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,14 +23,17 @@ import numpy as np
 import torch
 
 from boltlab.checkpoints.pickles import imports
+from boltlab.ground import files
 from boltlab.ground.errors import UserError
 
 _MARK = b"sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
 _COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
 _CHUNK = 1 << 20
-# What a writer that was killed leaves: see `whole`, `runs.write_summary` and `loggers.csv`.
-_LEFTOVER = re.compile(r"\.(.+\.ckpt|trial)\.[0-9a-f]{8}|\.(summary|config|jobs|data)-[0-9a-f]{6}|metrics\.csv\.new")
+# What a writer that was killed leaves: see `files.whole`, its name in older versions, and `loggers.csv`.
+_LEFTOVER = re.compile(
+    r"\.(.+\.(ckpt|json|yaml)|trial)\.[0-9a-f]{8}|\.(summary|config|jobs|data)-[0-9a-f]{6}|metrics\.csv\.new"
+)
 
 
 class CheckpointError(UserError):
@@ -76,27 +79,14 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         CheckpointError: the system refused, also where torch hides its error behind a RuntimeError.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("xb") as file:
+        with files.whole(path, sync=True) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException as e:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+    except Exception as e:
         if refused := _system_error(e):
             raise CheckpointError(f"cannot write {path}: {refused.strerror}; what stood there is untouched") from e
         raise
-    if os.name == "posix":  # the rename itself is on the disk only when the folder is; not every file system can say so
-        with suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

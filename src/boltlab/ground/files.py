@@ -1,10 +1,12 @@
-"""Small files that are read and written whole: JSON and text."""
+"""Files that are written whole or not at all, and small ones of JSON."""
 
 import json
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _Stamp = tuple[int, int, int]
 _known: dict[Path, tuple[_Stamp, bytes]] = {}  # what this process has read or written: it is not opened again
@@ -37,25 +39,49 @@ def _remember(path: Path, stamp: _Stamp, content: bytes) -> None:
         del _known[next(iter(_known))]
 
 
-def _stamp(path: Path) -> _Stamp:
-    about = os.stat(path)
+def _stamp(file: Path | int) -> _Stamp:
+    about = os.stat(file)
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file of JSON, whole or not at all."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
-    _remember(path, write_whole(path, text), text.encode())
+    content = json.dumps(value, indent=1, ensure_ascii=False).encode()
+    with whole(path) as file:
+        file.write(content)
+        file.flush()
+        stamp = _stamp(file.fileno())  # not of what another process writes in its place
+    _remember(path, stamp, content)
 
 
-def write_whole(path: Path, text: str) -> _Stamp:
-    """Writes a file, whole or not at all; returns what tells it from one that another process writes in its place."""
-    beside = path.with_name(f".{path.stem}-{secrets.token_hex(3)}")
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file of text, whole or not at all."""
+    with whole(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write to that stands at `path` when it is complete; after an error nothing of it is left.
+
+    sync: it stands there when all of it is on the disk.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        beside.write_text(text, encoding="utf-8")
-        stamp = _stamp(beside)
+        with beside.open("xb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
-    return stamp
+    if sync and os.name == "posix":  # the rename is on the disk only when the folder is; not every file system says so
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
