@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -336,6 +337,8 @@ def test_edit_swaps_groups_and_values_and_refuses_mistakes():
         ("x", str | Path, True),
         (float("inf"), float, True),
         ({"a": 1}, dict[str, int], True),
+        ([1], typing.List, True),  # noqa: UP006
+        ([1], typing.Dict, False),  # noqa: UP006
     ],
 )
 def test_values_fit_annotations_as_in_yaml(value, annotation, fits):

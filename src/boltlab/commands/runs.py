@@ -17,7 +17,7 @@ from boltlab.runs import manage as runs_manage
 from boltlab.runs import table as runs_table
 from boltlab.runs.filters import is_filter, select, unknown_key
 
-_KEYS = list(ROOTS["runs"].__dataclass_fields__)
+_KEYS = list(ROOTS["runs"])
 
 
 def main(words: list[str]) -> int:

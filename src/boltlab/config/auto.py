@@ -39,31 +39,28 @@ def resolve(config: DictConfig, open_keys: list[str], build: Callable[[DictConfi
         return
     import torch
 
-    on_cuda, on_cpu = _place(config)
-    if on_cuda and "float32_matmul_precision" in open_keys:
+    place = _place(config)
+    if place == "cuda" and "float32_matmul_precision" in open_keys:
         config.float32_matmul_precision = "high"
-    if "precision" in open_keys and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False):
-        config.precision = "bf16-mixed"
-    if not (on_cuda or (on_cpu and cpu_has_bf16())) or not {"precision", "channels_last"} & set(open_keys):
+    of_the_net = {"precision", "channels_last"} & set(open_keys)
+    if not of_the_net or not (place == "cuda" or (place == "cpu" and cpu_has_bf16())):
         return
-    _for_the_net(config, open_keys, on_cpu, *weigh(config, build))
-
-
-def _for_the_net(config: DictConfig, open_keys: list[str], on_cpu: bool, convolutions: bool, flops: int) -> None:
-    if "precision" in open_keys and on_cpu and flops >= MIN_FLOPS:
+    convolutions, flops = weigh(config, build)
+    pays = torch.cuda.is_bf16_supported(including_emulation=False) if place == "cuda" else flops >= MIN_FLOPS
+    if "precision" in of_the_net and pays:
         config.precision = "bf16-mixed"
-    if "channels_last" in open_keys:
+    if "channels_last" in of_the_net:
         config.channels_last = convolutions and str(config.precision) in ("bf16-mixed", "16-mixed", "bf16-true")
 
 
-def _place(config: DictConfig) -> tuple[bool, bool]:
-    """Whether a config trains on CUDA, and whether on the CPU."""
+def _place(config: DictConfig) -> str | None:
+    """Where a config trains, "cuda" or "cpu"; None on others."""
     import torch
 
     wanted = config.trainer.get("accelerator", "auto")
     if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return True, False
-    return False, wanted == "cpu" or (wanted == "auto" and not torch.backends.mps.is_available())
+        return "cuda"
+    return "cpu" if wanted == "cpu" or (wanted == "auto" and not torch.backends.mps.is_available()) else None
 
 
 def cpu_has_bf16() -> bool:

@@ -10,6 +10,7 @@ add three things of its own, each a static or class method that builds nothing:
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -41,18 +42,17 @@ class Checker:
         self.found.append(Mistake(where, message))
 
     def roots(self, fields: Mapping[str, Any]) -> None:
-        """Checks the root keys against the fields of the verb's dataclass."""
+        """Checks the root keys against those of the verb, each with its annotation."""
         for key in map(str, self.config):
             if key not in fields:
                 near = suggest(f"there is no key {key!r}", key, list(fields), f"keys: {', '.join(fields)}")
                 self.add(f"{key}={show(self.config[key])}", words.KEYS.get(key, near))
-        for key, spec in fields.items():
+        for key, annotation in fields.items():
             if OmegaConf.is_missing(self.config, key):
                 self.add(key, f"is missing: give {key}=…")
             elif not OmegaConf.is_interpolation(self.config, key):
-                value = self.config.get(key)
-                value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-                if message := type_problem(value, spec.type):
+                value = _plain(self.config.get(key))
+                if message := type_problem(value, annotation):
                     self.unknown_roots.add(key)
                     self.add(f"{key}={show(value)}", message)
 
@@ -74,22 +74,16 @@ class Checker:
         try:
             discover = getattr(locate(data._target_), "discover", None) if wanted else None
             if discover is not None:
-                values = discover(self._plain(data))
+                plain: dict[str, Any] = {}
+                for key in map(str, data):
+                    with suppress(OmegaConfBaseException):  # the walk names what does not resolve
+                        plain[key] = _plain(data[key])
+                values = discover(plain)
                 data.update({key: values[key] for key in wanted if key in values})
         except ConfigError:
             pass  # the walk names it with its key path
         except UserError as e:
             self.add("data", str(e))
-
-    def _plain(self, node: DictConfig) -> dict[str, Any]:
-        """A node's own arguments as plain values; what does not resolve is left out: the walk names it."""
-        plain: dict[str, Any] = {}
-        for key in map(str, node):
-            try:
-                plain[key] = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
-            except OmegaConfBaseException:
-                continue
-        return plain
 
     def walk(self, node: Any, path: str) -> Any:
         """Checks a node and all below it; returns its plain value, or `Built` for what will be an object."""
@@ -146,14 +140,12 @@ class Checker:
             if message := _argument_problem(short, key, value, known, is_open):
                 whole = holds_built(value) or isinstance(value, dict)
                 self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
-        for name in [] if partial else _missing(known, arguments):
+        needed = [p.name for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
+        for name in [] if partial else [name for name in needed if name not in arguments]:
             self.add(f"{path}.{name}", f"{short} needs it: give +{path}.{name}=…")
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
-        """Mistakes that only several values together make.
-
-        open_mode: the root's is at auto; modes: whether any matters.
-        """
+        """Mistakes that only several values make. open_mode: the root's is at auto; modes: whether any matters."""
         for key in self.searched:
             if OmegaConf.select(self.config, key) == "auto" and process_count(self.config) > 1:
                 self.add(f"{key}=auto", "is searched by one process: give a number, found with trainer.devices=1")
@@ -207,9 +199,8 @@ def _argument_problem(
     return suggest(f"{short} takes no argument {key!r}", key, list(known), f"it takes: {', '.join(known)}")
 
 
-def _missing(known: dict[str, inspect.Parameter], arguments: dict[str, Any]) -> list[str]:
-    needed = [p for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
-    return [p.name for p in needed if p.name not in arguments]
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _parameters(target: Any) -> list[inspect.Parameter] | None:

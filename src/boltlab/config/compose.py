@@ -88,15 +88,14 @@ class _Request:
         return override.key_or_group in self.known and not override.is_delete()
 
     def _is_choice(self, override: Any) -> bool:
-        found = list(self._group_mistakes(override))
-        if found:
+        if found := list(self._group_mistakes(override)):
             self.wrong.add(override.key_or_group)
             self.mistakes += found
         return not found and override.value() is not None
 
     def _group_mistakes(self, override: Any) -> Iterator[Mistake]:
         key = override.key_or_group
-        known, roots = self.known[key], list(ROOTS[self.verb].__dataclass_fields__)
+        known, roots = self.known[key], list(ROOTS[self.verb])
         if override.value() is None:
             if key not in (*_NO_ROOT, "launcher"):
                 yield Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known)}")
@@ -125,8 +124,8 @@ class _Request:
         # A mistyped key answers at once; only where other values could be wrong too are torch and the rest imported.
         if self.mistakes and not self.kept:
             raise ConfigError(self.mistakes)
-        self.plain = all(_changes_a_value(o) and o.key_or_group not in self.known for o in self.kept)
-        config: DictConfig | None
+        self.plain = all(o.package is None and o.key_or_group not in self.known for o in self.kept)
+        config = None
         if self.plain:
             config = _set_values(self.verb, base, list(map(first_text, self.kept)), self.mistakes)
         else:
@@ -137,16 +136,14 @@ class _Request:
 
     def _is_key(self, override: Any) -> bool:
         problem = None if override.is_hydra_override() else key_problem(self.verb, self.base, override, self.known)
-        self.mistakes += [problem] if problem else []
+        if problem:
+            self.mistakes.append(problem)
         return problem is None
 
     def further(self) -> Iterator[DictConfig]:
         """The configs of a sweep besides the first: each further value once, the others at their first."""
-        for override in self.chosen + self.kept:
-            for text in list(variants(override))[1:]:
-                config = self._with(override, text)
-                if config is not None:
-                    yield config
+        configs = (self._with(o, text) for o in self.chosen + self.kept for text in variants(o)[1:])
+        return (config for config in configs if config is not None)
 
     def _with(self, changed: Any, text: str) -> DictConfig | None:
         if self.plain and changed in self.kept:
@@ -159,24 +156,18 @@ class _Request:
 _NO_ROOT = ("experiment", "debug", "local")  # groups that set keys of others
 
 
-def _changes_a_value(override: Any) -> bool:
-    return not override.is_hydra_override() and override.package is None
-
-
 def _without_effect(config: DictConfig, parsed: list[Any], unused: list[str]) -> Iterator[Mistake]:
     """Overrides of groups that the model or the data have no use for."""
     reasons = {
         group: f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
         for group in unused
     }
-    given = [(o.key_or_group.split(".")[0], o) for o in parsed]
-    yield from (
-        Mistake(o.input_line, reasons[group]) for group, o in given if group in reasons and o.value() is not None
-    )
     if "augment" not in (config.get("data") or {"augment": None}):
-        for group, o in given:
-            if group == "augment":
-                yield Mistake(o.input_line, "augments images, this data holds none")
+        reasons["augment"] = "augments images, this data holds none"
+    for o in parsed:
+        group = o.key_or_group.split(".")[0]
+        if group in reasons and o.value() is not None:
+            yield Mistake(o.input_line, reasons[group])
 
 
 def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
@@ -319,7 +310,7 @@ def key_problem(verb: str, config: DictConfig, override: Any, known: dict[str, l
 
 
 def _unknown_root(verb: str, key: str, known: dict[str, list[str]]) -> str:
-    roots = list(ROOTS[verb].__dataclass_fields__)
+    roots = list(ROOTS[verb])
     near = suggest(f"there is no key {key!r}", key, [*roots, *known], f"keys: {', '.join(roots)}")
     return words.KEYS.get(key, near)
 

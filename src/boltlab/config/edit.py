@@ -9,7 +9,7 @@ from boltlab.config import devices
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import compose, key_problem
 from boltlab.config.overrides import keys, parse
-from boltlab.config.roots import Train
+from boltlab.config.roots import ROOTS
 from boltlab.config.sources import groups
 from boltlab.config.validate import finish
 from boltlab.ground.errors import ConfigError, Mistake
@@ -24,12 +24,10 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
         ConfigError: with every mistake, those of the whole check included.
     """
     parsed, mistakes = parse(overrides, sweep=False)
-    known = {name: choices for name, choices in groups().items() if name in Train.__dataclass_fields__}
+    known = {name: choices for name, choices in groups().items() if name in ROOTS["train"]}
     swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
-    within: list[Any] = []
-    others: list[Any] = []
-    for o in parsed:
-        (within if o.key_or_group.split(".")[0] in swapped else others).append(o)
+    within = [o for o in parsed if o.key_or_group.split(".")[0] in swapped]
+    others = [o for o in parsed if o not in within]
     edited = _open_copy(config)
     _follow_again(edited, keys(overrides))
     if swapped:

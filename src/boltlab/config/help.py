@@ -13,7 +13,7 @@ from boltlab.config.sources import groups, primary
 
 def help_text(verb: str) -> str:
     """The groups of a verb with their choices, and its root keys with their defaults; reads YAML files only."""
-    fields = ROOTS[verb].__dataclass_fields__
+    fields = ROOTS[verb]
     defaults, entries = _inherited(project.config_name(verb))
     listed = {str(k).split()[-1] for entry in entries if isinstance(entry, DictConfig) for k in entry}
     lines = []

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from boltlab.ground.errors import ConfigError, Mistake
 
 def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[str]]:
     """The overrides of the verb's own root keys, and those that are meant for the config of a run."""
-    own = set(ROOTS[verb].__dataclass_fields__) | {"hydra"}
+    own = {*ROOTS[verb], "hydra"}
     mine = [o for o in overrides if o.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in own]
     return mine, [o for o in overrides if o not in mine]
 
@@ -30,16 +30,11 @@ def grid(overrides: list[str]) -> list[list[str]]:
         ConfigError: something cannot be read, or an override has no value at all.
     """
     parsed, mistakes = parse(overrides, sweep=True)
-    values = [
-        [f"{o.input_line.partition('=')[0]}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line]
-        for o in parsed
-    ]
+    values = [_single(o) for o in parsed]
     mistakes += [Mistake(o.input_line, "names no value") for o, texts in zip(parsed, values, strict=True) if not texts]
     if mistakes:
         raise ConfigError(mistakes)
-    return [list(combination) for combination in itertools.product(*values)]
+    return list(map(list, itertools.product(*values)))
 
 
 @dataclass(frozen=True)
@@ -100,13 +95,7 @@ def as_override(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{as_override(part)}' for key, part in value.items())}}}"
     if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value.lower() not in (
-            "null",
-            "true",
-            "false",
-            "nan",
-            "inf",
-        )
+        plain = re.fullmatch(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", value)
         return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     return repr(value)
 
@@ -121,15 +110,11 @@ def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
 
     fixed, space = [], {}
     for text in overrides:
-        try:
-            several = read(text).is_sweep_override()
-        except HydraException:
-            several = False  # `compose` says what is wrong with it
-        if several:
-            key, _, values = text.partition("=")
-            space[key] = values
-        else:
-            fixed.append(text)
+        fixed.append(text)
+        with suppress(HydraException):  # `compose` says what is wrong with it
+            if read(text).is_sweep_override():
+                key, _, values = fixed.pop().partition("=")
+                space[key] = values
     return fixed, space
 
 
@@ -205,19 +190,18 @@ def choices_of(override: Any) -> list[Any]:
     return [choice for value in values for choice in (value if isinstance(value, list) else [value])]
 
 
-def variants(override: Any) -> Iterator[str]:
-    """The override as plain command-line texts, one for each value of a sweep."""
-    prefix = override.input_line.partition("=")[0]
+def _single(override: Any) -> list[str]:
+    """The override as texts of the command line with one value each."""
     if not override.is_sweep_override():
-        yield (
-            override.input_line
-            if not override.is_add()
-            else "+" * (not override.input_line.startswith("++")) + override.input_line
-        )
-    elif override.is_discrete_sweep():
-        for value in override.sweep_string_iterator():
-            yield f"{prefix}={value}"
+        return [override.input_line]
+    key = override.input_line.partition("=")[0]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()] if override.is_discrete_sweep() else []
+
+
+def variants(override: Any) -> list[str]:
+    """The override with each of its values, as Hydra composes it: a key behind a `+` may be there already."""
+    return [f"+{text}" if override.is_add() and not text.startswith("++") else text for text in _single(override)]
 
 
 def first_text(override: Any) -> str:
-    return next(variants(override), override.input_line)
+    return next(iter(variants(override)), override.input_line)

@@ -33,7 +33,6 @@ from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 # Options of the command line, which the processes that it starts inherit.
 _TRUSTED, _CONFIG_DIR, _CONFIG_NAME = "BOLTLAB_TRUSTED", "BOLTLAB_CONFIG_DIR", "BOLTLAB_CONFIG_NAME"
-_PROJECT = "BOLTLAB_PROJECT"
 _FLAGS = {"--config-dir": _CONFIG_DIR, "-cd": _CONFIG_DIR, "--config-name": _CONFIG_NAME, "-cn": _CONFIG_NAME}
 
 
@@ -65,11 +64,11 @@ def find(start: Path | None = None) -> Project | None:
         table = _table(folder)
         if table is not None and not in_logs(folder):
             return _project(folder, *table)
-    if not (named := os.environ.get(_PROJECT)):
+    if not (named := os.environ.get("BOLTLAB_PROJECT")):
         return None
     root = Path(named).resolve()
     if (table := _table(root)) is None:
-        raise UserError(f"{_PROJECT}={named}: there is no pyproject.toml with [tool.boltlab]")
+        raise UserError(f"BOLTLAB_PROJECT={named}: there is no pyproject.toml with [tool.boltlab]")
     return _project(root, *table)
 
 
@@ -113,7 +112,8 @@ def named() -> tuple[str, ...]:
 
 def packages() -> tuple[str, ...]:
     """The packages that are trusted beside the engine's own: of `trusted=`, and of every installed project."""
-    return (*named(), *(project.package for project in _installed() if project.problem is None))
+    installed = (_project(root, *table) for _, root in _editable() if (table := _table(root)))
+    return (*named(), *(project.package for project in installed if project.trusted))
 
 
 def refuse_another(recorded: Any, run: str) -> None:
@@ -226,13 +226,6 @@ def _project(root: Path, package: str, configs: str) -> Project:
     return Project(root, name, package, root / configs, version, problem)
 
 
-def _installed() -> Iterator[Project]:
-    """The projects that are installed editable in this Python."""
-    for _, root in _editable():
-        if table := _table(root):
-            yield _project(root, *table)
-
-
 def _editable() -> Iterator[tuple[PathDistribution, Path]]:
     """Each distribution that is installed editable, with its folder. Only the installer's own folders count: a
     `.dist-info` in an archive is on sys.path as well where a command is run in it."""
@@ -269,13 +262,10 @@ def _imported_from(package: str, root: Path) -> bool:
 
 def in_logs(folder: Path) -> bool:
     """Whether a folder lies in a run folder, or below a log folder."""
-    return any(map(_is_run, (folder, *folder.parents))) or any(map(_holds_runs, folder.parents))
+    below = (path for top in folder.parents for verb in ("train", "eval") for path in top.glob(f"{verb}/*/config.yaml"))
+    return any(map(_is_run, (folder, *folder.parents))) or any(_is_run(path.parent) for path in below)
 
 
 def _is_run(folder: Path) -> bool:
     marks = (folder / "summary.json", folder / ".run")
     return (folder / "config.yaml").is_file() and any(mark.is_file() for mark in marks)
-
-
-def _holds_runs(folder: Path) -> bool:
-    return any(_is_run(path.parent) for verb in ("train", "eval") for path in folder.glob(f"{verb}/*/config.yaml"))

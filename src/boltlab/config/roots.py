@@ -1,17 +1,17 @@
-"""The root keys of each verb, with their types; groups are checked against the classes that they name."""
+"""The root keys of each verb, with their types; groups are checked against the classes that they name.
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+Of eval, predict and reproduce, any other key changes the config of the run; of sweep, it is one of its trainings'. Of
+runs and report, any other word is a filter; of checkpoint and sync, the words before the keys are `run` and `runs`.
+"""
+
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Lt
 
 Precision = Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64"]
 
 
-@dataclass
 class Train:
-    """Root keys of `boltlab train`; the groups (data, model, …) are checked against the classes that they name."""
-
     seed: Annotated[int, Ge(0), Lt(2**32)]
     monitor: str  # the metric that chooses the best checkpoint, stops early and is returned to a sweep
     mode: Literal["auto", "min", "max"]
@@ -46,18 +46,12 @@ class Train:
     launcher: dict | None
 
 
-@dataclass
 class Bench(Train):
-    """Root keys of `boltlab bench`: those of train, and its own."""
-
     seconds: Annotated[float, Gt(0)]
     output: str | None
 
 
-@dataclass
 class Sweep:
-    """Root keys of `boltlab sweep`; any other key is one of its trainings'."""
-
     sweep: dict
     sampler: dict
     pruner: dict | None
@@ -69,10 +63,7 @@ class Sweep:
     log_dir: str
 
 
-@dataclass
 class Eval:
-    """Root keys of `boltlab eval`; any other key changes the config of the run that is evaluated."""
-
     run: str
     split: Literal["train", "val", "test"]
     checkpoint: Literal["best", "last"] | None
@@ -82,10 +73,7 @@ class Eval:
     logger: dict | None
 
 
-@dataclass
 class Reproduce:
-    """Root keys of `boltlab reproduce`; any other key changes the config of the run that is trained again."""
-
     run: str
     compare: str | None
     dry_run: bool
@@ -94,10 +82,7 @@ class Reproduce:
     log_dir: str
 
 
-@dataclass
 class Predict:
-    """Root keys of `boltlab predict`; any other key changes the config of the run that predicts."""
-
     run: str
     input: str | list[str] | None
     checkpoint: Literal["best", "last"] | None
@@ -110,10 +95,7 @@ class Predict:
     log_dir: str
 
 
-@dataclass
 class Show:
-    """Root keys of `boltlab show`."""
-
     augment: dict | None
     data: dict
     split: Literal["train", "val", "test"]
@@ -123,10 +105,7 @@ class Show:
     data_dir: str
 
 
-@dataclass
 class Runs:
-    """Root keys of `boltlab runs`; any other word is a filter, or an action and the runs that it is for."""
-
     log_dir: str
     verb: Literal["train", "eval"]
     sort: str | None
@@ -137,29 +116,20 @@ class Runs:
     yes: bool
 
 
-@dataclass
 class Report:
-    """Root keys of `boltlab report`; any other word is a filter of runs."""
-
     log_dir: str
     verb: Literal["train", "eval"]
     output: str
     limit: Annotated[int, Ge(1)]
 
 
-@dataclass
 class Sync:
-    """Root keys of `boltlab sync`; the words before them are `runs`."""
-
     runs: list[str]
     dry_run: bool
     log_dir: str
 
 
-@dataclass
 class Checkpoint:
-    """Root keys of `boltlab checkpoint`; the words before them are an action and what `run` means."""
-
     run: str | None
     checkpoint: Literal["best", "last"] | None
     output: str | None
@@ -167,10 +137,7 @@ class Checkpoint:
     log_dir: str
 
 
-@dataclass
 class Doctor:
-    """Root keys of `boltlab doctor`."""
-
     augment: dict | None
     data: dict | None
     log_dir: str
@@ -178,18 +145,7 @@ class Doctor:
     seed: int
 
 
-ROOTS: dict[str, Any] = {
-    "train": Train,
-    "sweep": Sweep,
-    "eval": Eval,
-    "reproduce": Reproduce,
-    "predict": Predict,
-    "show": Show,
-    "runs": Runs,
-    "report": Report,
-    "sync": Sync,
-    "checkpoint": Checkpoint,
-    "doctor": Doctor,
-    "bench": Bench,
-}
+_VERBS = (Train, Sweep, Eval, Reproduce, Predict, Show, Runs, Report, Sync, Checkpoint, Doctor, Bench)
+# Verb → root key → its annotation.
+ROOTS: dict[str, dict[str, Any]] = {verb.__name__.lower(): get_type_hints(verb, include_extras=True) for verb in _VERBS}
 COMPOSED = ("train", "sweep", "show", "bench", "doctor")  # verbs that compose a new config

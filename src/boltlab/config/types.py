@@ -68,7 +68,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     """True where a value surely fits a common annotation. All else is for pydantic, whose import takes longer than
     the whole check: only a mistake or a rare annotation needs it."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in _OF_PARTS:
+    if origin in _OF_PARTS and parts:
         return _OF_PARTS[origin](value, parts)
     if annotation is None or annotation is type(None):
         return value is None

@@ -51,7 +51,7 @@ def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mista
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
     checker = Checker(config, SEARCHED if verb == "train" else ())
-    checker.roots(ROOTS[verb].__dataclass_fields__)
+    checker.roots(ROOTS[verb])
     secrets = [Mistake(where, message) for where, message in credentials.mistakes(config)]
     if secrets:  # alone: other messages show the values
         return secrets

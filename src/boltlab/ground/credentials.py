@@ -16,20 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 # Uncommitted files of these names stay out of git.patch.
-PRIVATE_FILES: tuple[str, ...] = (
-    ".env",
-    ".env.*",
-    "*.env",
-    ".envrc",
-    ".netrc",
-    "_netrc",
-    ".pgpass",
-    ".pypirc",
-    ".npmrc",
-    ".htpasswd",
-)
-PRIVATE_FILES += ("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*")
-PRIVATE_FILES += ("id_ecdsa*", "id_ed25519*", "*credentials*", "*secret*.json", "*secret*.y*ml", "kaggle.json")
+PRIVATE_FILES = [".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".pgpass", ".pypirc", ".npmrc", ".htpasswd"]
+PRIVATE_FILES += ["*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*", "id_dsa*"]
+PRIVATE_FILES += ["id_ecdsa*", "id_ed25519*", "*credentials*", "*secret*.json", "*secret*.y*ml", "kaggle.json"]
 # … but for these, which hold none.
 PUBLIC_FILES = (".env.example", ".env.sample", ".env.template", "*.pub", "*.py")
 
@@ -49,10 +38,9 @@ def masked(text: str) -> str:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved config as plain values, as it may be written anywhere: a secret stands in it as its reference."""
     real: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    if not any(_REFERENCE.search(text) for _, text in _texts(OmegaConf.to_container(config))):
-        return real
-    kept: Any = with_references(config)
-    return _chosen(real, kept, "")
+    if any(_REFERENCE.search(text) for _, text in _texts(OmegaConf.to_container(config))):
+        return _chosen(real, with_references(config), "")
+    return real
 
 
 def mistakes(config: DictConfig) -> Iterator[tuple[str, str]]:
@@ -66,13 +54,12 @@ def mistakes(config: DictConfig) -> Iterator[tuple[str, str]]:
         for name, value in os.environ.items()
         if _VARIABLE.search(name) and len(value) >= _SHORTEST and not os.path.exists(value)
     }
+    where = "would be written into the run folder, the checkpoints and the trackers"
     for key, text in values.items():
         found = next((name for name, value in variables.items() if value in text), None)
-        cure = "would be written into the run folder, the checkpoints and the trackers: put it into an environment"
-        cure += f" variable and give its name, '{key}=${{oc.env:NAME}}'"
+        cure = f"{where}: put it into an environment variable and give its name, '{key}=${{oc.env:NAME}}'"
         if found is not None:
-            name = f"'{key}=${{oc.env:{found}}}'"
-            yield f"{key}=***", f"holds the value of {found}, which {cure.partition(': put')[0]}: write {name}"
+            yield f"{key}=***", f"holds the value of {found}, which {where}: write '{key}=${{oc.env:{found}}}'"
         elif any("${oc.env:" not in match["password"] for match in _URL.finditer(text)):
             yield f"{key}={masked(text)}", f"holds a password, which {cure}"
         elif _KEY.search(key.rpartition(".")[2]) and text and not _REFERENCE.search(text):
@@ -81,9 +68,9 @@ def mistakes(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def forget_references(config: DictConfig, keys: Iterable[str]) -> None:
     """Sets to null, in place, what refers to the environment at these keys or below: it is about to be replaced."""
-    under = tuple(keys)
+    under = tuple(f"{key}." for key in keys)
     for path, text in list(_texts(OmegaConf.to_container(config))):
-        if _REFERENCE.search(text) and any(path == key or path.startswith(f"{key}.") for key in under):
+        if _REFERENCE.search(text) and f"{path}.".startswith(under):
             OmegaConf.update(config, path, None)
 
 
@@ -129,11 +116,8 @@ def _chosen(real: Any, kept: Any, key: str) -> Any:
 
 
 def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _texts(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            yield from _texts(value, f"{path}.{i}")
-    elif isinstance(node, str):
+    if isinstance(node, str):
         yield path, node
+    within = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in within:
+        yield from _texts(value, f"{path}.{key}" if path else str(key))
