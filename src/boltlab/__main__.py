@@ -1,35 +1,28 @@
 """`boltlab <verb> [overrides]`: finds the verb, and turns every mistake into a message and an exit code."""
 
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+# Verb → what it does, and what may follow it, for example.
 VERBS = {
-    "train": (
-        "fit a model, then test its best checkpoint",
-        "boltlab train model=resnet18 data=cifar10 optimizer.lr=0.1",
-    ),
-    "sweep": ("trainings whose values a sampler chooses, with pruning", "boltlab sweep sweep=digits workers=2"),
-    "eval": ("all metrics of a run on a split", "boltlab eval run=latest split=val"),
-    "reproduce": ("train a run again and compare everything", "boltlab reproduce run=latest"),
-    "predict": (
-        "class and probabilities of image files, or a module's own predictions",
-        "boltlab predict run=latest input='photos/*.jpg'",
-    ),
-    "show": ("a picture of what the model gets to see", "boltlab show data=mnist augment=basic"),
-    "runs": (
-        "a table of the runs; diff, rm, archive, tag and note for some of them",
-        "boltlab runs data=mnist 'best_val_acc>0.98' sort=test_acc",
-    ),
-    "report": ("runs side by side on one HTML page, with curves and mistakes", "boltlab report data=digits"),
-    "sync": ("upload W&B runs that were recorded offline, oldest first", "boltlab sync all dry_run=true"),
-    "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "boltlab checkpoint show latest"),
-    "bench": ("what limits a configuration on this machine", "boltlab bench data=mnist model=lenet"),
-    "doctor": ("check this machine and a data set", "boltlab doctor data=image_folder data.root=photos"),
-    "new": ("a project of your own, which has boltlab as a package", "boltlab new ../cells --package cells"),
+    "train": ("fit a model, then test its best checkpoint", "model=resnet18 data=cifar10 optimizer.lr=0.1"),
+    "sweep": ("trainings whose values a sampler chooses, with pruning", "sweep=digits workers=2"),
+    "eval": ("all metrics of a run on a split", "run=latest split=val"),
+    "reproduce": ("train a run again and compare everything", "run=latest"),
+    "predict": ("class and probabilities of image files, or a module's own predictions", "run=latest input=photos"),
+    "show": ("a picture of what the model gets to see", "data=mnist augment=basic"),
+    "runs": ("a table of the runs; diff, rm, archive, tag and note for some of them", "data=mnist 'best_val_acc>0.98'"),
+    "report": ("runs side by side on one HTML page, with curves and mistakes", "data=digits"),
+    "sync": ("upload W&B runs that were recorded offline, oldest first", "all dry_run=true"),
+    "checkpoint": ("verify, show, export or convert a checkpoint file or a run's", "show latest"),
+    "bench": ("what limits a configuration on this machine", "data=mnist model=lenet"),
+    "doctor": ("check this machine and a data set", "data=image_folder data.root=photos"),
+    "new": ("a project of your own, which has boltlab as a package", "../cells --package cells"),
 }
 # That of an optional feature is gone with it.
 VERBS = {verb: said for verb, said in VERBS.items() if (Path(__file__).parent / "commands" / f"{verb}.py").is_file()}
@@ -71,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "--help" in rest or "-h" in rest:
                 _verb_help(verb)
                 return 0
-            return rendezvous.run(lambda: _run(verb, rest if marks else left, marks))
+            return rendezvous.run(lambda: exit_code(verb, lambda: _run(verb, rest if marks else left, marks)))
 
     try:
         return exit_code(verb, command)
@@ -87,40 +80,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(verb: str, rest: list[str], marks: bool) -> int:
-    import importlib
+    options = [] if marks else [a for a in rest if a.startswith("-")]
+    sweep = {"-m", "--multirun"}.intersection(options)
+    flags = [a for a in options if a not in sweep]
+    if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
+        from omegaconf import OmegaConf
 
-    from boltlab.processes.exits import exit_code
+        from boltlab.config.compose import compose
 
-    sweep = [] if marks else [a for a in rest if a in ("-m", "--multirun")]
-    flags = [] if marks else [a for a in rest if a.startswith("-") and a not in sweep]
-
-    def command() -> int:
-        if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
-            from omegaconf import OmegaConf
-
-            from boltlab.config.compose import compose
-
-            print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
-            return 0
-        if flags and flags[0] in _HYDRA_FLAGS:
-            _hydra(verb, rest)
-            return 0
-        if flags:
-            print(f"boltlab {verb}: there is no option {flags[0]!r}; overrides are key=value", file=sys.stderr)
-            return 2
-        if sweep and verb != "train":
-            print(f"boltlab {verb}: {sweep[0]} runs several trainings; only boltlab train takes it", file=sys.stderr)
-            return 2
-        module = importlib.import_module(f"boltlab.commands.{'grid' if sweep else verb}")
-        return int(module.main([a for a in rest if a not in sweep]))
-
-    return exit_code(verb, command)
+        print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
+        return 0
+    if flags and flags[0] in _HYDRA_FLAGS:
+        _hydra(verb, rest)
+        return 0
+    if flags:
+        print(f"boltlab {verb}: there is no option {flags[0]!r}; overrides are key=value", file=sys.stderr)
+        return 2
+    if sweep and verb != "train":
+        print(f"boltlab {verb}: {min(sweep)} runs several trainings; only boltlab train takes it", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"boltlab.commands.{'grid' if sweep else verb}")
+    return int(module.main([a for a in rest if a not in sweep]))
 
 
 def _help() -> None:
     print("boltlab <verb> [key=value …]\n")
     for verb, (line, example) in VERBS.items():
-        print(f"  {verb:<12}{line}\n{'':14}{example}")
+        print(f"  {verb:<12}{line}\n{'':14}boltlab {verb} {example}")
     print("\nboltlab <verb> --help lists the keys, the groups and their choices.")
     print("boltlab train --cfg job prints the composed config; boltlab train -m a=1,2 b=3,4 runs a grid.")
     print("--config-dir DIR and --config-name NAME are Hydra's; trusted=[package] trusts classes of your own in a run.")
@@ -130,7 +116,8 @@ def _help() -> None:
 def _verb_help(verb: str) -> None:
     from boltlab.config.help import help_text
 
-    text = f"boltlab {verb}: {VERBS[verb][0]}\n\n  {VERBS[verb][1]}"
+    line, example = VERBS[verb]
+    text = f"boltlab {verb}: {line}\n\n  boltlab {verb} {example}"
     print(text if verb == "new" else f"{text}\n\n{help_text(verb)}")
 
 
@@ -144,11 +131,7 @@ def _hydra(verb: str, arguments: list[str]) -> None:
     search_further()
     sys.argv = ["boltlab", *arguments]
     name = project.config_name(verb)
-    hydra.main(version_base="1.3", config_path=str(config_dirs()[0]), config_name=name)(_nothing)()
-
-
-def _nothing(config: object) -> None:
-    """The task of Hydra calls that only print."""
+    hydra.main(version_base="1.3", config_path=str(config_dirs()[0]), config_name=name)(lambda config: None)()
 
 
 def _complete(rest: list[str]) -> int:

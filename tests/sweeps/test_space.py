@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from boltlab.config.overrides import as_override, parsed, split_space
+from boltlab.config.overrides import as_override, read, split_space
 from boltlab.ground.errors import ConfigError
 from boltlab.sweeps import space as spaces
 
@@ -52,7 +52,7 @@ def test_what_hydra_writes_is_what_is_drawn(written, inside, kind):
     "value", [None, True, "true", "a,b", "it's", r"back\'s", "1", 1, 0.1, [1, [None]], {"k": "v w"}]
 )
 def test_what_a_list_of_a_file_holds_is_what_a_trial_gets(value):
-    (override,) = parsed([f"+key={as_override(value)}"])
+    override = read(f"+key={as_override(value)}")
     assert override.value() == value and type(override.value()) is type(value)
 
 

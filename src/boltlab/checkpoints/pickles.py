@@ -40,15 +40,13 @@ _HARMLESS = re.compile(r"torch\.(\w+Storage|_utils\._rebuild_\w+)|collections\.O
 def _add_imports(file: Any, found: set[str]) -> None:
     texts: list[str] = []  # as they come; a module and a name stand right before the opcode that takes them
     memo: dict[int, str] = {}
-    count = 0
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST"):
             found.add(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
             found.add(".".join(texts[-2:]))
         elif opcode.name == "MEMOIZE":
-            memo[count] = texts[-1] if texts else ""
-            count += 1
+            memo[len(memo)] = texts[-1] if texts else ""
         elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
             memo[int(str(argument))] = texts[-1] if texts else ""
         elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):

@@ -140,8 +140,7 @@ class Checker:
             if message := _argument_problem(short, key, value, known, is_open):
                 whole = holds_built(value) or isinstance(value, dict)
                 self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
-        needed = [p.name for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
-        for name in [] if partial else [name for name in needed if name not in arguments]:
+        for name in [] if partial else _missing(known, arguments):
             self.add(f"{path}.{name}", f"{short} needs it: give +{path}.{name}=…")
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
@@ -201,6 +200,11 @@ def _argument_problem(
 
 def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _missing(known: dict[str, inspect.Parameter], arguments: dict[str, Any]) -> list[str]:
+    needed = [p for p in known.values() if p.default is p.empty and p.kind is not p.POSITIONAL_ONLY]
+    return [p.name for p in needed if p.name not in arguments]
 
 
 def _parameters(target: Any) -> list[inspect.Parameter] | None:

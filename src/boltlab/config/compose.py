@@ -1,8 +1,6 @@
 """Composing a config with Hydra, and finding every mistake in it before anything is built.
 
-`compose` finds what can be seen without importing torch (unknown keys, groups and choices, values that cannot be read)
-first. `validate` then checks each `_target_` node against the signature that it names. Both raise one ConfigError that
-lists all mistakes.
+What can be seen without importing torch (unknown keys, groups and choices, values that cannot be read) is found first.
 """
 
 import copy
@@ -20,7 +18,7 @@ import omegaconf.base
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boltlab.config import devices, project, words
-from boltlab.config.overrides import choices_of, first_text, keys, parse, parsed, variants
+from boltlab.config.overrides import choices_of, first_text, keys, parse, read, variants
 from boltlab.config.roots import COMPOSED, ROOTS
 from boltlab.config.sources import config_dirs, groups, primary, search_further
 from boltlab.config.validate import problems
@@ -83,6 +81,7 @@ class _Request:
         self.kept: list[Any] = []
         self.plain = True  # no value changes what Hydra composes
         self.base = DictConfig({})  # as composed of the chosen groups
+        self.choices: dict[str, Any] = {}
 
     def _names_group(self, override: Any) -> bool:
         return override.key_or_group in self.known and not override.is_delete()
@@ -115,7 +114,7 @@ class _Request:
         Raises:
             ConfigError: there is none, or, without `check`, there are mistakes.
         """
-        base, choices = _hydra_compose(self.verb, list(map(first_text, self.chosen)), self.mistakes)
+        base, self.choices = _hydra_compose(self.verb, list(map(first_text, self.chosen)), self.mistakes)
         if base is None:
             raise ConfigError(self.mistakes)
         self.base = base
@@ -125,18 +124,13 @@ class _Request:
         if self.mistakes and not self.kept:
             raise ConfigError(self.mistakes)
         self.plain = all(o.package is None and o.key_or_group not in self.known for o in self.kept)
-        config = None
-        if self.plain:
-            config = _set_values(self.verb, base, list(map(first_text, self.kept)), self.mistakes)
-        else:
-            config, choices = _hydra_compose(self.verb, list(map(first_text, self.chosen + self.kept)), self.mistakes)
+        config = self._with()
         if config is None or (self.mistakes and not check):
             raise ConfigError(self.mistakes)
-        return config, choices
+        return config, self.choices
 
     def _is_key(self, override: Any) -> bool:
-        problem = None if override.is_hydra_override() else key_problem(self.verb, self.base, override, self.known)
-        if problem:
+        if problem := key_problem(self.verb, self.base, override, self.known):
             self.mistakes.append(problem)
         return problem is None
 
@@ -145,12 +139,13 @@ class _Request:
         configs = (self._with(o, text) for o in self.chosen + self.kept for text in variants(o)[1:])
         return (config for config in configs if config is not None)
 
-    def _with(self, changed: Any, text: str) -> DictConfig | None:
-        if self.plain and changed in self.kept:
-            texts = [text if o is changed else first_text(o) for o in self.kept]
-            return _set_values(self.verb, self.base, texts, self.mistakes)
-        others = [first_text(o) for o in self.chosen + self.kept if o is not changed]
-        return _hydra_compose(self.verb, [*others, text], self.mistakes)[0]
+    def _with(self, changed: Any = None, text: str = "") -> DictConfig | None:
+        """The config, each override at its first value, but `changed` as `text`."""
+        chosen, kept = ([text if o is changed else first_text(o) for o in part] for part in (self.chosen, self.kept))
+        if self.plain and changed not in self.chosen:
+            return _set_values(self.verb, self.base, kept, self.mistakes)
+        config, self.choices = _hydra_compose(self.verb, chosen + kept, self.mistakes)
+        return config
 
 
 _NO_ROOT = ("experiment", "debug", "local")  # groups that set keys of others
@@ -267,7 +262,7 @@ def _set_values(verb: str, config: DictConfig, overrides: list[str], mistakes: l
     config = copy.deepcopy(config)
     OmegaConf.set_struct(config, True)
     try:
-        ConfigLoaderImpl._apply_overrides_to_config(parsed(overrides), config)
+        ConfigLoaderImpl._apply_overrides_to_config(list(map(read, overrides)), config)
     except Exception as e:  # as above
         mistakes.append(_hydra_mistake(verb, e))
         return None

@@ -37,9 +37,7 @@ def process_count(config: DictConfig) -> int:
     devices, accelerator = config.trainer.get("devices", "auto"), config.trainer.get("accelerator", "auto")
     if isinstance(devices, (list, ListConfig)):
         devices = len(devices)
-    elif isinstance(devices, str) and devices.isdigit():
-        devices = int(devices)
-    elif not isinstance(devices, int) or devices == -1:
+    elif not str(devices).isdigit():  # auto or -1
         import torch
 
         on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()

@@ -11,7 +11,7 @@ from boltlab.config.compose import compose, key_problem
 from boltlab.config.overrides import keys, parse
 from boltlab.config.roots import ROOTS
 from boltlab.config.sources import groups
-from boltlab.config.validate import finish
+from boltlab.config.validate import problems
 from boltlab.ground.errors import ConfigError, Mistake
 
 
@@ -26,28 +26,20 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
     parsed, mistakes = parse(overrides, sweep=False)
     known = {name: choices for name, choices in groups().items() if name in ROOTS["train"]}
     swapped = {o.key_or_group for o in parsed if o.key_or_group in known and not o.is_delete()}
-    within = [o for o in parsed if o.key_or_group.split(".")[0] in swapped]
-    others = [o for o in parsed if o not in within]
-    edited = _open_copy(config)
+    plain: Any = OmegaConf.to_container(config)
+    edited = DictConfig(plain | _BEFORE | plain)  # what the run has, in its order, and behind it what it lacks
+    edited.init_from = None  # what the run began with may be gone
     _follow_again(edited, keys(overrides))
     if swapped:
-        _swap(edited, config, swapped, within)
-    for o in others:
+        _swap(edited, config, swapped, parsed)
+    for o in [o for o in parsed if o.key_or_group.split(".")[0] not in swapped]:
         if problem := _refusal(o, refused) or key_problem("train", edited, o, known):
             mistakes.append(problem)
         else:
             _set(edited, o)
     mistakes += devices.settle(edited, overrides)
-    if mistakes:
+    if mistakes := mistakes or problems("train", edited, settled):
         raise ConfigError(mistakes)
-    return finish("train", edited, settled)
-
-
-def _open_copy(config: DictConfig) -> DictConfig:
-    edited = OmegaConf.create(OmegaConf.to_container(config))
-    assert isinstance(edited, DictConfig)
-    edited.update({key: value for key, value in _BEFORE.items() if key not in edited})
-    edited.init_from = None  # what the run began with may be gone
     return edited
 
 
@@ -84,7 +76,7 @@ def _refusal(override: Any, refused: tuple[str, ...]) -> Mistake | None:
 
 def _swap(edited: DictConfig, config: DictConfig, swapped: set[str], overrides: list[Any]) -> None:
     """Puts whole groups as they are composed anew into `edited`; it is checked later, with what the run has."""
-    inside = [o.input_line for o in overrides]
+    inside = [o.input_line for o in overrides if o.key_or_group.split(".")[0] in swapped]
     inside += [f"{key}={json.dumps(config[key])}" for key in ("seed", "data_dir") if key in config]
     fresh = compose("train", inside, check=False).config
     if "data" in swapped:

@@ -21,7 +21,7 @@ def help_text(verb: str) -> str:
         if group in listed and choices:
             text = textwrap.fill(" ".join(choices), 84, subsequent_indent=" " * 13)
             lines.append(f"  {group:<11}{text}")
-    keys = [f"  {key}={_yaml_value(defaults, key)}" for key in fields if key in defaults and key not in listed]
+    keys = [f"  {key}={_shown(defaults, key)}" for key in fields if key in defaults and key not in listed]
     parts = ["Groups: take a choice with group=choice, change one of its keys with group.key=value", *lines, ""]
     return "\n".join([*(parts if lines else []), "Keys", *keys])
 
@@ -37,9 +37,5 @@ def _inherited(name: str) -> tuple[DictConfig, list[Any]]:
     return config, entries
 
 
-def _yaml_value(node: DictConfig, key: str) -> str:
-    return (
-        "???"
-        if OmegaConf.is_missing(node, key)
-        else json.dumps(node[key] if not OmegaConf.is_config(node[key]) else [])
-    )
+def _shown(node: DictConfig, key: str) -> str:
+    return "???" if OmegaConf.is_missing(node, key) else json.dumps([] if OmegaConf.is_config(node[key]) else node[key])

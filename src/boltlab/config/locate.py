@@ -45,7 +45,8 @@ def _imported(parts: list[str], parent: Any) -> Any:
         elif not above:
             message = f"there is no package {last!r}; is it installed?"
         else:
-            message = suggest(f"{above} has no {last!r}", last, _names(parent), "check the spelling")
+            names = [*dir(parent), *(m.name for m in pkgutil.iter_modules(getattr(parent, "__path__", [])))]
+            message = suggest(f"{above} has no {last!r}", last, names, "check the spelling")
         raise ConfigError([Mistake("_target_", message)]) from e
     except UserError:
         raise
@@ -59,7 +60,3 @@ def _of_import(path: str, error: Exception) -> str:
     package = path.split(".")[0]
     at = next((frame for frame in reversed(frames) if package in Path(frame.filename).parts), frames[-1])
     return f"{path} cannot be imported: {type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
-
-
-def _names(module: Any) -> list[str]:
-    return [*dir(module), *(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", [])))]

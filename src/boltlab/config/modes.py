@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from boltlab.ground.errors import Mistake
 
-# Last words of metric names that say what is better; what has another last word is not guessed.
-_LARGER_IS_BETTER = {"acc", "accuracy", "f1", "auroc", "precision", "recall", "iou", "r2"}
-_SMALLER_IS_BETTER = {"loss", "mse", "mae", "rmse", "error", "perplexity"}
+# Last words of metric names → whether larger is better; what has another last word is not guessed.
+_LARGER_IS_BETTER = dict.fromkeys(("acc", "accuracy", "f1", "auroc", "precision", "recall", "iou", "r2"), True)
+_LARGER_IS_BETTER |= dict.fromkeys(("loss", "mse", "mae", "rmse", "error", "perplexity"), False)
 
 
 def direction(metric: str, known: Mapping[str, bool | None]) -> Literal["min", "max"] | None:
@@ -18,7 +18,7 @@ def direction(metric: str, known: Mapping[str, bool | None]) -> Literal["min", "
     larger = known.get(metric)
     if larger is None:  # without what Lightning appends
         word = re.split(r"[\W_]+", re.sub(r"(_step|_epoch)?(/dataloader_idx_\d+)?$", "", metric.lower()))[-1]
-        larger = True if word in _LARGER_IS_BETTER else False if word in _SMALLER_IS_BETTER else None
+        larger = _LARGER_IS_BETTER.get(word)
     return None if larger is None else "max" if larger else "min"
 
 

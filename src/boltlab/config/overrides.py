@@ -118,14 +118,10 @@ def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
     return fixed, space
 
 
-def parsed(overrides: list[str]) -> list[Any]:
-    """Hydra's overrides: `key_or_group`, `value()`, `is_delete()` of each. They have been composed before."""
-    return list(map(read, overrides))
-
-
 @functools.lru_cache(maxsize=1024)
 def read(text: str) -> Any:
-    """Hydra's reading of one override, which takes 1 ms: the jobs of a sweep share all but a few. Nobody may change it.
+    """Hydra's reading of one override: `key_or_group`, `value()`, `is_delete()`, … It takes 1 ms, and the jobs of a
+    sweep share all but a few, so it is kept: nobody may change it.
 
     Raises:
         HydraException: it cannot be read.

@@ -19,9 +19,7 @@ Found = Iterator[tuple[str, str]]  # key, with its value, and message
 class Pair(NamedTuple):
     """Two options that torch or Lightning cannot combine, which nothing of ours can mend.
 
-    Each of the two is a function that gives key and value where a config has the option; the first is named as the
-    mistake.
-    """
+    Each is a function that gives key and value where a config has the option; the first is named as the mistake."""
 
     one: Option
     other: Option

@@ -140,7 +140,9 @@ def _problem_of_thing(thing: Any, own: tuple[str, ...], kinds: tuple[type, ...])
         return None if thing in _net_functions() else "is no class, and no function of torchvision that makes a net"
     if _within(home, own):
         return None  # a class of one's own: a function is not, for it would be called with what the config says
-    allowed = issubclass(thing, kinds) and not issubclass(thing, _holds_code())
+    import torch
+
+    allowed = issubclass(thing, kinds) and not issubclass(thing, (torch.fx.GraphModule, torch.jit.ScriptModule))
     return None if allowed else "is of no kind that may be built here"
 
 
@@ -178,16 +180,14 @@ def paths_inside(folder: Path, states: dict[str, Any]) -> dict[str, Any]:
     moved = {}
     for key, state in states.items():
         if isinstance(state, dict) and "best_model_path" in state:
-            paths = {name: inside(state.get(name)) for name in _PATHS}
+            names = ("best_model_path", "kth_best_model_path", "last_model_path")
+            paths = {name: inside(state.get(name)) for name in names}
             best = state.get("best_k_models")
             models = {inside(path): value for path, value in (best if isinstance(best, dict) else {}).items()}
             models.pop("", None)
             state = {**state, **paths, "dirpath": str(here), "best_k_models": models}
         moved[key] = state
     return moved
-
-
-_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 @cache
@@ -216,10 +216,3 @@ def _net_functions() -> frozenset[Callable[..., Any]]:
     from torchvision import models
 
     return frozenset(models.get_model_builder(name) for name in models.list_models())
-
-
-@cache
-def _holds_code() -> tuple[type, ...]:
-    import torch
-
-    return (torch.fx.GraphModule, torch.jit.ScriptModule)

@@ -43,9 +43,8 @@ def type_problem(value: Any, annotation: Any) -> str | None:
         # JSON's rules are YAML's: a list may fill a tuple, text a path, but "0.1" is no number and 32.5 no integer.
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as e:
-        if any(
-            error["type"].startswith(("is_instance", "callable", "is_subclass")) for error in e.errors()
-        ) and isinstance(value, dict):
+        of_object = any(error["type"].startswith(("is_instance", "callable", "is_subclass")) for error in e.errors())
+        if of_object and isinstance(value, dict):
             return "takes an object: its `_target_` is missing"
         return _expected(value, annotation)
     except (TypeError, PydanticUserError):
@@ -145,28 +144,23 @@ def _is_number(text: str) -> bool:
 
 def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
     """The literal values and the names of the types that an annotation allows."""
-    origin = typing.get_origin(annotation)
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return list(typing.get_args(annotation)), []
+        return list(parts), []
     if origin in (typing.Union, types.UnionType):
-        literals: list[Any] = []
-        others: list[str] = []
-        for part in typing.get_args(annotation):
-            more_literals, more_others = _alternatives(part)
-            literals += more_literals
-            others += more_others
-        return literals, others
+        found = [_alternatives(part) for part in parts]
+        return [x for literals, _ in found for x in literals], [x for _, others in found for x in others]
     if annotation is type(None):
         return [], ["null"]
     if origin is Annotated:
-        kind, *limits = typing.get_args(annotation)
-        bounds = [f"from {limit.ge}" for limit in limits if hasattr(limit, "ge")]
-        bounds += [f"above {limit.gt}" for limit in limits if hasattr(limit, "gt")]
-        bounds += [f"below {limit.lt}" for limit in limits if hasattr(limit, "lt")]
+        kind, *limits = parts
+        bounds = [f"{_BOUNDS[b]} {getattr(limit, b)}" for b in _BOUNDS for limit in limits if hasattr(limit, b)]
         return [], [" ".join([kind.__name__, *bounds])]
-    return [], [
-        getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation).replace("typing.", "")
-    ]
+    name = None if origin else getattr(annotation, "__name__", None)
+    return [], [name or str(annotation).replace("typing.", "")]
+
+
+_BOUNDS = {"ge": "from", "gt": "above", "lt": "below"}
 
 
 def show(value: Any) -> str:

@@ -16,23 +16,10 @@ from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError, Mistake
 
 
-def finish(verb: str, config: DictConfig, settled: bool = False) -> DictConfig:
-    """Fills in what only the data or the machine can tell, in place, and checks everything. settled: see `edit`.
-
-    Raises:
-        ConfigError: with every mistake.
-    """
-    mistakes = problems(verb, config, settled)
-    if mistakes:
-        raise ConfigError(mistakes)
-    return config
-
-
 @contextmanager
 def imports() -> Iterator[None]:
-    """Around the place where torch and the rest are imported: they leave a million objects for good, and each full
-    collection of the garbage collector walks through them, eight times meanwhile and then all through the training; in
-    a process forked from this one, such a walk copies all of them."""
+    """Around the place where torch and the rest are imported: they leave a million objects for good. Each full garbage
+    collection would walk through them, all through the training, and in a forked process that copies all of them."""
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return

@@ -78,8 +78,8 @@ def whole(path: Path, sync: bool = False) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
-    if sync and os.name == "posix":  # the rename is on the disk only when the folder is; not every file system says so
-        with suppress(OSError):
+    if sync:  # the rename itself is on the disk only when the folder is
+        with suppress(OSError):  # not every system can say so
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -41,19 +42,17 @@ def name(signum: int) -> str:
         return f"signal {signum}"
 
 
+@dataclass
 class Inbox:
     """The signals of this process that were not acted on yet.
 
-    stop: number of the signal that asks the run to stop, or 0; save: whether a checkpoint is asked for.
-    since: when that came, of time.monotonic.
     deferred: somebody looks here at every step; else a signal raises `Stopped` where it finds the process.
     """
 
-    def __init__(self) -> None:
-        self.stop = 0
-        self.save = False
-        self.deferred = False
-        self.since = 0.0
+    stop: int = 0  # number of the signal that asks the run to stop
+    since: float = 0.0  # when that came, of time.monotonic
+    save: bool = False  # a checkpoint is asked for
+    deferred: bool = False
 
 
 inbox = Inbox()

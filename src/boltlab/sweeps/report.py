@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.config.compose import compose
-from boltlab.config.overrides import parsed
+from boltlab.config.overrides import read
 from boltlab.config.sources import config_dirs, groups
 from boltlab.sweeps import space as spaces
 from boltlab.sweeps.study import SAME, Study, counts, quiet
@@ -57,7 +57,7 @@ def _as_file(texts: list[str]) -> tuple[dict[str, Any], DictConfig, list[str]]:
     config = compose("train", texts, check=False).config
     chosen: dict[str, Any] = {}
     values, unsaid, known = OmegaConf.create(), [], groups()
-    for override in parsed(texts):
+    for override in map(read, texts):
         key = override.key_or_group
         if key in _OF_SWEEP or key.startswith("callbacks.latency"):
             continue
