@@ -77,15 +77,24 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that stands at `path` when all of it is on the disk; after an error nothing of it is left.
 
     Raises:
-        CheckpointError: the system refused, also where torch hides its error behind a RuntimeError.
+        CheckpointError: the system refused.
     """
-    try:
+    with _refusal(f"cannot write {path}", "; what stood there is untouched"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.whole(path, sync=True) as file:
             yield file
+
+
+@contextmanager
+def _refusal(what: str, more: str = "") -> Iterator[None]:
+    """Says with `what` that the system refused, also where torch hides its error behind a RuntimeError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
     except Exception as e:
         if refused := _system_error(e):
-            raise CheckpointError(f"cannot write {path}: {refused.strerror}; what stood there is untouched") from e
+            raise CheckpointError(f"{what}: {refused.strerror}{more}") from e
         raise
 
 
@@ -103,20 +112,17 @@ def check_folder(folder: Path, needed_bytes: int) -> None:
         CheckpointError: the folder cannot be made or written, or the disk has less than `needed_bytes` left.
     """
     trial = folder / f".trial.{secrets.token_hex(4)}"
-    try:
+    what = f"checkpoints cannot be written to {folder}"
+    with _refusal(what):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             trial.write_bytes(b"\0")
         finally:
             trial.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free
-    except OSError as e:
-        raise CheckpointError(f"checkpoints cannot be written to {folder}: {e.strerror}") from e
     if free < needed_bytes:
-        raise CheckpointError(
-            f"checkpoints cannot be written to {folder}: {megabytes(free)} are free there, one takes "
-            f"{megabytes(needed_bytes)} or more: make room, or choose another disk with log_dir=…"
-        )
+        needed = f"one takes {megabytes(needed_bytes)} or more: make room, or choose another disk with log_dir=…"
+        raise CheckpointError(f"{what}: {megabytes(free)} are free there, {needed}")
 
 
 def clean_leftovers(folder: Path) -> list[Path]:
@@ -178,7 +184,7 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, cut short, changed, or holding more than tensors and plain values.
     """
-    with _opened(path) as file:
+    with _refusal(f"cannot read the checkpoint {path}"), path.open("rb") as file:
         if problem := _problem(file):
             raise CheckpointError(f"the checkpoint {path} {problem}{_foreign(file, path)}")
         content = _load_plain(file, path, map_location)  # of the file that was hashed, whatever stands there by now
@@ -217,7 +223,7 @@ def read_foreign(path: Path) -> Any:
         CheckpointError: no such file, no such format, or one that holds more than tensors and plain values; the
             message says what it would import, and nothing of it was run.
     """
-    with _opened(path) as file:
+    with _refusal(f"cannot read the checkpoint {path}"), path.open("rb") as file:
         if _marked(file) and (problem := _problem(file)):
             raise CheckpointError(f"{path} {problem}")
         return _load_plain(file, path, "cpu")
@@ -243,17 +249,6 @@ def verify(path: Path) -> str | None:
             return _problem(file)
     except OSError as e:
         return f"cannot be read: {e.strerror}"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with path.open("rb") as file:
-            yield file
-    except (OSError, RuntimeError) as e:
-        if refused := _system_error(e):
-            raise CheckpointError(f"cannot read the checkpoint {path}: {refused.strerror}") from e
-        raise
 
 
 def _problem(file: IO[bytes]) -> str | None:
@@ -283,13 +278,9 @@ def _foreign(file: IO[bytes], path: Path) -> str:
     """What a file that is refused would import, and how a person who trusts it takes its weights over."""
     if path.suffix == ".safetensors":
         return ". It is called a safetensors file: init_from= takes it as it is"
-    names = imports(file)
-    if names:
+    convert = f"boltlab checkpoint convert {path} output=plain.ckpt"
+    if names := imports(file):
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)
-        return (
-            f". It would import {shown}; nothing of it was run. Only if you trust whoever made it: "
-            f"boltlab checkpoint convert {path} output=plain.ckpt trust=true"
-        )
-    if zipfile.is_zipfile(file) and not _marked(file):
-        return f". If another program wrote it: boltlab checkpoint convert {path} output=plain.ckpt"
-    return ""
+        trust = f"Only if you trust whoever made it: {convert} trust=true"
+        return f". It would import {shown}; nothing of it was run. {trust}"
+    return f". If another program wrote it: {convert}" if zipfile.is_zipfile(file) and not _marked(file) else ""

@@ -1,4 +1,4 @@
-"""Lightning's checkpoint plugin: plain content, whole files, a hash in each."""
+"""What Lightning reads and writes checkpoints with."""
 
 from pathlib import Path
 from typing import Any

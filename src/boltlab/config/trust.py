@@ -53,12 +53,10 @@ def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | N
         UntrustedConfig: with all that is refused, each by its key path.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    found = list(_walk(plain, "", kinds or _kinds()))
+    found = [f"  {key}\n      {message}" for key, message in _walk(plain, "", kinds or _kinds())]
     if not found:
         return
-    lines = [f"  {key}\n      {message}" for key, message in found[:20]]
-    if len(found) > 20:
-        lines.append(f"  … and {len(found) - 20} more")
+    lines = [*found[:20], f"  … and {len(found) - 20} more"] if len(found) > 20 else found
     raise UntrustedConfig(
         f"{where} asks for what is not trusted: nothing of it was run\n" + "\n".join(lines) + "\n"
         "Whoever sent it could run any code this way. If the run and these classes are your own, install the project\n"
