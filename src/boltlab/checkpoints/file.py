@@ -22,7 +22,6 @@ from typing import IO, Any, cast
 import numpy as np
 import torch
 
-from boltlab.checkpoints.pickles import imports
 from boltlab.ground import files
 from boltlab.ground.errors import UserError
 
@@ -278,6 +277,8 @@ def _foreign(file: IO[bytes], path: Path) -> str:
     """What a file that is refused would import, and how a person who trusts it takes its weights over."""
     if path.suffix == ".safetensors":
         return ". It is called a safetensors file: init_from= takes it as it is"
+    from boltlab.checkpoints.pickles import imports
+
     convert = f"boltlab checkpoint convert {path} output=plain.ckpt"
     if names := imports(file):
         shown = ", ".join(names[:8]) + ", …" * (len(names) > 8)

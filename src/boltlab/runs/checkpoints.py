@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from boltlab import runs
-from boltlab.checkpoints.fetch import fetch
 from boltlab.checkpoints.file import CheckpointError, verify
 from boltlab.config.trust import paths_inside
 
@@ -140,5 +139,7 @@ def _within_a_step(content: dict[str, Any]) -> bool:
 def which_file(run: str | Path, checkpoint: str | None = None, log_dir: str | Path = "logs") -> Path:
     """The file that `run` means: `latest`, a run folder, part of its name, a checkpoint file, or the URL of one."""
     if str(run).startswith(("http://", "https://")):
+        from boltlab.checkpoints.fetch import fetch
+
         return fetch(str(run), Path(log_dir) / "fetched")
     return Path(run) if Path(run).suffix == ".ckpt" else find(runs.find(str(run), log_dir), checkpoint)

@@ -15,7 +15,6 @@ from torchmetrics import Metric
 
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.checkpoints.fetch import fetch
 from boltlab.checkpoints.file import CheckpointError, read_foreign
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.runs import checkpoints
@@ -31,6 +30,8 @@ def find(init_from: str, log_dir: str) -> Path:
         UserError: no such file or run, no checkpoint in it, or a damaged one.
     """
     if "://" in init_from:
+        from boltlab.checkpoints.fetch import fetch
+
         return fetch(init_from, Path(log_dir) / "fetched").resolve()
     path = Path(init_from)
     if path.suffix not in SUFFIXES:
