@@ -47,8 +47,7 @@ class Generators:
 
     def __init__(self, roots: Iterable[Any], firsts: list[int] | None = None) -> None:
         self.found = list(_walk(roots))
-        known = [self._first.setdefault(id(g), (g, _state(g)))[1] for g in self.found] if firsts is None else firsts
-        self.firsts = known
+        self.firsts = firsts or [self._first.setdefault(id(g), (g, _state(g)))[1] for g in self.found]
 
     def seed(self, key: int) -> None:
         for generator, first in zip(self.found, self.firsts, strict=False):
@@ -56,7 +55,8 @@ class Generators:
 
 
 def _walk(roots: Iterable[Any]) -> Iterator[Any]:
-    seen: dict[int, Any] = {id(thing): thing for thing in (torch.default_generator, *_numpy_and_random())}
+    of_all = (torch.default_generator, getattr(np.random.mtrand, "_rand", None), getattr(random, "_inst", None))
+    seen: dict[int, Any] = {id(thing): thing for thing in of_all}
     todo = deque((root, 0) for root in roots)
     while todo:
         thing, depth = todo.popleft()
@@ -67,10 +67,6 @@ def _walk(roots: Iterable[Any]) -> Iterator[Any]:
             yield thing
         elif depth < _DEPTH and not isinstance(thing, _CLOSED):
             todo.extend((part, depth + 1) for part in _parts(thing))
-
-
-def _numpy_and_random() -> tuple[Any, ...]:
-    return getattr(np.random.mtrand, "_rand", None), getattr(random, "_inst", None)
 
 
 def _parts(thing: Any) -> list[Any]:
@@ -145,14 +141,14 @@ class Seeded:
     def __getitems__(self, asked: tuple[int | None, Any]) -> Any:
         key, indices = asked
         if key is None:
-            return Blank()
+            return BLANK
         dataset = _begin(self, key)
         together = getattr(dataset, "__getitems__", None)
         return together(indices) if together else [dataset[index] for index in indices]
 
     def __getitem__(self, asked: tuple[int | None, Any]) -> Any:
         key, index = asked
-        return Blank() if key is None else _begin(self, key)[index]
+        return BLANK if key is None else _begin(self, key)[index]
 
 
 def _begin(seeded: Seeded, key: int) -> Any:
@@ -162,15 +158,9 @@ def _begin(seeded: Seeded, key: int) -> Any:
     return dataset
 
 
-class Blank:
-    """Stands for a batch that was delivered before the run was interrupted."""
+BLANK = object()  # stands for a batch that was delivered before the run was interrupted
 
 
-class Collate:
-    """The collate function of a loader whose plan begins with blanks; these come out as None."""
-
-    def __init__(self, collate: Any) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: Any) -> Any:
-        return None if type(samples) is Blank else self.collate(samples)
+def collated(collate: Any, samples: Any) -> Any:
+    """What the loader's own `collate` makes of samples; a blank comes out as None."""
+    return None if samples is BLANK else collate(samples)

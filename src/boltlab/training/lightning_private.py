@@ -1,12 +1,16 @@
 """Private names of Lightning that exact resume needs, each with its reason. Checked with Lightning 2.6.6."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import lightning.pytorch as pl
 
 from boltlab.ground.errors import UserError
 
+# Called when a loop asks for its next batch, and when it has it: all of the step before is done (logged rows, plateau
+# schedulers, the module's own on_train_batch_end), and no hook has seen the next batch yet.
+_OF_LOOPS = ("_on_before_fetch", "_on_after_fetch", "_results")
 # By the object of a Trainer that has them.
 NAMES = {
     "fit_loop": (
@@ -16,19 +20,9 @@ NAMES = {
         "_last_train_dl_reload_epoch",  # a resumed run would count the epochs to the next reload anew
         "_data_fetcher",  # it knows how many batches it has fetched ahead of the step
     ),
-    "fit_loop.epoch_loop": (
-        # Called when a loop asks for its next batch, and when it has it: all of the step before is done (logged rows,
-        # plateau schedulers, the module's own on_train_batch_end), and no hook has seen the next batch yet.
-        *("_on_before_fetch", "_on_after_fetch"),
-        "_results",  # the sums of `self.log(on_epoch=True)` are in no checkpoint of Lightning
-    ),
-    "fit_loop.epoch_loop.val_loop": (
-        *("_on_before_fetch", "_on_after_fetch", "_results"),
-        "_module_mode",  # which submodules were in training mode before the validation
-    ),
-    # Means over several processes: see `float_counts`.
-    "validate_loop": ("_on_before_fetch", "_on_after_fetch", "_results"),
-    "test_loop": ("_on_before_fetch", "_on_after_fetch", "_results"),
+    "fit_loop.epoch_loop": _OF_LOOPS,  # the sums of `self.log(on_epoch=True)` are in no checkpoint of Lightning
+    "fit_loop.epoch_loop.val_loop": (*_OF_LOOPS, "_module_mode"),
+    **dict.fromkeys(("validate_loop", "test_loop"), _OF_LOOPS),  # means over several processes: see `float_counts`
     "_logger_connector": ("_first_loop_iter",),  # the first `self.log` after a resume would reset the sums
 }
 
@@ -39,14 +33,12 @@ def check(trainer: "pl.Trainer") -> None:
         UserError: this Lightning lacks one of the names.
     """
     for path, names in NAMES.items():
-        owner: Any = trainer
-        for part in path.split("."):
-            owner = getattr(owner, part, None)
-        if missing := [name for name in names if not hasattr(owner, name)]:
-            raise UserError(
-                f"Lightning {pl.__version__} has no {path}.{missing[0]}, which exact resume needs:"
-                " pip install 'lightning>=2.6.6,<2.7'"
-            )
+        for name in names:
+            try:
+                attrgetter(f"{path}.{name}")(trainer)
+            except AttributeError as e:
+                cure = "which exact resume needs: pip install 'lightning>=2.6.6,<2.7'"
+                raise UserError(f"Lightning {pl.__version__} has no {path}.{name}, {cure}") from e
 
 
 def around_fetches(loop: Any, before: Callable[[], None] | None, after: Callable[[], None]) -> None:
@@ -96,17 +88,8 @@ def training_modes(trainer: Any) -> dict[str, bool]:
     return trainer.fit_loop.epoch_loop.val_loop._module_mode.mode
 
 
-def validated_metrics(trainer: Any) -> set[str]:
-    """Names of the metrics that were logged as objects in the validation."""
-    return _logged_objects(trainer.fit_loop.epoch_loop.val_loop)
-
-
-def trained_metrics(trainer: Any) -> set[str]:
-    """Names of the metrics that were logged as objects in the training."""
-    return _logged_objects(trainer.fit_loop.epoch_loop)
-
-
-def _logged_objects(loop: Any) -> set[str]:
+def logged_metrics(loop: Any) -> set[str]:
+    """Names of the metrics that were logged as objects in a loop."""
     return {result.meta.metric_attribute for result in loop._results.values() if not result.is_tensor}
 
 

@@ -16,10 +16,13 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from boltlab.data.samplers import random_key
 from boltlab.data.watch import watch
-from boltlab.training.draws import DATA, MAKING, ORDER, WORKERS, Collate, Generators, Seeded, seed_all
+from boltlab.training.draws import DATA, MAKING, ORDER, WORKERS, Generators, Seeded, collated, seed_all
 from boltlab.training.orders import Order, checksum
 
-_KEPT = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "persistent_workers")
+_KEPT = (
+    *("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "persistent_workers"),
+    *("multiprocessing_context", "pin_memory_device", "in_order"),
+)
 _STAGES = ("train", "val", "test")
 
 
@@ -96,8 +99,9 @@ def prepare(seam: Seam, process: Callable[[Any], Any], loader: Any) -> Any:
     """
     trainer = seam.trainer
     stage = "train" if trainer.training else "test" if trainer.testing else "val"
-    if trainer.predicting or hasattr(loader, "state_dict") or not hasattr(loader, "__dict__"):
-        if not (trainer.predicting or hasattr(loader, "state_dict")):
+    left_alone = trainer.predicting or hasattr(loader, "state_dict")
+    if left_alone or not hasattr(loader, "__dict__"):
+        if not left_alone:
             seam.cannot(f"a {type(loader).__name__} is no DataLoader: nobody knows where it stands")
         return watch(process(loader), seam.seconds)
     whole = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
@@ -128,11 +132,12 @@ class Exact:
 
     @property
     def _iterator(self) -> Any:  # Lightning ends persistent workers through it
-        return self._exact.iterator
+        return getattr(self._exact.reader, "_iterator", None)
 
     @_iterator.setter
     def _iterator(self, value: Any) -> None:
-        self._exact.iterator = value
+        if self._exact.reader is not None:
+            self._exact.reader._iterator = value
 
     def state_dict(self) -> dict[str, Any]:
         return self._exact.state_dict()
@@ -164,19 +169,10 @@ class _Reading:
 
     def __init__(self, seam: Seam, stage: str, loader: Any, whole: bool) -> None:
         self.seam, self.stage, self.loader, self.whole = seam, stage, loader, whole
-        self.epoch, self.round, self.delivered, self.ended = -1, 0, 0, False
+        self.number, self.epoch, self.round, self.delivered, self.ended = 0, -1, 0, 0, False
         self.resume: dict[str, Any] = {}
         self.reader: Any = None
         self._seeds = torch.Generator()  # of the workers
-
-    @property
-    def iterator(self) -> Any:
-        return None if self.reader is None else self.reader._iterator
-
-    @iterator.setter
-    def iterator(self, value: Any) -> None:
-        if self.reader is not None:
-            self.reader._iterator = value
 
     def key(self, kind: int, *numbers: int) -> int:
         """Of this loader; each process has keys of its own, but for the order, which all share."""
@@ -205,7 +201,7 @@ class _Reading:
 
     def length(self, own: Callable[[], int]) -> int:
         """own: the user's own `__len__`."""
-        raise NotImplementedError
+        return own()
 
     def read(self, start: int, resume: dict[str, Any]) -> Iterator[Any]:
         raise NotImplementedError
@@ -218,8 +214,7 @@ class _Reading:
     def make_reader(self, dataset: Any, **how: Any) -> Any:
         """A DataLoader with all else as the user's."""
         loader = self.loader
-        names = (*_KEPT, "multiprocessing_context", "pin_memory_device", "in_order")
-        kept = {name: getattr(loader, name) for name in names if hasattr(loader, name)}
+        kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
         if not kept.get("in_order", True) and loader.num_workers > 1:
             self.seam.cannot("in_order=False: batches come in the order in which workers finish them")
         made = {"collate_fn": loader.collate_fn, "generator": self._seeds}
@@ -231,7 +226,6 @@ class _Planned(_Reading):
 
     def __init__(self, seam: Seam, stage: str, loader: Any, whole: bool) -> None:
         super().__init__(seam, stage, loader, whole)
-        self.number = 0
         self.order = Order(loader, stage == "train", seam.shares, lambda *numbers: self.key(ORDER, *numbers))
         self.plan: list[Any] | None = None  # of the running round; None where it has no end
         self._asked: Iterator[Any] = iter(())  # what the reader is to read
@@ -250,7 +244,8 @@ class _Planned(_Reading):
         if not self.order.pure and self.stage != "train":
             self.seam.cannot(f"the order of the {self.stage} loader depends on how often it was read")
         self.plan = list(plan) if self.order.sized else None
-        if start and self.plan and self.saves and resume.get("order") not in (None, checksum(self.plan)):
+        saves = self.seam.shares[1] == 0  # whether a checkpoint holds the order of this process
+        if start and self.plan and saves and resume.get("order") not in (None, checksum(self.plan)):
             self.seam.cannot(f"the order of the {self.stage} loader is another one than before the interruption")
         rest: Iterator[Any] = islice(plan if self.plan is None else self.plan, start, None)
         # A batch goes to the same worker as in a run without a break.
@@ -263,15 +258,12 @@ class _Planned(_Reading):
             self.reader = self._make()
         yield from islice(self.reader, blanks, None)
 
-    @property
-    def saves(self) -> bool:
-        """Whether a checkpoint holds the order of this process."""
-        return self.seam.shares[1] == 0
-
     def _make(self) -> Any:
         loader = self.loader
         asked = {"sampler": self, "batch_size": None} if loader.batch_sampler is None else {"batch_sampler": self}
-        collate = Collate(loader.collate_fn) if loader.num_workers > 1 else loader.collate_fn
+        collate = loader.collate_fn
+        if loader.num_workers > 1:  # the plan may begin with blanks
+            collate = partial(collated, collate)
         return self.make_reader(Seeded(loader.dataset, loader.collate_fn), collate_fn=collate, **asked)
 
     def __iter__(self) -> Iterator[Any]:
@@ -280,9 +272,6 @@ class _Planned(_Reading):
 
 class _Again(_Reading):
     """An IterableDataset, or a class that iterates by itself: after an interruption the round is read again."""
-
-    def length(self, own: Callable[[], int]) -> int:
-        return own()
 
     def read(self, start: int, resume: dict[str, Any]) -> Iterator[Any]:
         generators, iterator = Generators(vars(self.loader).values()), None

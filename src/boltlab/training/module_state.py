@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _OF_LIGHTNING = {*vars(pl.LightningModule()), "_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
 _OF_TORCH = set(vars(nn.Module()))
+_KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
 _LONG = 100_000  # a longer list or array is looked at by its identity and length alone
 
 
@@ -41,15 +43,15 @@ class ModuleState:
     def capture(self, modes: dict[str, bool] | None = None) -> dict[str, Any]:
         """As tensors and plain values. modes: those of before a validation, for during it all are in eval."""
         changed = {path: v for path, _, _, v in self._attributes() if _differs(_mark(v), self._fresh.get(path))}
-        named = list(self.module.named_modules())
-        training = modes or {name: module.training for name, module in named}
+        training = modes or {name: module.training for name, module in self.module.named_modules()}
+        parameters = dict(self.module.named_parameters())
         state: dict[str, Any] = {
             "attributes": {path: _encode(value) for path, value in changed.items()},
             "evaluating": [name for name, is_training in training.items() if not is_training],
-            "frozen": [name for name, p in self.module.named_parameters() if not p.requires_grad],
+            "frozen": [name for name, p in parameters.items() if not p.requires_grad],
         }
         if not self.module.automatic_optimization:  # a module may step when it likes
-            waiting = {name: p.grad for name, p in self.module.named_parameters() if p.grad is not None}
+            waiting = {name: p.grad for name, p in parameters.items() if p.grad is not None}
             state["gradients"] = {name: grad.detach().clone() for name, grad in waiting.items()}
         return state
 
@@ -107,16 +109,14 @@ def _mark(value: Any) -> Any:
     return set(value) if isinstance(value, set) else value
 
 
+@dataclass(eq=False)
 class _Same:
     """Equal to what holds the very same object, which it keeps alive."""
 
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
+    thing: Any
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.thing is self.thing
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _differs(mark: Any, fresh: Any) -> bool:
@@ -130,13 +130,10 @@ def _encode(value: Any) -> Any:
         return {"array": torch.from_numpy(value.copy())}
     if isinstance(value, dict):
         return {"dict": [(key, _encode(part)) for key, part in value.items()]}
-    for kind in (list, tuple, set, deque):
+    for name, kind in _KINDS.items():
         if isinstance(value, kind):
-            return {kind.__name__: [_encode(part) for part in value]}
+            return {name: [_encode(part) for part in value]}
     return value.item() if isinstance(value, np.generic) else value
-
-
-_KINDS: dict[str, Any] = {"list": list, "tuple": tuple, "set": set, "deque": deque}
 
 
 def _decode(encoded: Any, fresh: Any, device: torch.device) -> Any:
@@ -149,15 +146,11 @@ def _decode(encoded: Any, fresh: Any, device: torch.device) -> Any:
         return encoded["array"].numpy()
     kind, parts = next(iter(encoded.items()))
     if kind == "dict":
-        values = {key: _decode(part, None, device) for key, part in parts}
-        if isinstance(fresh, dict):
-            fresh.clear()
-            fresh.update(values)
-            return fresh
-        return values
-    made = [_decode(part, None, device) for part in parts]
-    if isinstance(fresh, (list, deque)) and isinstance(fresh, _KINDS[kind]):
-        fresh.clear()
-        fresh.extend(made)
-        return fresh
-    return _KINDS[kind](made)
+        made: Any = {key: _decode(part, None, device) for key, part in parts}
+    else:
+        made = _KINDS[kind](_decode(part, None, device) for part in parts)
+    if not (isinstance(fresh, (dict, list, deque)) and isinstance(fresh, type(made))):
+        return made
+    fresh.clear()
+    (fresh.update if isinstance(fresh, dict) else fresh.extend)(made)
+    return fresh

@@ -6,13 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import count, islice, pairwise
 from typing import Any
 
-from torch.utils.data import (
-    BatchSampler,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from boltlab.data.samplers import random_key
 from boltlab.ground.errors import DataError, UserError
@@ -33,26 +27,32 @@ class Order:
     """
 
     def __init__(self, loader: Any, training: bool, shares: tuple[int, int], key: Callable[..., int]) -> None:
-        self.loader, self.training, self.shares, self.key = loader, training, shares, key
+        self.training, (self.processes, self.rank), self.key = training, shares, key
         self.source = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        # Of single indices, where torch makes the batches; else of whatever the loader has.
+        self.sampler, self.size, self.drop_last = self.source, None, False
+        if type(self.source) is BatchSampler:
+            self.sampler, self.size, self.drop_last = self.source.sampler, self.source.batch_size, self.source.drop_last
         self.generators = Generators([loader.generator, self.source])
         self.history: list[list[int]] = []  # (epoch, round) of each plan, where a plan depends on those before
-        self.sized = _length(loader) is not None
-        inner = self.source.sampler if type(self.source) is BatchSampler else self.source
-        self._known = type(inner) in _STATELESS
+        self.sized = _length(self.source) is not None
+        self._known = type(self.sampler) in _STATELESS
         self._pure = True if self._known or not self.sized else None
-        self.shared = shares[0] > 1 and not _shares_by_itself(loader)
+        # One as torch's DistributedSampler, or made of one, shares by itself.
+        samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+        self.shared = self.processes > 1 and not any(hasattr(sampler, "num_replicas") for sampler in samplers)
         if self.shared:
-            _refuse_what_cannot_be_shared(loader, training, shares[0])
+            self._refuse_what_cannot_be_shared(loader)
 
     def length(self) -> int:
         """Batches of this process, where the samples are shared."""
-        sampler, size, drop_last = _batching(self.loader)
-        processes, _ = self.shares
-        if not self.training:
-            return _evaluated(len(sampler), size or 1, drop_last, self.shares)
-        own = math.ceil(len(sampler) / processes)
-        return own if size is None else own // size if drop_last else math.ceil(own / size)
+        return self._number(len(self.sampler))
+
+    def _number(self, samples: int) -> int:
+        own, size = samples // self.processes, self.size or 1
+        if self.training:
+            own = math.ceil(samples / self.processes)
+        return own // size if self.drop_last else math.ceil(own / size)
 
     @property
     def pure(self) -> bool:
@@ -75,16 +75,14 @@ class Order:
         return self._run(epoch, round)
 
     def _run(self, epoch: int, round: int) -> Iterator[Any]:
-        if self.training:
-            for sampler in (self.source, getattr(self.source, "sampler", None)):
-                getattr(sampler, "set_epoch", _nothing)(epoch)
+        samplers: tuple[Any, ...] = (self.source, getattr(self.source, "sampler", None))
+        for sampler in samplers:
+            if self.training and hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         key = self.key(epoch, round)
-        if not self.shared:
-            batches = self._seeded(self.source, key)
-            return islice(batches, _length(self.loader)) if self.sized else batches
-        sampler, size, drop_last = _batching(self.loader)
-        flat = list(self._seeded(sampler, key))
-        return iter(_share(flat, size, drop_last, self.training, self.shares))
+        if self.shared:
+            return iter(self._share(list(self._seeded(self.sampler, key))))
+        return islice(self._seeded(self.source, key), _length(self.source))
 
     def _seeded(self, source: Any, key: int) -> Iterator[Any]:
         iterator = None
@@ -98,87 +96,55 @@ class Order:
             except StopIteration:
                 return
 
+    def _share(self, flat: list[Any]) -> list[Any]:
+        """The batches of one process. Training is padded as torch does it; an evaluation counts no sample twice.
 
-def _nothing(epoch: int) -> None:
-    """Of a sampler that does not ask for the epoch."""
+        All processes get equal numbers of batches, for uneven ones hang where buffers are synchronized. So in an
+        evaluation a batch may hold one sample more.
+        """
+        number, size = self._number(len(flat)), self.size
+        if self.training:
+            flat = flat + flat[: -len(flat) % self.processes]
+        own = flat[self.rank :: self.processes]
+        if size is None:
+            return own
+        if self.training or self.drop_last:
+            return [own[i * size : (i + 1) * size] for i in range(number)]
+        least, more = divmod(len(own), number)
+        ends = [i * least + min(i, more) for i in range(number + 1)]
+        return [own[a:b] for a, b in pairwise(ends)]
+
+    def _refuse_what_cannot_be_shared(self, loader: Any) -> None:
+        """
+        Raises:
+            UserError: the batches cannot be divided over the processes without knowing how they are made.
+            DataError: there are fewer samples than processes.
+        """
+        name = f"the {'train' if self.training else 'evaluation'} DataLoader of {type(loader.dataset).__name__}"
+        processes, problem = self.processes, "" if self.sized else "its sampler has no length"
+        if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
+            problem = f"{type(loader.batch_sampler).__name__} makes its batches"
+        if problem:
+            raise UserError(
+                f"{name} cannot be shared by {processes} processes, for {problem}: give it a sampler of single indices"
+                " with a length, or one that shares by itself and has `num_replicas` and `rank`"
+            )
+        samples = len(self.sampler)
+        if samples < processes:
+            raise DataError(f"{name} has {samples} samples, too few for {processes} processes")
+        if not self.training and self.size is None and samples % processes:
+            raise UserError(
+                f"{name} has no batches, and its {samples} samples cannot be shared evenly by {processes} processes:"
+                " give it a batch_size"
+            )
 
 
 def checksum(batches: list[Any]) -> int:
     return zlib.crc32(repr(batches).encode())
 
 
-def _length(loader: Any) -> int | None:
+def _length(sampler: Any) -> int | None:
     try:
-        return len(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
+        return len(sampler)
     except (TypeError, NotImplementedError, AttributeError):
         return None
-
-
-def _shares_by_itself(loader: Any) -> bool:
-    """Whether it is as torch's DistributedSampler, or made of one."""
-    samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    return any(hasattr(sampler, "num_replicas") for sampler in samplers)
-
-
-def _batching(loader: Any) -> tuple[Any, int | None, bool]:
-    """(sampler of single indices, batch size or None, drop_last)."""
-    batches = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-    if type(batches) is BatchSampler:
-        return batches.sampler, batches.batch_size, batches.drop_last
-    return batches, None, False
-
-
-def _refuse_what_cannot_be_shared(loader: Any, training: bool, processes: int) -> None:
-    """
-    Raises:
-        UserError: the batches cannot be divided over the processes without knowing how they are made.
-        DataError: there are fewer samples than processes.
-    """
-    name = f"the {'train' if training else 'evaluation'} DataLoader of {type(loader.dataset).__name__}"
-    own = loader.batch_sampler
-    problem = None
-    if own is not None and type(own) is not BatchSampler:
-        problem = f"{type(own).__name__} makes its batches"
-    elif _length(loader) is None:
-        problem = "its sampler has no length"
-    if problem:
-        raise UserError(
-            f"{name} cannot be shared by {processes} processes, for {problem}: give it a sampler of single indices"
-            " with a length, or one that shares by itself and has `num_replicas` and `rank`"
-        )
-    samples = len(_batching(loader)[0])
-    if samples < processes:
-        raise DataError(f"{name} has {samples} samples, too few for {processes} processes")
-    if not training and _batching(loader)[1] is None and samples % processes:
-        raise UserError(
-            f"{name} has no batches, and its {samples} samples cannot be shared evenly by {processes} processes:"
-            " give it a batch_size"
-        )
-
-
-def _evaluated(samples: int, size: int, drop_last: bool, shares: tuple[int, int]) -> int:
-    fewest = samples // shares[0]
-    return fewest // size if drop_last else math.ceil(fewest / size)
-
-
-def _share(flat: list[Any], size: int | None, drop_last: bool, training: bool, shares: tuple[int, int]) -> list[Any]:
-    """The batches of one process. Training is padded as torch does it; an evaluation counts no sample twice.
-
-    All processes get equal numbers of batches, for uneven ones hang where buffers are synchronized. So in an evaluation
-    a batch may hold one sample more.
-    """
-    processes, rank = shares
-    if training:
-        flat = flat + (flat * math.ceil(processes / len(flat)))[: -len(flat) % processes]
-    own = flat[rank::processes]
-    if size is None:
-        return own
-    if training:
-        batches = [own[i : i + size] for i in range(0, len(own), size)]
-        return batches[:-1] if drop_last and len(batches[-1]) < size else batches
-    number = _evaluated(len(flat), size, drop_last, shares)
-    if drop_last:
-        return [own[i * size : (i + 1) * size] for i in range(number)]
-    least, more = divmod(len(own), number)
-    ends = [i * least + min(i, more) for i in range(number + 1)]
-    return [own[a:b] for a, b in pairwise(ends)]

@@ -47,7 +47,7 @@ class Resume(Callback):
         self._hooked = True
         lightning_private.check(trainer)
         fetches = "dataloader_iter" not in inspect.signature(pl_module.training_step).parameters
-        before = self._between_batches if fetches else _nothing
+        before = self._between_batches if fetches else None
         if not fetches:  # the step itself asks for its batch
             self.on_train_batch_start = self._before_batch  # type: ignore[assignment, method-assign]
         lightning_private.around_fetches(trainer.fit_loop.epoch_loop, before, self._seed_step)
@@ -94,11 +94,11 @@ class Resume(Callback):
         if known.get("exact") is False:  # of an earlier part of this run
             self.seam.reasons.insert(0, str(known.get("exact_reason")))
         self._tell(trainer)
+        self.seam.tell = partial(self._tell, trainer)
         processes = self.seam.shares[0]
         for loader in flattened(trainer.train_dataloader) if processes > 1 and trainer.is_global_zero else ():
             if isinstance(loader, Exact) and isinstance(size := getattr(loader, "batch_size", None), int):
                 print(f"batch_size {size} on each of {processes} processes, {size * processes} together", flush=True)
-        self.seam.tell = lambda reason: self._tell(trainer, reason)
 
     def _tell(self, trainer: "pl.Trainer", *new: str) -> None:
         if not trainer.is_global_zero:
@@ -107,12 +107,10 @@ class Resume(Callback):
         for reason in new or reasons:
             print(f"an interrupted run will not resume to the bit: {reason}", flush=True)
         if self.folder is not None and self.folder.is_dir() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            values = {"exact": not reasons, "exact_reason": "; ".join(reasons) or None}
-            runs.write_summary(self.folder, **values)
+            runs.write_summary(self.folder, exact=not reasons, exact_reason="; ".join(reasons) or None)
 
     def _hand_loaders_their_state(self, trainer: "pl.Trainer") -> None:
-        loaders = flattened(trainer.train_dataloader)
-        stateful = [loader for loader in loaders if hasattr(loader, "load_state_dict")]
+        stateful = [loader for loader in flattened(trainer.train_dataloader) if hasattr(loader, "load_state_dict")]
         again = False
         for loader, state in zip(stateful, self._loader_states, strict=False):
             if isinstance(loader, Exact):
@@ -185,8 +183,9 @@ class Resume(Callback):
 
     def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self._before is not None:  # what is saved from here on is behind the validation
+            loop = trainer.fit_loop.epoch_loop.val_loop
             now = self.state.capture(lightning_private.training_modes(trainer))
-            self._before = self.state.mixed(now, self._before, lightning_private.validated_metrics(trainer))
+            self._before = self.state.mixed(now, self._before, lightning_private.logged_metrics(loop))
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         self._settle(trainer)
@@ -247,7 +246,7 @@ class Resume(Callback):
         mine = {"module": module, "sums": sums}
         metrics = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
         # A ModelCheckpoint saves before Lightning has done all of an epoch's end.
-        ended = sorted(lightning_private.trained_metrics(trainer)) if self._ending else None
+        ended = sorted(lightning_private.logged_metrics(trainer.fit_loop.epoch_loop)) if self._ending else None
         checkpoint[KEY] = {"processes": _of_all_processes(trainer, mine), "metrics": metrics, "ended": ended}
 
 
@@ -264,7 +263,3 @@ def _of_all_processes(trainer: "pl.Trainer", mine: Any) -> list[Any]:
     found: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, mine)
     return found
-
-
-def _nothing() -> None:
-    """Stands for what is not to be done."""
