@@ -14,7 +14,7 @@ from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
 from boltlab.config.effects import NO_EFFECT, PLACES_OF_DATA, under
 from boltlab.config.overrides import split_overrides
-from boltlab.ground import signals
+from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.runs import differences as differ
 from boltlab.training import resume
@@ -260,7 +260,7 @@ def compare(source: Path, other: Path, digits: int | None) -> int:
     configs = [runs.load_config(folder) for folder in (source, other)]
     for config in configs:
         config.run_dir = "its own folder"
-    before, after = map(resume.plain, configs)
+    before, after = map(credentials.plain, configs)
     for key, a, b in resume.changes(before, after, free=HARMLESS):
         print(f"config        {differ.text(key)} was {differ.text(a)}, is {differ.text(b)}")
     show_rows(source, now, runs.read_json(other / "data.json"))

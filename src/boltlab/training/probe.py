@@ -27,8 +27,8 @@ from boltlab.config.locate import locate
 from boltlab.data.memory import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.processes.launch import keep_freed_memory
-from boltlab.training import init_from as transfer
 from boltlab.training import plain
+from boltlab.training.speed import synchronize
 from boltlab.training.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
@@ -44,31 +44,14 @@ def quiet(config: DictConfig, folder: str) -> DictConfig:
     assert isinstance(copy, DictConfig)
     copy.run_dir = folder
     copy.logger = {name: node for name, node in (copy.logger or {}).items() if name == "metrics"}
-    kept = {}
-    for name, node in (copy.callbacks or {}).items():
-        target = locate(node["_target_"])
-        if not (inspect.isclass(target) and issubclass(target, LEFT_OUT)):
-            kept[name] = node
-    copy.callbacks = kept
-    copy.trainer = {
-        **copy.trainer,
-        "default_root_dir": folder,
-        "max_epochs": 1,
-        "min_epochs": None,
-        "max_steps": -1,
-        "min_steps": None,
-        "max_time": None,
-        "limit_train_batches": None,
-        "limit_val_batches": 0,
-        "overfit_batches": 0,
-        "val_check_interval": None,
-        "num_sanity_val_steps": 0,
-        "fast_dev_run": False,
-        "profiler": None,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "reload_dataloaders_every_n_epochs": 0,
-    }
+    kinds = {name: locate(node["_target_"]) for name, node in (copy.callbacks or {}).items()}
+    silent = [name for name, kind in kinds.items() if not (inspect.isclass(kind) and issubclass(kind, LEFT_OUT))]
+    copy.callbacks = {name: copy.callbacks[name] for name in silent}
+    unset = ("min_epochs", "min_steps", "max_time", "limit_train_batches", "val_check_interval", "profiler")
+    none = ("limit_val_batches", "overfit_batches", "num_sanity_val_steps", "reload_dataloaders_every_n_epochs")
+    off = ("fast_dev_run", "enable_checkpointing", "enable_progress_bar")
+    settled = {**dict.fromkeys(unset), **dict.fromkeys(none, 0), **dict.fromkeys(off, False)}
+    copy.trainer = {**copy.trainer, **settled, "default_root_dir": folder, "max_epochs": 1, "max_steps": -1}
     return copy
 
 
@@ -91,14 +74,13 @@ def _fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) 
         raise UserError(f"{type(model).__name__} optimizes manually: its steps cannot be timed apart from one another")
     plain.need("a measured fit", model, data, "training_step", "train_dataloader")
     if config.get("init_from"):  # a learning rate is searched for these weights
-        transfer.initialize(model, config)
+        from boltlab.training import init_from
+
+        init_from.initialize(model, config)
     trainer = make_trainer(config)
     own = (data if plain.has(data, "train_dataloader") else model).train_dataloader
 
-    def feed() -> _Feed:
-        return _Feed(_still(trainer, batches(trainer, model, _one(own()))))
-
-    data.train_dataloader = feed
+    data.train_dataloader = lambda: _Feed(trainer, batches(trainer, model, _one(own())))
     with contextlib.suppress(_Enough), get_console().capture():  # what a fit says of itself is not asked for here
         try:
             trainer.fit(model, datamodule=data)
@@ -128,28 +110,23 @@ class _Combined:
         return (batch for batch, *_ in self.loader)
 
 
-def _still(trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches; before the first, each learning rate is set to 0, and schedules, which would change it, dropped."""
-    for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-        group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
-    trainer.strategy.lr_scheduler_configs.clear()
-    yield from batches
-
-
 class _Enough(Exception):
     """Ends a fit from inside: the end of an epoch would ask for validation metrics."""
 
 
 class _Feed:
-    """A train loader for one endless epoch."""
+    """A train loader for one endless epoch, in which nothing changes a learning rate: all are set to 0."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
+    def __init__(self, trainer: Any, batches: Iterator[Any]) -> None:
+        self.trainer, self.batches = trainer, batches
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __iter__(self) -> Iterator[Any]:
+        for group in (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups):
+            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+        self.trainer.strategy.lr_scheduler_configs.clear()
         yield from self.batches
         raise _Enough
 
@@ -159,19 +136,14 @@ class Step:
 
     def __init__(self, trainer: Any, model: pl.LightningModule) -> None:
         self.trainer, self.model, self.optimizer = trainer, model, trainer.optimizers[0]
-        self.precision = trainer.precision_plugin
-        self.clip: dict[str, Any] = {
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
-        }
-        self.scaler = getattr(self.precision, "scaler", None) or torch.amp.GradScaler(enabled=False)
+        self.scaler = getattr(trainer.precision_plugin, "scaler", None) or torch.amp.GradScaler(enabled=False)
 
     def __call__(self, batch: Any) -> torch.Tensor:
         loss = self.loss(batch)
         self.scaler.scale(loss).backward()
-        if self.clip["gradient_clip_val"]:
+        if value := self.trainer.gradient_clip_val:
             self.scaler.unscale_(self.optimizer)
-            self.model.clip_gradients(self.optimizer, **self.clip)
+            self.model.clip_gradients(self.optimizer, value, self.trainer.gradient_clip_algorithm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -253,14 +225,6 @@ def endless(loader: Any) -> Iterator[Any]:
 def to_device(trainer: Any, batch: Any) -> Any:
     """A loader's batch as the step gets it: on the device, normalized."""
     return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

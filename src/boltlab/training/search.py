@@ -3,7 +3,6 @@
 Nothing of a search goes into the run: model and data are built again, so it equals a run that was given the numbers.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -35,9 +34,7 @@ def search(config: DictConfig) -> dict[str, float]:
         UserError: there is no answer; the message says what to give instead.
     """
     found: dict[str, float] = {}
-    finders = {"data.batch_size": batch_size, "optimizer.lr": lr}
-    assert set(finders) == set(SEARCHED)
-    for key, find in finders.items():
+    for key, find in (("data.batch_size", batch_size), ("optimizer.lr", lr)):
         if OmegaConf.select(config, key) == "auto":
             begin = time.perf_counter()
             found[key], why = find(config)
@@ -68,35 +65,7 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
     ends: list[str] = []
 
     def sizes(trainer: Any, model: Any, loader: Any) -> Iterator[Any]:
-        samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
-        device = model.device
-        share = MEMORY_SHARE.get(device.type, 0.5)
-        budget = share * (probe.free_memory(device) or math.inf)
-        batch = probe.to_device(trainer, next(probe.endless(loader)))
-        step, in_vain = probe.Step(trainer, model), 0
-        for size in (SMALLEST_BATCH << i for i in itertools.count()):
-            if size > samples:
-                ends.append(f"the training split has {samples} samples")
-                break
-            try:
-                seconds, needed = _try_size(step, batch, size)
-            except RuntimeError as e:
-                if not probe.out_of_memory(e):
-                    raise
-                ends.append(f"{size} does not fit into memory")
-                break
-            if needed > budget:
-                ends.append(f"{size} takes {needed / 2**30:.3g} GiB, more than {share:.0%} of the free memory")
-                break
-            before = max(rates.values(), default=0.0)
-            rates[size] = size / seconds
-            in_vain = 0 if rates[size] > WORTH_DOUBLING * before else in_vain + 1
-            if in_vain == 2:
-                ends.append(f"up to {size}, larger ones are hardly faster")
-                break
-            if device.type == "cpu" and 2 * needed > budget:
-                ends.append(f"{2 * size} may take more than {share:.0%} of the free memory")
-                break
+        ends.append(_double(trainer, model, loader, rates))
         yield from ()
 
     probe.fit(trial, sizes)
@@ -104,6 +73,36 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
         raise UserError(f"data.batch_size=auto: {ends[0]}; give a number, beginning with {SMALLEST_BATCH // 2}")
     best = next(size for size in rates if WORTH_DOUBLING * rates[size] >= max(rates.values()))
     return best, f"{rates[best]:,.0f} samples/s; {ends[0]}"
+
+
+def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> str:
+    """Notes the samples per second of each size; returns why no larger one is tried."""
+    from boltlab.training import probe
+
+    samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
+    device = model.device
+    share = MEMORY_SHARE.get(device.type, 0.5)
+    budget = share * (probe.free_memory(device) or math.inf)
+    batch = probe.to_device(trainer, next(probe.endless(loader)))
+    step, in_vain, size = probe.Step(trainer, model), 0, SMALLEST_BATCH
+    while size <= samples:
+        try:
+            seconds, needed = _try_size(step, batch, size)
+        except RuntimeError as e:
+            if not probe.out_of_memory(e):
+                raise
+            return f"{size} does not fit into memory"
+        if needed > budget:
+            return f"{size} takes {needed / 2**30:.3g} GiB, more than {share:.0%} of the free memory"
+        before = max(rates.values(), default=0.0)
+        rates[size] = size / seconds
+        in_vain = 0 if rates[size] > WORTH_DOUBLING * before else in_vain + 1
+        if in_vain == 2:
+            return f"up to {size}, larger ones are hardly faster"
+        size *= 2
+        if device.type == "cpu" and 2 * needed > budget:
+            return f"{size} may take more than {share:.0%} of the free memory"
+    return f"the training split has {samples} samples"
 
 
 def _try_size(step: Any, batch: Any, size: int) -> tuple[float, int]:

@@ -8,10 +8,9 @@ the loop and the whole.
 import contextlib
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -26,8 +25,7 @@ ROUNDS = 3
 PATIENCE = 6  # times `seconds`: after that, the parts of slow nets get no further turn, and no further setting is tried
 
 
-@dataclass
-class Rate:
+class Rate(NamedTuple):
     """Samples per second, and the share of the time in which the data was waited for."""
 
     samples_per_second: float
@@ -103,7 +101,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             chunk = seconds / ROUNDS
             turns.append(
                 {
-                    "loader": _drain(trainer, stream, ahead, chunk),
+                    "loader": _drained(_timed(model, (probe.to_device(trainer, b) for b in stream), ahead, chunk)),
                     "step": Rate(size / step.seconds(batch, chunk)),
                     "loop": (yield from _timed(model, itertools.repeat(batch), 0, chunk)),
                     "whole": (yield from _timed(model, stream, ahead, chunk)),
@@ -112,7 +110,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             peaks.append(_peak_flops(model.device, str(config.precision)))
             if time.perf_counter() - begin > PATIENCE * seconds:
                 break
-        best = {part: max((turn[part] for turn in turns), key=attrgetter("samples_per_second")) for part in turns[0]}
+        best = {part: max(turn[part] for turn in turns) for part in turns[0]}
         speeds: dict[str, Any] = {part: rate.samples_per_second for part, rate in best.items()}
         hints.update(
             samples=len(loader) * batch_samples(batch) if hasattr(loader, "__len__") else 0,
@@ -132,7 +130,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                 activations=activations,
                 peak_memory=probe.peak_memory(model.device),
                 free_memory=probe.free_memory(model.device),
-                flops=_flops(step, batch, size),
+                flops=step.flops(batch) // size or None,
                 peak_flops_per_second=max(peaks),
             )
         )
@@ -173,22 +171,13 @@ def whole(config: DictConfig, seconds: float) -> float:
     return max(rates)
 
 
-def _drain(trainer: Any, stream: Iterator[Any], ahead: int, seconds: float) -> Rate:
-    """The loader alone, its batches on the device and normalized."""
-    from boltlab.callbacks.throughput import batch_samples
-    from boltlab.training import probe
-
-    device = trainer.strategy.root_device
-    start, samples = 0.0, 0
-    for count in itertools.count():
-        if count == ahead + 1:
-            probe.synchronize(device)
-            start, samples = time.perf_counter(), 0
-        samples += batch_samples(probe.to_device(trainer, next(stream)))
-        if start and count > 2 * ahead and time.perf_counter() - start >= seconds:
-            break
-    probe.synchronize(device)
-    return Rate(samples / (time.perf_counter() - start))
+def _drained(timed: Generator[Any, None, Rate]) -> Rate:
+    """Times batches without training on them."""
+    while True:
+        try:
+            next(timed)
+        except StopIteration as e:
+            return e.value
 
 
 def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Generator[Any, None, Rate]:
@@ -198,7 +187,6 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
     are slow, fewer are left out: the loader is not what such a step waits for.
     """
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.training.probe import synchronize
 
     patience = 2 * seconds + 1
     begin, start, samples, waited, counted = time.perf_counter(), 0.0, 0, 0.0, 0
@@ -232,11 +220,6 @@ def _device_name(device: Any) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device.type)
 
 
-def _flops(step: Any, batch: Any, size: int) -> int | None:
-    """FLOPs of training on one sample."""
-    return step.flops(batch) // size or None
-
-
 def _peak_flops(device: Any, precision: str) -> float:
     """FLOP/s of a large matrix product or convolution, whichever is faster, in the number format of `precision`.
 
@@ -245,24 +228,21 @@ def _peak_flops(device: Any, precision: str) -> float:
     """
     import torch
 
-    from boltlab.training.probe import synchronize
-
     bits, _, _ = precision.partition("-")
     dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
     tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     size, images = (1024, 8) if device.type == "cpu" else (8192, 1024)
-    fastest = 0.0
-    with contextlib.suppress(RuntimeError):  # no such product on this device
-        fastest = 1e12 * matmul(device, dtype, size, tf32)[0]
-    with contextlib.suppress(RuntimeError), torch.no_grad():
+
+    def convolution() -> float:
         layout: Any = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
         x, weight = torch.randn(images, 256, 16, 16).to(**layout), torch.randn(256, 256, 3, 3).to(**layout)
-        for _ in range(4):
-            synchronize(device)
-            start = time.perf_counter()
-            torch.conv2d(x, weight, padding=1)
-            synchronize(device)
-            fastest = max(fastest, 2 * images * 16 * 16 * 256 * 256 * 9 / (time.perf_counter() - start))
+        seconds, _ = _shortest(device, lambda: torch.conv2d(x, weight, padding=1))
+        return 2 * images * 16 * 16 * 256 * 256 * 9 / seconds
+
+    fastest = 0.0
+    for flops in (lambda: 1e12 * matmul(device, dtype, size, tf32)[0], convolution):
+        with contextlib.suppress(RuntimeError), torch.no_grad():  # no such product on this device
+            fastest = max(fastest, flops())
     return fastest
 
 
@@ -277,19 +257,33 @@ def matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         x = a.to(dtype)
-        seconds = []
-        for _ in range(4):  # the first one loads kernels
-            start = time.perf_counter()
-            product = x @ x
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            elif device.type == "mps":
-                torch.mps.synchronize()
-            seconds.append(time.perf_counter() - start)
-        error = (product[:8].cpu().double() - truth).norm() / truth.norm()
+        seconds, product = _shortest(device, lambda: x @ x)
     finally:
         torch.set_float32_matmul_precision(before)
-    return 2 * size**3 / min(seconds[1:]) / 1e12, float(error)
+    error = (product[:8].cpu().double() - truth).norm() / truth.norm()
+    return 2 * size**3 / seconds / 1e12, float(error)
+
+
+def synchronize(device: Any) -> None:
+    """Waits until the device has done all that it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _shortest(device: Any, compute: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that a computation takes, the best of three, and what it gives."""
+    seconds = []
+    for _ in range(4):  # the first one loads kernels
+        synchronize(device)
+        start = time.perf_counter()
+        found = compute()
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]), found
 
 
 def candidates(config: DictConfig, figures: Figures, samples: int, in_memory: bool, image: bool) -> list[str]:
