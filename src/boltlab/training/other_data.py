@@ -11,9 +11,9 @@ from boltlab import runs
 from boltlab.config.build import build
 from boltlab.config.trust import refuse_untrusted
 from boltlab.data.base import DataModule, Split
-from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
+from boltlab.data.fingerprint import differences, fingerprint
 from boltlab.data.tabular import TableDataModule
-from boltlab.ground.errors import DataError, UserError
+from boltlab.ground.errors import UserError
 from boltlab.training.load import fitted
 from boltlab.training.plain import take_over
 
@@ -36,7 +36,7 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
         The module; and what it reads, for people, where that is not simply the data of the training.
 
     Raises:
-        UserError: an old run has not kept what it fitted, and its training data are gone.
+        UserError: an old run has not kept what it fitted.
     """
     data, known = build(config, "data"), fitted(content)
     if not isinstance(data, DataModule):
@@ -51,7 +51,10 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
         data.whole = not _moved(trained, {key: evaluated[key] for key in elsewhere}, known, run)
         said += ", not the data trained on" if data.whole else ", the data trained on at another place"
     if data.whole and isinstance(data, TableDataModule) and "mean" not in known:
-        known = _fitted_again(trained, run)
+        raise UserError(
+            f"{runs.shown(run)} was trained before runs kept what they fit on their training rows, which standardizes"
+            " all others: train again"
+        )
     data.load_state_dict({"fitted": known})
     return data, said
 
@@ -82,23 +85,23 @@ def _moved(trained: dict[str, Any], elsewhere: dict[str, Any], fitted: dict[str,
     try:
         data = build({"data": {**trained, **elsewhere}}, "data")
         data.load_state_dict({"fitted": fitted})
-        return _contradictions(data, run) == [] and all(_same_bytes(data, place) for place in places)
+        return _as_recorded(data, run) and all(_same_bytes(data, place) for place in places)
     except UserError:  # not readable as those of the training are
         return False
 
 
-def _contradictions(data: DataModule, run: Path) -> list[str] | None:
-    """What the data contradict `data.json` of a run in; None where it holds nothing of them."""
+def _as_recorded(data: DataModule, run: Path) -> bool:
+    """Whether `data.json` of a run holds something of the data, and nothing else than they are."""
     recorded = runs.read_json(run / "data.json")
     splits = recorded.get("splits")
     known = {s: splits[s] for s in SPLITS if isinstance(splits.get(s), dict)} if isinstance(splits, dict) else {}
-    found = []
     for split, then in known.items():
         now = fingerprint(data, split, recorded.get("fingerprint") == "contents")
         if "values" in then and "values" in now:  # they say more than the name and the size of a file
             then = {key: value for key, value in then.items() if key not in ("files", "bytes", "names_and_sizes")}
-        found += differences(then, now)
-    return found if known else None
+        if differences(then, now):
+            return False
+    return bool(known)
 
 
 def _same_bytes(data: DataModule, place: Path) -> bool:
@@ -109,18 +112,3 @@ def _same_bytes(data: DataModule, place: Path) -> bool:
             if (place / name).is_file() and not filecmp.cmp(place / name, path, shallow=False):
                 return False
     return True
-
-
-def _fitted_again(trained: dict[str, Any], run: Path) -> dict[str, Any]:
-    """What an old run has fitted, from its training data."""
-    try:
-        data: DataModule = build({"data": trained}, "data")
-        data.dataset("train")
-        if others := [found for found in _contradictions(data, run) or [] if found != ROUNDED]:
-            raise DataError(f"they are others now ({'; '.join(others)})")
-    except UserError as e:
-        raise UserError(
-            f"{runs.shown(run)} was trained before runs kept what they fit on their training rows, which standardizes"
-            f" all others; and those rows cannot be read: {e}. Put them back, or train again"
-        ) from e
-    return dict(data.state_dict()["fitted"])
