@@ -21,6 +21,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from boltlab import runs
@@ -29,8 +30,8 @@ from boltlab.config.build import build
 from boltlab.ground import credentials, signals
 from boltlab.ground.signals import Stopped
 from boltlab.runs import checkpoints
-from boltlab.training import init_from, resume
-from boltlab.training.fit_watch import FitWatch, best_callback, best_path, keep_replaced
+from boltlab.training import resume
+from boltlab.training.fit_watch import FitWatch, best_callback, keep_replaced
 from boltlab.training.load import fitted
 from boltlab.training.outcome import numbers, tell_loggers
 from boltlab.training.plain import lacks
@@ -53,6 +54,7 @@ class _Training:
     def __init__(self, folder: Path, config: DictConfig) -> None:
         self.folder, self.config, self.began = folder, config, time.perf_counter()
         self.data, self.model = build(config, "data"), build(config, "model")
+        self.last = folder / "checkpoints" / "last.ckpt"
         self.newest, _ = checkpoints.newest_good(folder)
         self._give_state()
         adapt = None if self.newest is None else partial(resume.adapt, config=config, data=self.data)
@@ -67,6 +69,8 @@ class _Training:
         """Weights of `init_from`, and what the data module of a run that resumes has fitted."""
         if self.newest is None:
             if self.config.get("init_from"):
+                from boltlab.training import init_from
+
                 init_from.initialize(self.model, self.config, self.folder)
         elif hasattr(self.data, "fitted"):  # before Lightning, which restores it after it was fitted anew
             content = torch.load(self.newest, map_location="cpu", weights_only=True, mmap=True)
@@ -98,7 +102,7 @@ class _Training:
         config, data, folder = self.config, self.data, self.folder
         if config.get("data_fingerprint") != "none":
             data.on_load = partial(resume.record_data, folder, config, data, goes_on=self.newest is not None)
-        needed = sum(parameter.nbytes for parameter in self.model.parameters())
+        needed = sum(p.nbytes for p in self.model.parameters())
         for callback in () if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
             checkpoint_file.check_folder(Path(callback.dirpath or folder), needed)
 
@@ -108,7 +112,7 @@ class _Training:
         parameters = sum(p.numel() for p in trainer.lightning_module.parameters() if p.requires_grad)
         values: dict[str, Any] = {"epochs": trainer.current_epoch, "steps": trainer.global_step}
         values |= {"parameters": parameters, "processes": trainer.world_size}
-        if (best := best_callback(trainer, self.config.monitor)) is not None:
+        if (best := self._best()) is not None:
             score: Any = best.best_model_score
             values["best"] = {best.monitor: float(score)}
             values["best_checkpoint"] = os.path.relpath(best.best_model_path, folder)
@@ -120,15 +124,12 @@ class _Training:
         known = runs.write_summary(folder, fit_seconds=round(seconds, 2), **values)
         tell_loggers(trainer, best=known.get("best", {}), final=known.get("final", {}))
         for logger in trainer.loggers:
-            for name, path in (("best", self._best()), ("last", self._last())):
+            for name, path in (("best", Path(best.best_model_path) if best else None), ("last", self.last)):
                 if hasattr(logger, "log_checkpoint") and path is not None and path.is_file():
                     logger.log_checkpoint(path, name)
 
-    def _best(self) -> Path | None:
-        return best_path(self.trainer, self.config.monitor)
-
-    def _last(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
+    def _best(self) -> ModelCheckpoint | None:
+        return best_callback(self.trainer, self.config.monitor)
 
     def test(self) -> dict[str, Any]:
         """Tests the best checkpoint, else the last one, else the weights in memory; returns what the summary notes."""
@@ -137,9 +138,9 @@ class _Training:
             if self.config.test and lacking and self.leads:
                 print(f"{lacking}: nothing is tested", flush=True)
             return {"test": {}}
-        best, last = self._best(), self._last()
-        path = best or (last if last.is_file() else None)
-        self.trainer.test(self.model, datamodule=self.data, ckpt_path=path and str(path), verbose=False)
+        best, last = self._best(), str(self.last) if self.last.is_file() else None
+        path = best.best_model_path if best else last
+        self.trainer.test(self.model, datamodule=self.data, ckpt_path=path, verbose=False)
         return {"test": numbers(self.trainer.callback_metrics), "tested": "best" if best else "last"}
 
     def finish(self, tested: dict[str, Any]) -> None:

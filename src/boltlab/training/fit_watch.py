@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from boltlab.checkpoints.file import read, write
+from boltlab.training.outcome import numbers
 
 
 def best_callback(trainer: "pl.Trainer", monitor: str) -> ModelCheckpoint | None:
@@ -18,11 +19,6 @@ def best_callback(trainer: "pl.Trainer", monitor: str) -> ModelCheckpoint | None
     found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     found = [c for c in found if c.monitor and c.best_model_path and c.best_model_score is not None]
     return min(found, key=lambda callback: callback.monitor != monitor, default=None)
-
-
-def best_path(trainer: "pl.Trainer", monitor: str) -> Path | None:
-    callback = best_callback(trainer, monitor)
-    return None if callback is None else Path(callback.best_model_path)
 
 
 class FitWatch(Callback):
@@ -74,21 +70,13 @@ def keep_replaced(
     if trainer.is_global_zero:
         content.setdefault("current_model_state", content["state_dict"])
         content["state_dict"] = trainer.strategy.lightning_module_state_dict()
-        for target in _saved(last, best):
+        for target in {*([last] if last.is_file() else []), *([Path(best.best_model_path)] if best else [])}:
             write(content, target)
-        _say_replaced(trainer, f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else "")
+        shown = f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else ""
+        names = " or ".join(_may_replace(trainer))
+        print(f"{names} replaced the weights when training ended: they are tested{shown}", flush=True)
     trainer.strategy.barrier()
     return metrics
-
-
-def _saved(last: Path, best: ModelCheckpoint | None) -> set[Path]:
-    found = {last} if last.is_file() else set()
-    return found | {Path(best.best_model_path)} if best else found
-
-
-def _say_replaced(trainer: "pl.Trainer", value: str) -> None:
-    names = " or ".join(_may_replace(trainer))
-    print(f"{names} replaced the weights when training ended: they are tested{value}", flush=True)
 
 
 def _validated(trainer: "pl.Trainer", model: "pl.LightningModule", data: Any) -> dict[str, float]:
@@ -97,7 +85,7 @@ def _validated(trainer: "pl.Trainer", model: "pl.LightningModule", data: Any) ->
     if not sum(batches if isinstance(batches, list) else [batches]):
         return {}
     trainer.validate(model, datamodule=data, verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if value.numel() == 1}
+    return numbers(trainer.callback_metrics)
 
 
 def _may_replace(trainer: "pl.Trainer") -> list[str]:
@@ -105,11 +93,8 @@ def _may_replace(trainer: "pl.Trainer") -> list[str]:
     there that they have not saved."""
     kinds = [type(c) for c in trainer.callbacks if not isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
     others = [kind for kind in kinds if not kind.__module__.startswith("boltlab.")]
-    return [
-        kind.__name__
-        for kind in others
-        if any(getattr(kind, name) is not getattr(Callback, name) for name in ("on_train_end", "on_fit_end"))
-    ]
+    hooks = ("on_train_end", "on_fit_end")
+    return [k.__name__ for k in others if any(getattr(k, hook) is not getattr(Callback, hook) for hook in hooks)]
 
 
 def uneven_windows(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | None:

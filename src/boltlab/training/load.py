@@ -15,7 +15,6 @@ from boltlab.config import project, renamed
 from boltlab.config.build import build
 from boltlab.config.trust import refuse_untrusted
 from boltlab.ground.files import read_json
-from boltlab.optim.schedulers import Schedule
 from boltlab.runs.checkpoints import which_file
 
 
@@ -60,6 +59,8 @@ def restore(content: dict[str, Any]) -> LightningModule:
     config = content.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
+    from boltlab.optim.schedulers import Schedule
+
     kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
     config = content["config"] = renamed.current(config)
     refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from boltlab.ground.errors import UserError
@@ -37,18 +37,18 @@ def need(verb: str, model: Any, data: Any, step: str, *loaders: str) -> None:
 
 
 def in_order(loader: Any) -> Any:
-    """A training's loader with each sample of its dataset once, in stored order; others than torch's as they are."""
-    if isinstance(loader, (list, tuple)):
-        return [in_order(part) for part in loader]
-    if isinstance(loader, dict):
-        return {name: in_order(part) for name, part in loader.items()}
-    if type(loader) is not DataLoader or type(loader.batch_sampler) is not BatchSampler:
-        return loader
-    if isinstance(loader.dataset, IterableDataset):
+    """A training's loader, or each of several, with every sample of its dataset once, in stored order; others than
+    torch's as they are."""
+    return tree_map(_in_order, loader)
+
+
+def _in_order(loader: Any) -> Any:
+    whole = type(loader) is DataLoader and type(loader.batch_sampler) is BatchSampler
+    if not whole or isinstance(loader.dataset, IterableDataset):
         return loader
     names = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
     kept = {name: getattr(loader, name) for name in names}
-    return DataLoader(loader.dataset, loader.batch_size, sampler=SequentialSampler(loader.dataset), **kept)  # type: ignore[arg-type]
+    return DataLoader(loader.dataset, loader.batch_size, sampler=SequentialSampler(loader.dataset), **kept)
 
 
 def take_over(data: Any, content: dict[str, Any]) -> None:
@@ -64,8 +64,7 @@ def rows(batch: Any, indices: torch.Tensor, size: int) -> Any:
     Raises:
         UserError: it holds something whose rows are not known.
     """
-    leaves, _ = tree_flatten(batch)
-    if not all(isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == size for leaf in leaves):
+    if not all(isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) == size for leaf in tree_leaves(batch)):
         raise UserError(f"a batch of {size} samples cannot be made larger: it holds more than tensors [{size}, …]")
     return tree_map(lambda tensor: tensor[indices], batch)
 
@@ -76,6 +75,6 @@ def describe(batch: Any) -> str:
         f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
         if isinstance(leaf, torch.Tensor)
         else type(leaf).__name__
-        for leaf in tree_flatten(batch)[0]
+        for leaf in tree_leaves(batch)
     ]
     return ", ".join(leaves[:6]) + ", …" * (len(leaves) > 6)

@@ -30,18 +30,13 @@ def changes(
     return [] if before == after else [(path, before, after)]
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
-    """The config as a checkpoint holds it."""
-    return credentials.plain(config)
-
-
 def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:
     """The changes that break exactness, between a checkpoint's own config and the one that is to go on with it.
 
     Raises:
         UserError: something changed that a checkpoint restores, or that needs `resume_changed=restart_epoch`.
     """
-    found = changes(content["config"], plain(config))
+    found = changes(content["config"], credentials.plain(config))
     restored = [change for change in found if change[0].split(".")[0] in RESTORED]
     if restored:
         raise UserError(
@@ -68,24 +63,21 @@ def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -
     for key, count in (("max_epochs", epochs), ("max_steps", steps)):
         if limits.get(key) not in (None, -1) and limits[key] < count:
             raise UserError(f"trainer.{key}={limits[key]} is less than {runs.shown(folder)} has done, {done}")
-    longer = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits.get(key) == count]
-    longer = [f"trainer.{key}=… with a larger number extends it" for key in longer]
+    reached = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits.get(key) == count]
+    longer = [f"trainer.{key}=… with a larger number extends it" for key in reached]
     if _stops(content, config):
-        longer.append(
-            "early stopping or a time limit ended it: callbacks.early_stopping.patience=… or trainer.max_time=…"
-        )
+        stopped = "early stopping or a time limit ended it"
+        longer.append(f"{stopped}: callbacks.early_stopping.patience=… or trainer.max_time=…")
     if longer and runs.read_summary(folder).get("status") == "finished":
         broken = (run for run in runs.folders(config.log_dir) if runs.status(runs.read_summary(run), run) in UNFINISHED)
         other = next(broken, None)
-        raise UserError(
-            f"{runs.shown(folder)} is finished, {done}; {'; '.join(longer)}"
-            + (f". The newest run that is not finished: resume={other.name}" if other else "")
-        )
+        hint = f". The newest run that is not finished: resume={other.name}" if other else ""
+        raise UserError(f"{runs.shown(folder)} is finished, {done}; {'; '.join(longer)}{hint}")
 
 
 def _stops(content: dict[str, Any], config: DictConfig) -> bool:
     """Whether what had ended the training, beside its length, still does with this config."""
-    before, now = content["config"], plain(config)
+    before, now = content["config"], credentials.plain(config)
     if not content["callbacks"].get("Last", {}).get("stops"):
         return False
     if before["trainer"].get("max_time") != now["trainer"].get("max_time"):
@@ -136,7 +128,7 @@ def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
             raise
         restart_epoch(content)
     replaced = data.trainer.strategy.broadcast(getattr(data, "replaced", False))  # one process has looked at the files
-    if replaced or changes(content["config"], plain(config)):
+    if replaced or changes(content["config"], credentials.plain(config)):
         restart_epoch(content)
 
 
@@ -161,13 +153,13 @@ def _renew(content: dict[str, Any], processes: int) -> None:
     if kept is None or "exact" in content:
         return
     counted = {f"train_metrics.{name}": value for name, value in kept.get("train_metrics", {}).items()}
-    first = {name: {"tensor": value, "cpu": False} for name, value in counted.items()}  # of all processes together
-    others = {name: {"tensor": torch.zeros_like(value), "cpu": False} for name, value in counted.items()}
-    modules: list[dict[str, Any]] = [
-        {"attributes": others if rank else first, "evaluating": []} for rank in range(processes)
-    ]
+    shares = []
+    for rank in range(processes):  # it had added up those of all processes
+        mine = {name: torch.zeros_like(value) if rank else value for name, value in counted.items()}
+        attributes = {name: {"tensor": value, "cpu": False} for name, value in mine.items()}
+        shares.append({"module": {"attributes": attributes, "evaluating": []}, "sums": []})
     metrics = {name: torch.tensor(value) for name, value in kept.get("metrics", {}).items()}
-    content["exact"] = {"processes": [{"module": m, "sums": []} for m in modules], "metrics": metrics, "ended": None}
+    content["exact"] = {"processes": shares, "metrics": metrics, "ended": None}
 
 
 def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on: bool) -> None:
@@ -201,8 +193,8 @@ def restart_epoch(content: dict[str, Any]) -> None:
         return  # it stands at an epoch's end
     for counted in epochs.values():
         counted.update(dict.fromkeys(counted, counted["completed"]))
-    for key in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
-        loops[key]["total"].update(dict.fromkeys(loops[key]["total"], loops[key]["total"]["completed"]))
-        loops[key]["current"].update(dict.fromkeys(loops[key]["current"], 0))
-        loops[key]["is_last_batch"] = False
+    for progress in (loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]):
+        progress["total"].update(dict.fromkeys(progress["total"], progress["total"]["completed"]))
+        progress["current"].update(dict.fromkeys(progress["current"], 0))
+        progress["is_last_batch"] = False
     content.pop("exact", None)

@@ -1,5 +1,6 @@
 """Plans how a run starts, by reading alone, and executes the plan. Every training starts here."""
 
+import platform
 import shlex
 import sys
 from collections.abc import Iterator
@@ -54,10 +55,6 @@ class Start:
     kept: str = ""
 
     @classmethod
-    def new(cls, composed: Composed, folder: Path, state: dict[str, Any] | None = None) -> "Start":
-        return cls(folder, composed.config, composed.overrides, "new", composed, state)
-
-    @classmethod
     def resumed(cls, folder: Path, overrides: list[str], own: bool = False) -> "Start":
         """Plans how a run resumes, or how one begins that was queued, with overrides on top of its config.
 
@@ -75,19 +72,24 @@ class Start:
         newest, warnings = checkpoints.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)
-        _refuse_stacked(folder, summary, newest)
-        kind: Literal["queued", "resumed"] = "resumed"
-        if newest is None and summary.get("status") == "queued":
-            kind = "queued"
-            if own and not overrides and _queued_by_parent(summary):  # which has checked it
-                return _queued(folder, before, kept)
+        if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
+            cure = f"boltlab train init_from={folder.name} begins a new run with them"
+            raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
+        queued = newest is None and summary.get("status") == "queued"
+        queued_by = summary.get("host"), summary.get("pid")
+        if queued and own and not overrides and queued_by == (platform.node(), process.started_by):
+            # Checked where it was queued.
+            open_keys = auto.placeholders(before)
+            auto.resolve(before, open_keys, build)
+            return cls(folder, before, [], "queued", unchanged=not open_keys and not _searched(before), kept=kept)
         config = edit(before, overrides, ("resume", "init_from"))
         config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
+        if queued:
+            return cls(folder, config, overrides, "queued", kept=kept)
         if newest is None:
-            said = "has no checkpoint yet: it begins again" if kind == "resumed" else ""
-            return cls(folder, config, overrides, kind, said=said, kept=kept)
+            return cls(folder, config, overrides, "resumed", said="has no checkpoint yet: it begins again", kept=kept)
         changed, said = _against(newest, config, folder)
-        return cls(folder, config, overrides, kind, checkpoint=newest, changed=changed, said=said, kept=kept)
+        return cls(folder, config, overrides, "resumed", checkpoint=newest, changed=changed, said=said, kept=kept)
 
     def execute(self, git: "Future[runs.Git] | None" = None) -> float | None:
         """Writes what is known before the run, trains and tests it; returns the best value of the monitored metric."""
@@ -136,7 +138,7 @@ def run(
     """Trains a new run in `folder`, from `state` where it is given; returns the best of the monitored metric."""
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
-        return Start.new(composed, folder, state).execute(git)
+        return Start(folder, composed.config, composed.overrides, "new", composed, state).execute(git)
 
 
 def resume_run(
@@ -222,25 +224,6 @@ def _reopen(config: DictConfig) -> None:
         config.model.optimizer = "${optimizer}"
     config.resume_changed = None  # it was said of an earlier time
     auto.reopen(config)
-
-
-def _refuse_stacked(folder: Path, summary: dict[str, Any], newest: Path | None) -> None:
-    if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
-        cure = f"boltlab train init_from={folder.name} begins a new run with them"
-        raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
-
-
-def _queued_by_parent(summary: dict[str, Any]) -> bool:
-    import platform
-
-    return (summary.get("host"), summary.get("pid")) == (platform.node(), process.started_by)
-
-
-def _queued(folder: Path, config: DictConfig, kept: str) -> Start:
-    """The start of a run whose config was checked when it was queued."""
-    open_keys = auto.placeholders(config)
-    auto.resolve(config, open_keys, build)
-    return Start(folder, config, [], "queued", unchanged=not open_keys and not _searched(config), kept=kept)
 
 
 def _against(path: Path, config: DictConfig, folder: Path) -> tuple[tuple[tuple[str, Any, Any], ...], str]:

@@ -24,8 +24,6 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     import torch
     from lightning.pytorch.callbacks import ProgressBar
 
-    from boltlab.checkpoints.io import SafeCheckpointIO
-    from boltlab.training import precision
     from boltlab.training.loaders import Seam, prepare
     from boltlab.training.prepare import Prepare
     from boltlab.training.resume_state import Resume
@@ -35,13 +33,12 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         logging.getLogger(package).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
-    # Of a run that goes on; its folder is locked.
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty", UserWarning)
-    # Of a machine with Slurm, whoever has started the processes.
-    warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
-    # Epoch values are logged whatever the interval is.
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval", UserWarning)
-    plain = credentials.plain(config)
+    for text in (
+        "Checkpoint directory .* exists and is not empty",  # of a run that goes on; its folder is locked
+        "The `srun` command is available",  # of a machine with Slurm, whoever has started the processes
+        ".*smaller than the logging interval",  # epoch values are logged whatever the interval is
+    ):
+        warnings.filterwarnings("ignore", text, UserWarning)
     callbacks = [build(config, f"callbacks.{name}") for name in config.get("callbacks") or {}]
     if config.trainer.get("enable_progress_bar") is False:  # Lightning refuses a progress callback then
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -58,37 +55,52 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         "trainer",
         callbacks=callbacks,
         logger=[build(config, f"logger.{name}") for name in config.get("logger") or {}],
-        plugins=[SafeCheckpointIO(plain), _environment(config), *_batch_norm(config)],
+        plugins=_plugins(config),
         **arguments,
     )
-    precision.settle(trainer)
+    if trainer.precision != "32-true":
+        from boltlab.training import precision
+
+        precision.settle(trainer)
     # Signals are ours: Lightning's handler talks to the other processes from wherever the signal finds it, and to know
     # of one, each step of several processes begins with a broadcast.
-    trainer._signal_connector.register_signal_handlers = _nothing
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing
+    trainer._signal_connector.register_signal_handlers = _no
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _no
+    # Not in the plugin that reads files: some strategies read their own.
     connector = trainer._checkpoint_connector
-    load = connector.resume_start  # not in the plugin that reads files: some strategies read their own
-
-    def load_and_adapt(*arguments: Any, **keywords: Any) -> None:
-        load(*arguments, **keywords)
-        content = connector._loaded_checkpoint
-        if content and trainer.state.fn != "fit":
-            content["callbacks"] = {}  # they belong to the training
-            # `state_dict` is what was validated. Lightning's WeightAveraging would put the training's weights over it.
-            if "current_model_state" in content:
-                content["current_model_state"] = content["state_dict"]
-        elif content and adapt is not None:
-            if "current_model_state" in content and "averaging_state" not in content:  # see fit_watch.keep_replaced
-                content["state_dict"] = content.pop("current_model_state")
-            adapt(content)
-
-    connector.resume_start = load_and_adapt
+    connector.resume_start = partial(_load, trainer, connector.resume_start, adapt)
     # Lightning passes each loader through this, wherever it comes from.
     seam.trainer = trainer
     trainer.strategy.process_dataloader = partial(prepare, seam, trainer.strategy.process_dataloader)
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
-    trainer.fit_loop._iteration_based_training = _never
+    trainer.fit_loop._iteration_based_training = _no
     return trainer
+
+
+def _load(trainer: Any, load: Any, adapt: Any, *arguments: Any, **keywords: Any) -> None:
+    """`load`, Lightning's own, and what is to be changed in the content of the checkpoint."""
+    load(*arguments, **keywords)
+    content = trainer._checkpoint_connector._loaded_checkpoint
+    if content and trainer.state.fn != "fit":
+        content["callbacks"] = {}  # they belong to the training
+        # `state_dict` is what was validated. Lightning's WeightAveraging would put the training's weights over it.
+        if "current_model_state" in content:
+            content["current_model_state"] = content["state_dict"]
+    elif content and adapt is not None:
+        if "current_model_state" in content and "averaging_state" not in content:  # see fit_watch.keep_replaced
+            content["state_dict"] = content.pop("current_model_state")
+        adapt(content)
+
+
+def _plugins(config: DictConfig) -> list[Any]:
+    from boltlab.checkpoints.io import SafeCheckpointIO
+
+    plugins = [SafeCheckpointIO(credentials.plain(config)), _environment(config)]
+    if config.trainer.get("sync_batchnorm"):
+        from boltlab.strategies.sync_batch_norm import SyncBatchNormPlugin
+
+        plugins.append(SyncBatchNormPlugin())
+    return plugins
 
 
 def _environment(config: DictConfig) -> Any:
@@ -106,17 +118,5 @@ def _environment(config: DictConfig) -> Any:
     return TorchElasticEnvironment()
 
 
-def _batch_norm(config: DictConfig) -> list[Any]:
-    if not config.trainer.get("sync_batchnorm"):
-        return []
-    from boltlab.strategies.sync_batch_norm import SyncBatchNormPlugin
-
-    return [SyncBatchNormPlugin()]
-
-
-def _never() -> bool:
+def _no() -> bool:
     return False
-
-
-def _nothing() -> None:
-    """Stands for what is not to be done."""
