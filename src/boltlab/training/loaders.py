@@ -151,12 +151,10 @@ class Exact:
         It is not loaded twice.
         """
         reading = self._exact
-        if reading.epoch == -1:
+        too_early = reading.epoch not in (-1, reading.seam.epoch(reading.stage))
+        if too_early or reading.epoch == -1:
             self.load_state_dict(state)
-        elif reading.epoch != reading.seam.epoch(reading.stage):
-            self.load_state_dict(state)
-            return True
-        return False
+        return too_early
 
 
 @cache
