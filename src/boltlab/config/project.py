@@ -112,8 +112,7 @@ def named() -> tuple[str, ...]:
 
 def packages() -> tuple[str, ...]:
     """The packages that are trusted beside the engine's own: of `trusted=`, and of every installed project."""
-    installed = (_project(root, *table) for _, root in _editable() if (table := _table(root)))
-    return (*named(), *(project.package for project in installed if project.trusted))
+    return (*named(), *(project.package for project in _installed()))
 
 
 def refuse_another(recorded: Any, run: str) -> None:
@@ -127,12 +126,18 @@ def refuse_another(recorded: Any, run: str) -> None:
     """
     said = recorded if isinstance(recorded, dict) else {}
     package, name = said.get("package"), said.get("name")
-    here = next((project for project in _installed() if project.trusted and project.package == package), None)
+    here = next((project for project in _installed() if project.package == package), None)
     if here and name and name != here.name and package not in named():
         raise UserError(
             f"{run} is a run of the project {name!r}; its package {package!r} is that of {here.name!r} here, whose"
             f" classes may be others: install {name!r} instead, or, if they are the same, trusted=[{package}]"
         )
+
+
+def _installed() -> Iterator[Project]:
+    """The projects that are installed here and trusted."""
+    found = (_project(root, *table) for _, root in _editable() if (table := _table(root)))
+    yield from (project for project in found if project.trusted)
 
 
 @contextmanager
