@@ -1,8 +1,4 @@
-"""What a step of a config costs, seen from inside a real fit that leaves nothing behind.
-
-`fit` lets Lightning set everything up, as in a training, and hands the training data's place to a generator of the
-caller: that measures what it likes, yields batches to have them trained on, and ends the fit by returning.
-"""
+"""What a step of a config costs, seen from inside a real fit that leaves nothing behind."""
 
 import contextlib
 import gc
@@ -16,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from omegaconf import DictConfig, OmegaConf
 from rich import get_console
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,8 +53,8 @@ def quiet(config: DictConfig, folder: str) -> DictConfig:
 def fit(config: DictConfig, batches: Callable[[Any, Any, Any], Iterator[Any]]) -> None:
     """Fits the config's model on what `batches(trainer, model, loader)` yields, until that returns.
 
-    `loader` is the config's own train loader. All learning rates are 0, so that no number of steps on one batch makes
-    the loss grow without bounds: a step costs the same.
+    Lightning sets everything up, as in a training. `loader` is the config's own train loader. All learning rates are 0,
+    so that no number of steps on one batch makes the loss grow without bounds: a step costs the same.
     """
     keep_freed_memory()  # as every training does
     with tempfile.TemporaryDirectory() as folder:
@@ -199,16 +194,15 @@ class Step:
         self.optimizer.zero_grad()
         return int(counter.get_total_flops())
 
-    def weight_bytes(self) -> int:
-        return sum(p.nbytes for p in self.model.parameters())
-
-    def gradient_bytes(self) -> int:
-        return sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
-
-    def optimizer_bytes(self) -> int:
-        """The optimizer's state as it stands, so after a first step."""
-        states = self.optimizer.state.values()
-        return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    def state_bytes(self) -> dict[str, int]:
+        """Of weights and gradients, and of the optimizer's state as it stands, so after a first step."""
+        weights = list(self.model.parameters())
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        return {
+            "weights": sum(p.nbytes for p in weights),
+            "gradients": sum(p.nbytes for p in weights if p.requires_grad),
+            "optimizer": sum(value.nbytes for value in states if isinstance(value, torch.Tensor)),
+        }
 
 
 def endless(loader: Any) -> Iterator[Any]:
@@ -225,14 +219,6 @@ def endless(loader: Any) -> Iterator[Any]:
 def to_device(trainer: Any, batch: Any) -> Any:
     """A loader's batch as the step gets it: on the device, normalized."""
     return trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error says that the device's memory was not enough; what it had cached is given back then."""
-    if not is_oom_error(error):
-        return False
-    garbage_collection_cuda()
-    return True
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -60,11 +60,12 @@ def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     steps, limits = content["global_step"], config.trainer
     done = f"after {epochs} epochs ({steps} steps)"
+    longer = []
     for key, count in (("max_epochs", epochs), ("max_steps", steps)):
         if limits.get(key) not in (None, -1) and limits[key] < count:
             raise UserError(f"trainer.{key}={limits[key]} is less than {runs.shown(folder)} has done, {done}")
-    reached = [key for key, count in (("max_epochs", epochs), ("max_steps", steps)) if limits.get(key) == count]
-    longer = [f"trainer.{key}=… with a larger number extends it" for key in reached]
+        if limits.get(key) == count:
+            longer.append(f"trainer.{key}=… with a larger number extends it")
     if _stops(content, config):
         stopped = "early stopping or a time limit ended it"
         longer.append(f"{stopped}: callbacks.early_stopping.patience=… or trainer.max_time=…")

@@ -77,6 +77,8 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
 
 def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> str:
     """Notes the samples per second of each size; returns why no larger one is tried."""
+    from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+
     from boltlab.training import probe
 
     samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
@@ -89,8 +91,9 @@ def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> s
         try:
             seconds, needed = _try_size(step, batch, size)
         except RuntimeError as e:
-            if not probe.out_of_memory(e):
+            if not is_oom_error(e):
                 raise
+            garbage_collection_cuda()  # what torch had cached for it
             return f"{size} does not fit into memory"
         if needed > budget:
             return f"{size} takes {needed / 2**30:.3g} GiB, more than {share:.0%} of the free memory"
@@ -119,7 +122,7 @@ def _try_size(step: Any, batch: Any, size: int) -> tuple[float, int]:
     seconds = min(step.seconds(larger, SECONDS_PER_SIZE / 3) for _ in range(3))
     peak = probe.peak_memory(device)
     if peak is None:
-        peak = step.activation_bytes(larger) + step.gradient_bytes()
+        peak = step.activation_bytes(larger) + step.state_bytes()["gradients"]
     return seconds, peak
 
 

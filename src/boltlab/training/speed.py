@@ -111,7 +111,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
             if time.perf_counter() - begin > PATIENCE * seconds:
                 break
         best = {part: max(turn[part] for turn in turns) for part in turns[0]}
-        speeds: dict[str, Any] = {part: rate.samples_per_second for part, rate in best.items()}
+        measured: dict[str, Any] = {part: rate.samples_per_second for part, rate in best.items()}
         hints.update(
             samples=len(loader) * batch_samples(batch) if hasattr(loader, "__len__") else 0,
             in_memory=getattr(loader.dataset, "whole", False),
@@ -122,11 +122,9 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                 device=_device_name(model.device),
                 batch_size=size,
                 workers=getattr(loader, "num_workers", 0),
-                **speeds,
+                **measured,
                 data_wait_share=best["whole"].waiting,
-                weights=step.weight_bytes(),
-                gradients=step.gradient_bytes(),
-                optimizer=step.optimizer_bytes(),
+                **step.state_bytes(),
                 activations=activations,
                 peak_memory=probe.peak_memory(model.device),
                 free_memory=probe.free_memory(model.device),
