@@ -30,6 +30,9 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "timm.create_model": ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "_args_"),
 }
 
+# Kinds of our own that may be built anywhere: they hold numbers. By name, for most runs import one of them at most.
+_OURS = ("boltlab.data.augment.Augment", "boltlab.optim.schedulers.Schedule")
+
 # Left out of PACKAGES: their metrics have transformers run the code of a model folder, `jinaai` in its name will do;
 # the other two are demonstrations and the command line of Lightning.
 _LEFT_OUT = ("torchmetrics.multimodal", "lightning.pytorch.demos", "lightning.pytorch.cli")
@@ -140,7 +143,10 @@ def _problem_of_thing(thing: Any, own: tuple[str, ...], kinds: tuple[type, ...])
         return None  # a class of one's own: a function is not, for it would be called with what the config says
     import torch
 
-    allowed = issubclass(thing, kinds) and not issubclass(thing, (torch.fx.GraphModule, torch.jit.ScriptModule))
+    ours = any(f"{kind.__module__}.{kind.__qualname__}" in _OURS for kind in thing.__mro__)
+    allowed = (ours or issubclass(thing, kinds)) and not issubclass(
+        thing, (torch.fx.GraphModule, torch.jit.ScriptModule)
+    )
     return None if allowed else "is of no kind that may be built here"
 
 
@@ -198,15 +204,12 @@ def _kinds() -> tuple[type, ...]:
     from lightning.pytorch.strategies import Strategy
     from torchvision import transforms
 
-    from boltlab.data.augment import Augment
-    from boltlab.optim.schedulers import Schedule
-
     # torchvision's first transforms have no class in common.
     v1 = transforms.transforms
     first = [kind for _, kind in inspect.getmembers(v1, inspect.isclass) if kind.__module__ == v1.__name__]
     lightning = (pl.LightningDataModule, pl.Trainer, pl.Callback, Logger, Profiler, Strategy)
-    training = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Schedule)
-    return (torch.nn.Module, *training, *lightning, Augment, *first)
+    training = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+    return (torch.nn.Module, *training, *lightning, *first)
 
 
 @cache

@@ -59,9 +59,7 @@ def restore(content: dict[str, Any]) -> LightningModule:
     config = content.get("config")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise CheckpointError("the checkpoint carries no config of a model: it was not written by boltlab")
-    from boltlab.optim.schedulers import Schedule
-
-    kinds = (nn.Module, Optimizer, Schedule, LRScheduler)
+    kinds = (nn.Module, Optimizer, LRScheduler)
     config = content["config"] = renamed.current(config)
     refuse_untrusted({"model": config["model"]}, "the checkpoint's config", kinds)
     model: LightningModule = build({"model": config["model"]}, "model")

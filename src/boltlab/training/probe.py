@@ -23,7 +23,6 @@ from boltlab.data.memory import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.processes.launch import keep_freed_memory
 from boltlab.training import plain
-from boltlab.training.speed import synchronize
 from boltlab.training.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)
@@ -240,3 +239,11 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return available_memory()
+
+
+def synchronize(device: Any) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

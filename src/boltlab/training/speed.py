@@ -185,6 +185,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
     are slow, fewer are left out: the loader is not what such a step waits for.
     """
     from boltlab.callbacks.throughput import batch_samples
+    from boltlab.training.probe import synchronize
 
     patience = 2 * seconds + 1
     begin, start, samples, waited, counted = time.perf_counter(), 0.0, 0, 0.0, 0
@@ -262,18 +263,10 @@ def matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float
     return 2 * size**3 / seconds / 1e12, float(error)
 
 
-def synchronize(device: Any) -> None:
-    """Waits until the device has done all that it was given."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 def _shortest(device: Any, compute: Callable[[], Any]) -> tuple[float, Any]:
     """Seconds that a computation takes, the best of three, and what it gives."""
+    from boltlab.training.probe import synchronize
+
     seconds = []
     for _ in range(4):  # the first one loads kernels
         synchronize(device)
