@@ -3,14 +3,14 @@
 From the command to the last checkpoint:
 
     commands.train.main     reads the command line, composes and checks the config
-    start                   plans the run: new, or resumed from its newest checkpoint; writes config and environment
-                            into the run folder
+    start.Start             plans the run: new, or resumed from its newest checkpoint
+    Start.execute           writes config and environment into the run folder
     processes.launch        starts `fit` once in each process
         fit                 seed; build data module and module; make the Trainer
             trainer.fit     for each epoch, for each batch of training.loaders: seed its draws, step, callbacks;
                             validate; callbacks.last and best write checkpoints
             trainer.test    the best checkpoint, or the last weights
-    start                   prints what the run has reached
+    Start.execute           prints what the run has reached
 """
 
 import os

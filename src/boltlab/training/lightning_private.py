@@ -70,17 +70,17 @@ def fetched_ahead(trainer: Any) -> int:
     return max(0, fetcher.fetched - ready) if ahead else 0
 
 
-def hand_loaders_their_state(trainer: Any, again: bool, made_in: int) -> None:
-    """Loads what Lightning has not loaded, and begins to fetch anew where that was so or `again` says so.
-
-    made_in: the epoch that the loaders are of.
-    """
+def hand_loaders_their_state(trainer: Any, again: bool) -> None:
+    """Loads what Lightning has not loaded, and begins to fetch anew where that was so or `again` says so."""
     loop = trainer.fit_loop
-    loop._last_train_dl_reload_epoch = made_in
     pending = bool(loop._combined_loader_states_to_load)
     loop._load_combined_loader_states()
     if (pending or again) and loop._data_fetcher is not None:
         iter(loop._data_fetcher)
+
+
+def loaded_in(trainer: Any, epoch: int) -> None:
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def training_modes(trainer: Any) -> dict[str, bool]:

@@ -151,10 +151,12 @@ class Exact:
         It is not loaded twice.
         """
         reading = self._exact
-        too_early = reading.epoch not in (-1, reading.seam.epoch(reading.stage))
-        if too_early or reading.epoch == -1:
+        if reading.epoch == -1:
             self.load_state_dict(state)
-        return too_early
+        elif reading.epoch != reading.seam.epoch(reading.stage):
+            self.load_state_dict(state)
+            return True
+        return False
 
 
 @cache

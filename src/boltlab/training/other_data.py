@@ -15,6 +15,7 @@ from boltlab.data.fingerprint import differences, fingerprint
 from boltlab.data.tabular import TableDataModule
 from boltlab.ground.errors import UserError
 from boltlab.training.load import fitted
+from boltlab.training.plain import take_over
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FILES_COMPARED = 200  # of each split of a folder that may be a copy, byte by byte
@@ -39,9 +40,7 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[
     """
     data, known = build(config, "data"), fitted(content)
     if not isinstance(data, DataModule):
-        state = content.get(type(data).__qualname__)  # where Lightning would look
-        if isinstance(state, dict):
-            data.load_state_dict(state)
+        take_over(data, content)
         return data, ""
     trained: dict[str, Any] = content["config"].get("data") or {}
     evaluated: Any = OmegaConf.to_container(config.data)

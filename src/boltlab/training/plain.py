@@ -51,6 +51,13 @@ def _in_order(loader: Any) -> Any:
     return DataLoader(loader.dataset, loader.batch_size, sampler=SequentialSampler(loader.dataset), **kept)
 
 
+def take_over(data: Any, content: dict[str, Any]) -> None:
+    """Gives a data module its state in a checkpoint, where Lightning would."""
+    state = content.get(type(data).__qualname__)
+    if isinstance(state, dict):
+        data.load_state_dict(state)
+
+
 def rows(batch: Any, indices: torch.Tensor, size: int) -> Any:
     """A batch of the samples at `indices` of a batch of `size`: of every tensor in it, its rows.
 

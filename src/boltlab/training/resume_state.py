@@ -115,7 +115,9 @@ class Resume(Callback):
         for loader, state in zip(stateful, self._loader_states, strict=False):
             if isinstance(loader, Exact):
                 again |= loader.resume_later(state)
-        lightning_private.hand_loaders_their_state(trainer, again, self.seam.made_in())
+        lightning_private.hand_loaders_their_state(trainer, again)
+        if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            lightning_private.loaded_in(trainer, self.seam.made_in())
         self._loader_states = []
 
     # -- between the steps

@@ -1,12 +1,13 @@
-"""Plans how a run starts, by reading alone, and starts it. Every training starts here."""
+"""Plans how a run starts, by reading alone, and executes the plan. Every training starts here."""
 
 import platform
 import shlex
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,36 +31,123 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
 
+@dataclass(frozen=True)
+class Start:
+    """A run and the way in which it starts. Whoever plans and executes it holds the lock of its folder.
+
+    kind: "new"; "queued", made by another process and begun here; "resumed".
+    composed: of a new run. state: the checkpoint content that a new run begins with (`ckpt_path`).
+    checkpoint: the file that a run resumes from; None where it begins again.
+    changed: the changes that break exactness, see `resume.check`. said: the line to print.
+    kept: the text of the run's config.yaml before this start; unchanged: `config` is equal to it.
+    """
+
+    folder: Path
+    config: DictConfig
+    overrides: list[str]
+    kind: Literal["new", "queued", "resumed"]
+    composed: Composed | None = None
+    state: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+    changed: tuple[tuple[str, Any, Any], ...] = ()
+    said: str = ""
+    unchanged: bool = False
+    kept: str = ""
+
+    @classmethod
+    def resumed(cls, folder: Path, overrides: list[str], own: bool = False) -> "Start":
+        """Plans how a run resumes, or how one begins that was queued, with overrides on top of its config.
+
+        own: this same command has composed its config, which need not be checked against `boltlab.config.trust`.
+
+        Raises:
+            UserError: it is finished, or what changed does not allow it to resume exactly.
+        """
+        from boltlab.runs import checkpoints  # which imports torch
+
+        summary = runs.read_summary(folder)
+        kept = runs.config_text(folder)
+        before = runs.parse_config(folder, kept, own, keys(overrides))
+        _reopen(before)
+        newest, warnings = checkpoints.newest_good(folder)
+        for line in warnings:
+            print(line, file=sys.stderr)
+        if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
+            cure = f"boltlab train init_from={folder.name} begins a new run with them"
+            raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
+        queued = newest is None and summary.get("status") == "queued"
+        queued_by = summary.get("host"), summary.get("pid")
+        if queued and own and not overrides and queued_by == (platform.node(), process.started_by):
+            # Checked where it was queued.
+            open_keys = auto.placeholders(before)
+            auto.resolve(before, open_keys, build)
+            return cls(folder, before, [], "queued", unchanged=not open_keys and not _searched(before), kept=kept)
+        config = edit(before, overrides, ("resume", "init_from"))
+        config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
+        if queued:
+            return cls(folder, config, overrides, "queued", kept=kept)
+        if newest is None:
+            return cls(folder, config, overrides, "resumed", said="has no checkpoint yet: it begins again", kept=kept)
+        changed, said = _against(newest, config, folder)
+        return cls(folder, config, overrides, "resumed", checkpoint=newest, changed=changed, said=said, kept=kept)
+
+    def execute(self, git: "Future[runs.Git] | None" = None) -> float | None:
+        """Writes what is known before the run, trains and tests it; returns the best value of the monitored metric."""
+        with self._config_restored():
+            written = self._recorded(git)
+            # A search fills in what other keys refer to; in what was written, these hold its `auto`.
+            return _execute(self.folder, self.config if _searched(written) else written)
+
+    def _recorded(self, git: "Future[runs.Git] | None") -> DictConfig:
+        """Writes how the run starts; returns its config as it is read again."""
+        if self.kind == "queued":
+            return runs.record_start(self.folder, self.config, git, written=self.unchanged)
+        if self.composed is None:
+            name = self.checkpoint.name if self.checkpoint else None
+            config = runs.record_resume(self.folder, self.config, self.overrides, name, list(self.changed), git)
+            print(f"{runs.shown(self.folder)} {self.said}", flush=True)
+            return config
+        known: dict[str, Any] = {key: self.composed.choices.get(key) for key in ("data", "model")}
+        known["name"] = name_of(self.composed)
+        config = runs.prepare(self.folder, self.config, self.overrides, git, **known)
+        if self.state is not None:
+            from boltlab.checkpoints import file as checkpoint_file
+
+            checkpoint_file.write(self.state, self.folder / "checkpoints" / "last.ckpt")
+            runs.write_summary(self.folder, ckpt_path=self.state["ckpt_path"])
+        return config
+
+    @contextmanager
+    def _config_restored(self) -> Iterator[None]:
+        """Puts the config of a run back where nothing was trained with the new one."""
+        if self.kind == "new":
+            yield
+            return
+        last = self.checkpoint and self.checkpoint.stat().st_mtime_ns
+        try:
+            yield
+        except Exception:
+            if self.checkpoint is None or self.checkpoint.stat().st_mtime_ns == last:
+                runs.write_whole(self.folder / "config.yaml", self.kept)
+            raise
+
+
 def run(
     composed: Composed, folder: Path, git: "Future[runs.Git] | None" = None, state: dict[str, Any] | None = None
 ) -> float | None:
-    """Trains a new run in `folder`; returns the best value of the monitored metric.
-
-    state: the content of a checkpoint that it begins with, see `state_of`.
-    """
+    """Trains a new run in `folder`, from `state` where it is given; returns the best of the monitored metric."""
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
-        known: dict[str, Any] = {key: composed.choices.get(key) for key in ("data", "model")}
-        known["name"] = name_of(composed)
-        written = runs.prepare(folder, composed.config, composed.overrides, git, **known)
-        if state is not None:
-            from boltlab.checkpoints import file as checkpoint_file
-
-            checkpoint_file.write(state, folder / "checkpoints" / "last.ckpt")
-            runs.write_summary(folder, ckpt_path=state["ckpt_path"])
-        return _execute(folder, composed.config, written)
+        return Start(folder, composed.config, composed.overrides, "new", composed, state).execute(git)
 
 
 def resume_run(
     folder: Path, overrides: list[str], git: "Future[runs.Git] | None" = None, own: bool = False
 ) -> float | None:
-    """Resumes a run, or begins one that was queued, with overrides on top of its config.
-
-    own: this same command has composed its config, which need not be checked against `boltlab.config.trust`.
+    """Resumes a run, or begins one that was queued; see `Start.resumed`.
 
     Raises:
-        UserError: it is finished, or what changed does not allow it to resume exactly; another process holds the
-            folder; or it holds an evaluation.
+        UserError: also where another process holds the folder, or where it holds an evaluation.
     """
     if "evaluated" in (summary := runs.read_summary(folder)):
         trained = Path(str(summary["evaluated"])).name
@@ -69,57 +157,7 @@ def resume_run(
     runs.refuse_links(folder)
     with runs.lock(folder):
         checkpoint_file.clean_leftovers(folder)
-        kept = runs.config_text(folder)
-        config, newest, record = _planned(folder, kept, overrides, own)
-        last = newest and newest.stat().st_mtime_ns
-        try:
-            return _execute(folder, config, record(git))
-        except Exception:
-            if newest is None or newest.stat().st_mtime_ns == last:  # nothing was trained with the new config
-                runs.write_whole(folder / "config.yaml", kept)
-            raise
-
-
-def _planned(
-    folder: Path, kept: str, overrides: list[str], own: bool
-) -> tuple[DictConfig, Path | None, Callable[["Future[runs.Git] | None"], DictConfig]]:
-    """How a run starts that is there: its config, the checkpoint that it resumes from, None where it begins (again),
-    and what writes that into its folder and returns the config as it is read again.
-
-    kept: the text of its config.yaml.
-    """
-    from boltlab.runs import checkpoints  # which imports torch
-
-    summary = runs.read_summary(folder)
-    before = runs.parse_config(folder, kept, own, keys(overrides))
-    _reopen(before)
-    newest, warnings = checkpoints.newest_good(folder)
-    for line in warnings:
-        print(line, file=sys.stderr)
-    if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
-        cure = f"boltlab train init_from={folder.name} begins a new run with them"
-        raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
-    queued = newest is None and summary.get("status") == "queued"
-    queued_by = summary.get("host"), summary.get("pid")
-    if queued and own and not overrides and queued_by == (platform.node(), process.started_by):  # checked there
-        open_keys = auto.placeholders(before)
-        auto.resolve(before, open_keys, build)
-        unchanged = not open_keys and not _searched(before)
-        return before, None, partial(runs.record_start, folder, before, written=unchanged)
-    config = edit(before, overrides, ("resume", "init_from"))
-    config.update({"run_dir": str(folder), "init_from": before.get("init_from")})
-    if queued:
-        return config, None, partial(runs.record_start, folder, config)
-    changed, said = _against(newest, config, folder)
-    return config, newest, partial(_record_resume, folder, config, overrides, newest, changed, said)
-
-
-def _record_resume(
-    folder: Path, config: DictConfig, overrides: list[str], newest: Path | None, changed: Any, said: str, git: Any
-) -> DictConfig:
-    config = runs.record_resume(folder, config, overrides, newest.name if newest else None, changed, git)
-    print(f"{runs.shown(folder)} {said}", flush=True)
-    return config
+        return Start.resumed(folder, overrides, own).execute(git)
 
 
 def job(folder: Path) -> int:
@@ -188,10 +226,8 @@ def _reopen(config: DictConfig) -> None:
     auto.reopen(config)
 
 
-def _against(path: Path | None, config: DictConfig, folder: Path) -> tuple[list[tuple[str, Any, Any]], str]:
+def _against(path: Path, config: DictConfig, folder: Path) -> tuple[tuple[tuple[str, Any, Any], ...], str]:
     """The changes that break exactness between a checkpoint and the config that resumes; and the line to print."""
-    if path is None:
-        return [], "has no checkpoint yet: it begins again"
     from boltlab.checkpoints import file as checkpoint_file
 
     content = checkpoint_file.read(path)
@@ -204,7 +240,7 @@ def _against(path: Path | None, config: DictConfig, folder: Path) -> tuple[list[
     schedule = config.get("scheduler")
     if resume.longer(content, config) and schedule and "Constant" not in schedule._target_:
         said += "; the learning rate follows the schedule of the new length"
-    return changed, said
+    return tuple(changed), said
 
 
 def _searched(config: DictConfig) -> bool:
@@ -212,10 +248,7 @@ def _searched(config: DictConfig) -> bool:
     return any(OmegaConf.select(config, key) == "auto" for key in SEARCHED)
 
 
-def _execute(folder: Path, config: DictConfig, written: DictConfig) -> float | None:
-    """written: the config as the run folder has it."""
-    if not _searched(written):  # a search fills in what other keys refer to: in `written` these hold its `auto`
-        config = written
+def _execute(folder: Path, config: DictConfig) -> float | None:
     if leader := rendezvous.leading():
         leader.begin(folder)
     try:
