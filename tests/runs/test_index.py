@@ -14,6 +14,7 @@ from waiting import HANG
 
 from boltlab import runs
 from boltlab.config.compose import compose
+from boltlab.ground import files
 from boltlab.ground.errors import ConfigError
 from boltlab.runs import index as history
 from boltlab.runs.filters import select
@@ -37,8 +38,14 @@ def sgd(lr, seed=0, **more):
 
 def read_files(monkeypatch):
     """The files that are read from now on."""
-    seen, real = [], history._text
-    monkeypatch.setattr(history, "_text", lambda folder, name: seen.append((folder, name)) or real(folder, name))
+    seen, real = [], files.read_bytes
+
+    def read(path, most):
+        if not path.name.startswith(".index"):
+            seen.append(path.parent.name)
+        return real(path, most)
+
+    monkeypatch.setattr(files, "read_bytes", read)
     return seen
 
 
@@ -118,7 +125,7 @@ def test_what_has_not_changed_is_not_read_again(monkeypatch):
     assert seen == [] and [(r.run, r.values, r.config) for r in again] == [(r.run, r.values, r.config) for r in first]
     make_run("run1", sgd(0.25), best={"val_acc": 0.5})
     by_name = {row.run: row for row in history.rows("logs")}
-    assert {os.path.basename(folder) for folder, _ in seen} == {"run1"}
+    assert set(seen) == {"run1"}
     assert by_name["run1"].get("optimizer.lr") == 0.25 and by_name["run1"].get("best_val_acc") == 0.5
     assert by_name["run2"].get("optimizer.lr") == 0.2
     assert by_name["run1"].config == {row.run: row for row in _afresh()}["run1"].config
@@ -135,7 +142,7 @@ def test_a_run_that_is_gone_is_gone(monkeypatch):
     assert len(history.rows("logs")) == 2
     (folder / "config.yaml").unlink()
     assert names(history.rows("logs")) == ["two"]
-    assert "one" not in json.loads(history.Path("logs/.index-train.json").read_text())["runs"]
+    assert b'"one"' not in history.Path("logs/.index-train.json").read_bytes()
 
 
 def test_a_run_at_work_is_read_each_time_and_the_index_stays_as_it_is(monkeypatch):
@@ -144,14 +151,15 @@ def test_a_run_at_work_is_read_each_time_and_the_index_stays_as_it_is(monkeypatc
     assert statuses() == {"done": "finished", "busy": "running"}
     stamps = os.stat(folder / "summary.json")
     text = (folder / "summary.json").read_text()
-    (folder / "summary.json").write_text(text.replace("running", "Running"))
+    runs.write_whole(folder / "summary.json", text.replace("running", "Running"))
     os.utime(folder / "summary.json", ns=(stamps.st_atime_ns, stamps.st_mtime_ns))  # a clock too coarse to see it
     seen = read_files(monkeypatch)
     assert statuses() == {"done": "finished", "busy": "Running"}
-    assert {os.path.basename(folder) for folder, _ in seen} == {"busy"}
+    assert set(seen) == {"busy"}
     runs.write_summary(folder, status="running")
-    before = history.Path("logs/.index-train.json").read_bytes()
     with runs.lock(folder):
+        assert statuses() == {"done": "finished", "busy": "running"}
+        before = history.Path("logs/.index-train.json").read_bytes()
         for step in range(3):
             runs.write_summary(folder, step=step)
             assert statuses() == {"done": "finished", "busy": "running"}
@@ -167,43 +175,14 @@ def statuses():
     return {row.run: row.status for row in found}
 
 
-def spoil(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def _entry(content):
-    return content["runs"]["one"]
-
-
 SPOILED = {
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: path.write_bytes(path.read_bytes()[:-40]),
-    "no text": lambda path: path.write_bytes(b"\xff\xfe\0"),
-    "deep": lambda path: path.write_text("[" * 100_000),
-    "a list": lambda path: path.write_text("[]"),
-    "other version": lambda path: spoil(path, lambda c: c.update(version=0)),
-    "no table": lambda path: spoil(path, lambda c: c.pop("table")),
-    "a short table": lambda path: spoil(path, lambda c: c["table"].clear()),
-    "an odd table": lambda path: spoil(path, lambda c: c["table"].append({"a": 1})),
-    "no layout": lambda path: spoil(path, lambda c: c["layouts"].clear()),
-    "a short base": lambda path: spoil(path, lambda c: c["layouts"][0][1].pop()),
-    "one key twice": lambda path: spoil(path, lambda c: c["layouts"][0][0].__setitem__(0, c["layouts"][0][0][1])),
-    "a base below": lambda path: spoil(path, lambda c: c["layouts"][0][1].__setitem__(0, -1)),
-    "a base of texts": lambda path: spoil(path, lambda c: c["layouts"][0][1].__setitem__(0, "x")),
-    "a place beyond": lambda path: spoil(path, lambda c: _entry(c)[5].extend([0, 999])),
-    "a key beyond": lambda path: spoil(path, lambda c: _entry(c)[5].extend([999, 0])),
-    "half a change": lambda path: spoil(path, lambda c: _entry(c)[5].append(0)),
-    "a float": lambda path: spoil(path, lambda c: _entry(c)[5].extend([0.5, 0])),
-    "changes no list": lambda path: spoil(path, lambda c: _entry(c).__setitem__(5, 3)),
-    "layout 99": lambda path: spoil(path, lambda c: _entry(c).__setitem__(4, 99)),
-    "layout 0.5": lambda path: spoil(path, lambda c: _entry(c).__setitem__(4, 0.5)),
-    "started nan": lambda path: spoil(path, lambda c: _entry(c).__setitem__(2, float("nan"))),
-    "started text": lambda path: spoil(path, lambda c: _entry(c).__setitem__(2, "now")),
-    "values a dict": lambda path: spoil(path, lambda c: _entry(c).__setitem__(6, {})),
-    "a short entry": lambda path: spoil(path, lambda c: _entry(c).pop()),
-    "runs a list": lambda path: spoil(path, lambda c: c.update(runs=[1])),
+    "empty": lambda good: b"",
+    "half": lambda good: good[:-40],
+    "no text": lambda good: b"\xff\xfe\0",
+    "deep": lambda good: b"[" * 100_000,
+    "of other versions": lambda good: b'{"version":2,"layouts":[],"table":[],"runs":{}}',
+    "other version": lambda good: b"0" + good[1:],
+    "another value": lambda good: good.replace(b"0.5", b"0.6"),
 }
 
 
@@ -214,17 +193,9 @@ def test_an_index_that_is_not_ours_is_made_anew(how):
     wanted = [(row.run, row.values, row.config) for row in history.rows("logs")]
     path = history.Path("logs/.index-train.json")
     good = path.read_bytes()
-    SPOILED[how](path)
+    path.write_bytes(SPOILED[how](good))
     assert [(row.run, row.values, row.config) for row in history.rows("logs")] == wanted
     assert path.read_bytes() == good
-
-
-def test_values_in_an_index_that_are_no_json_are_no_crash():
-    make_run("one", sgd(0.1))
-    history.rows("logs")
-    spoil(history.Path("logs/.index-train.json"), lambda c: _entry(c).__setitem__(6, "{"))
-    (row,) = history.rows("logs")
-    assert row.values == {"run": "one", "status": "finished"}
 
 
 def test_an_index_that_cannot_be_written_is_no_error(monkeypatch):
@@ -238,8 +209,7 @@ def test_the_index_forgets_the_values_of_runs_that_are_gone():
     for number in range(20):
         make_run("one", {f"k{index}": number * 1000 + index for index in range(200)})
         assert history.rows("logs")[0].get("k7") == number * 1000 + 7
-    path = history.Path("logs/.index-train.json")
-    assert not path.exists() or len(json.loads(path.read_text())["table"]) < 2000
+    assert len(history.Path("logs/.index-train.json").read_bytes()) < 20_000
 
 
 def _look(number, changes):

@@ -13,23 +13,29 @@ _known: dict[Path, tuple[_Stamp, bytes]] = {}  # what this process has read or w
 _MOST = 16
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file of JSON, or nothing where there is none or it is broken."""
+def read_bytes(path: Path, most: int) -> bytes:
+    """A file of at most so many bytes; nothing where it has more, is another thing or cannot be read."""
     try:
-        content = json.loads(_read(path))
+        if not path.is_file():  # a device or a pipe may have no end
+            return b""
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError):
+        return b""
+    return content if len(content) <= most else b""
+
+
+def read_json(path: Path, most: int = 30_000_000) -> dict[str, Any]:
+    """A file of JSON, or nothing where there is none, or it is broken or too large."""
+    try:
+        stamp, (known, text) = _stamp(path), _known.get(path, (None, b""))
+        if known != stamp:
+            text = read_bytes(path, most)
+            _remember(path, stamp, text)
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read(path: Path) -> bytes:
-    if not path.is_file():  # a device or a pipe may have no end
-        return b""
-    stamp, (known, content) = _stamp(path), _known.get(path, (None, b""))
-    if known != stamp:
-        content = path.read_bytes()
-        _remember(path, stamp, content)
-    return content
 
 
 def _remember(path: Path, stamp: _Stamp, content: bytes) -> None:

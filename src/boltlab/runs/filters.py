@@ -1,21 +1,22 @@
 """Filters of runs: `model=mlp val_acc>0.9`, as the command line has them."""
 
 import math
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from boltlab.ground.errors import ConfigError, Mistake, suggest
-from boltlab.runs.index import Row
+from boltlab.runs.index import Row, config_keys
 
 _FILTER = re.compile(r"(?P<key>[^=<>!~]+?)(?P<how><=|>=|!=|!~|==?|<|>|~)(?P<value>.*)", re.DOTALL)
-_ORDERED = {
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
+_ORDERED: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 
 
@@ -68,8 +69,7 @@ def unknown_key(rows: Sequence[Row], key: str, where: str) -> list[Mistake]:
     names = sorted({name for row in rows for name in row.values} | {"tags", "note"})
     if key in names:
         return []
-    layouts = {id(row._layout): row._layout for row in rows}.values()  # a few, shared by all rows
-    known = sorted({name for layout in layouts for name in layout.keys} - set(names))
+    known = sorted(config_keys(rows) - set(names))
     if inside := [name for name in known if name.startswith(f"{key}.")]:
         value = where.removeprefix(f"{key}=")
         cure = "" if value == where else f"; did you mean '{key}._target_~{value.lstrip('=')}'?"
@@ -93,7 +93,7 @@ def _fits(value: Any, how: str, text: str, wanted: float | None) -> bool:
     if how.startswith("!"):
         return not _fits(value, how[1:], text, wanted)
     if how in _ORDERED:
-        return is_number(value) and _ORDERED[how](value, wanted)
+        return is_number(value) and bool(_ORDERED[how](value, wanted))
     if isinstance(value, list) and any(_fits(part, how, text, wanted) for part in value):
         return True
     if how == "~":

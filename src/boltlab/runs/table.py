@@ -11,9 +11,10 @@ from typing import Any
 
 from boltlab.config.effects import NO_EFFECT, under
 from boltlab.ground.errors import Mistake
+from boltlab.ground.texts import line
 from boltlab.runs import filters
 from boltlab.runs.filters import is_number
-from boltlab.runs.index import Row
+from boltlab.runs.index import Row, config_keys
 
 # Columns that are no key of a run, and the keys that they stand for in csv and json.
 _MADE = {"best": r"best_.*", "test": r"(test|val|train)_.*", "reached": "epochs|steps|step", "time": "seconds"}
@@ -172,7 +173,7 @@ def cells(
         keys = differing([group[0] for group in groups], of_seeds=several)
         marks = [key for key in ("tags", "note") if any(_value(group, key) for group in groups)]
         names = [*_DEFAULT[:3], *keys, *_DEFAULT[3:], *marks]
-    table = [[_clean(_cell(group, name)) for name in names] for group in groups]
+    table = [[line(_cell(group, name), 160) for name in names] for group in groups]
     while keys and width and sum(max(map(len, column)) + 2 for column in zip(names, *table, strict=True)) > width:
         at = names.index(keys.pop())
         names, table = [*names[:at], *names[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in table]
@@ -183,8 +184,7 @@ def differing(
     rows: Sequence[Row], of_seeds: bool = False, first: Container[str] = (), most: int = _MOST_DIFFERING
 ) -> list[str]:
     """The config keys that tell the runs apart: those of `first`, then the most telling ones."""
-    layouts = {id(row._layout): row._layout for row in rows}.values()
-    keys = {key for layout in layouts for key in layout.keys} - ({"seed"} if of_seeds else set())
+    keys = config_keys(rows) - ({"seed"} if of_seeds else set())
     kinds = [(row.get("data"), row.get("model")) for row in rows]
     found: dict[tuple[str, ...], tuple[Any, ...]] = {}
     for key in itertools.filterfalse(_TELLS_NOTHING.match, keys):
@@ -231,7 +231,7 @@ def _first(group: list[Row], name: str, endings: tuple[str, ...]) -> str:
     return f"{keys[0].removeprefix('best_')} {text}" if text else ""
 
 
-def _date(time: Any) -> str:
+def date(time: Any) -> str:
     known = isinstance(time, int | float) and 0 < time < 1e11
     return f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M}" if known else ""
 
@@ -245,8 +245,8 @@ _CELLS: dict[str, Callable[[list[Row]], str]] = {
     "time": lambda group: duration(_value(group, "seconds")),
     "seconds": lambda group: duration(_value(group, "seconds")),
     "fit_seconds": lambda group: duration(_value(group, "fit_seconds")),
-    "started": lambda group: _date(_value(group, "started")),
-    "ended": lambda group: _date(_value(group, "ended")),
+    "started": lambda group: date(_value(group, "started")),
+    "ended": lambda group: date(_value(group, "ended")),
 }
 
 
@@ -277,8 +277,3 @@ def duration(seconds: Any) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s"
-
-
-def _clean(text: str) -> str:
-    text = "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
-    return text if len(text) <= 160 else f"{text[:159]}…"
