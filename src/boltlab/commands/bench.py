@@ -3,11 +3,11 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from boltlab.config.compose import compose
 from boltlab.config.devices import process_count
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.ground.texts import print_table
 from boltlab.training.speed import Figures, measure
 
 # A step that makes less of the most FLOP/s that were measured waits for memory or for many small operations.
@@ -56,41 +56,38 @@ def verdict(figures: Figures) -> str:
 
 def show(figures: Figures) -> None:
     """Prints the figures, the verdict and what the tries gave."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_rates(figures))
+    _show_rates(figures)
     shares = ", ".join(f"{part} {share:.0%}" for part, share in figures.shares().items())
-    console.print(f"\ntime     {shares}")
-    for line in [_memory(figures), *_arithmetic(figures)]:
-        console.print(line)
-    console.print(f"limit    {verdict(figures)}")
+    lines = [f"\ntime     {shares}", _memory(figures), *_arithmetic(figures), f"limit    {verdict(figures)}"]
     for i, (setting, factor) in enumerate(figures.tried.items()):
-        console.print(f"{'' if i else 'tried':<9}{setting}  {factor:.2f} times as fast")
+        lines.append(f"{'' if i else 'tried':<9}{setting}  {factor:.2f} times as fast")
     change = figures.best_change()
     if change is not None:
-        console.print(f"change   {change}{_caution(change)}")
+        lines.append(f"change   {change}{_caution(change)}")
     if figures.repeated is not None and not 1 / UNSTEADY < figures.repeated < UNSTEADY:
         again = f"{figures.repeated:.2f}"
-        console.print(f"note     the unchanged setting made {again} times its own speed when measured again")
-        console.print(f"{'':<9}something else keeps this machine busy: try again, or with a larger seconds=…")
+        lines.append(f"note     the unchanged setting made {again} times its own speed when measured again")
+        lines.append(f"{'':<9}something else keeps this machine busy: try again, or with a larger seconds=…")
     if change is None and figures.tried:
-        console.print("change   nothing: no setting that was tried makes it faster here")
+        lines.append("change   nothing: no setting that was tried makes it faster here")
+    print("\n".join(lines))
 
 
-def _rates(figures: Figures) -> Any:
-    from rich.table import Column, Table
+def _show_rates(figures: Figures) -> None:
+    from rich.table import Column
 
     right = [Column(title, justify="right") for title in ("samples/s", f"ms a batch of {figures.batch_size}")]
-    table = Table("", *right, "", box=None, pad_edge=False)
-    for name, rate, note in (
+    rates = (
         ("loader alone", figures.loader, "on the device, normalized"),
         ("step alone", figures.step, "forward, loss, backward, optimizer"),
         ("with the loop", figures.loop, "metrics, callbacks, logging; on one batch"),
         ("with the loader", figures.whole, f"waits for data {figures.data_wait_share:.1%} of the time"),
-    ):
-        table.add_row(name, f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", _ms(figures.batch_size / rate), note)
-    return table
+    )
+    rows = [
+        (name, f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}", _ms(figures.batch_size / rate), note)
+        for name, rate, note in rates
+    ]
+    print_table(("", *right, ""), rows, pad_edge=False)
 
 
 def _memory(figures: Figures) -> str:
@@ -110,15 +107,15 @@ def _arithmetic(figures: Figures) -> list[str]:
     return [f"FLOP/s   {made} of {most}, the most that was measured: {share:.1%}"]
 
 
+_CAUTIONS = {  # what else a setting changes
+    "data.batch_size": "  (fewer steps an epoch: look for the learning rate again)",
+    "precision": "  (bfloat16 rounds: compare the metric)",
+    "data.decode": "  (slightly other pixels: compare the metric)",
+}
+
+
 def _caution(setting: str) -> str:
-    """What else the setting changes."""
-    if setting.startswith("data.batch_size"):
-        return "  (fewer steps an epoch: look for the learning rate again)"
-    if setting.startswith("precision"):
-        return "  (bfloat16 rounds: compare the metric)"
-    if setting.startswith("data.decode"):
-        return "  (slightly other pixels: compare the metric)"
-    return ""
+    return next((text for key, text in _CAUTIONS.items() if setting.startswith(key)), "")
 
 
 def _ms(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
+from boltlab.ground.texts import line
 
 
 def main(words: list[str]) -> int:
@@ -66,7 +67,7 @@ def show(run: str, options: Any) -> int:
     lines |= _groups(config)
     lines |= {key: config[key] for key in ("precision", "seed", "name") if config.get(key) is not None}
     for key, value in lines.items():
-        print("".join(c if c.isprintable() else "?" for c in f"{key:<16}{value}"))
+        print(line(f"{key:<16}{value}", 1000))
     return 0
 
 
@@ -133,11 +134,9 @@ def convert(run: str, options: Any) -> int:
     from boltlab.checkpoints import file as checkpoint_file
     from boltlab.runs import checkpoints
 
-    path = Path(run)
-    if not path.is_file():
-        if path.suffix and "://" not in run:
-            raise UserError(f"{run}: there is no such file")
-        path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
+    if Path(run).suffix and "://" not in run and not Path(run).exists():
+        raise UserError(f"{run}: there is no such file")
+    path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
     if options.trust:
         try:
             content = torch.load(path, map_location="cpu", weights_only=False)
@@ -162,9 +161,7 @@ def _read(run: str, options: Any) -> tuple[Path, dict[str, Any]]:
     from boltlab.checkpoints import file as checkpoint_file
     from boltlab.runs import checkpoints
 
-    path = Path(run)
-    if not path.is_file():
-        path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
+    path = checkpoints.which_file(run, options.checkpoint, options.log_dir)
     return path, checkpoint_file.read(path)
 
 

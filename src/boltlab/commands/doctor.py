@@ -18,6 +18,9 @@ from typing import Literal, NamedTuple
 
 from omegaconf import DictConfig
 
+from boltlab.commands.predictions import place
+from boltlab.ground.texts import print_table
+
 # Under src/boltlab in a clone; an installed wheel has no lock beside it, and nothing is compared then.
 LOCK = Path(__file__).resolve().parents[3] / "requirements.lock"
 MORE = LOCK.with_name("requirements-dev.lock")  # whose packages may be missing
@@ -44,19 +47,9 @@ def main(overrides: list[str]) -> int:
 
 def run(config: DictConfig) -> int:
     """Prints a table of every check; `config` has `log_dir` and perhaps `data`."""
-    rows = [
-        check_python(),
-        *check_torch(),
-        *check_precision(),
-        *check_requirements(),
-        *check_lock(),
-        check_git(),
-        check_wandb(),
-        *check_disk(Path(config.log_dir)),
-        *check_shared_memory(),
-    ]
-    if config.get("data") is not None:
-        rows += check_data(config.data)
+    rows = [check_python(), *check_torch(), *check_precision(), *check_requirements(), *check_lock()]
+    rows += [check_git(), check_wandb(), *check_disk(Path(config.log_dir)), *check_shared_memory()]
+    rows += [] if config.get("data") is None else check_data(config.data)
     print_rows(rows)
     return int(any(row.status == "fail" for row in rows))
 
@@ -64,24 +57,16 @@ def run(config: DictConfig) -> int:
 def print_rows(rows: list[Row]) -> None:
     """The rows as a table, what is wrong again below it with its cure, and a last line with the counts."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(Text(row.status, style=colours[row.status]), row.name, Text(row.detail))
-    console.print(table)
+    table = [(Text(row.status, colours[row.status]), row.name, row.detail) for row in rows]
+    print_table(("", "", ""), table, pad_edge=False, show_header=False)
     wrong = [row for row in rows if row.status != "ok"]
-    for cure, rows_to_cure in groupby(wrong, key=lambda row: row.cure):
-        console.print()
-        for row in rows_to_cure:
-            console.print(Text(f"{row.status}: {row.name}: {row.detail}", style=colours[row.status]), soft_wrap=True)
-        console.print(Text(f"  {cure}"), soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    for cure, to_cure in groupby(wrong, key=lambda row: row.cure):
+        said = [Text(f"{row.status}: {row.name}: {row.detail}", colours[row.status]) for row in to_cure]
+        console.print("", *said, Text(f"  {cure}"), sep="\n")
     failed = sum(row.status == "fail" for row in rows)
     console.print(f"\n{len(rows) - len(wrong)} ok, {len(wrong) - failed} to look at, {failed} failed")
 
@@ -131,23 +116,18 @@ def check_precision() -> list[Row]:
 
     from boltlab.training.speed import matmul
 
-    if torch.cuda.is_available():
-        device, size = torch.device("cuda"), 4096
-    elif torch.backends.mps.is_available():
-        device, size = torch.device("mps"), 2048
-    else:
-        device, size = torch.device("cpu"), 512
+    device = place("auto")
+    size = {"cuda": 4096, "mps": 2048}.get(device.type, 512)
     formats = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if device.type != "cuda":
         del formats["tf32"]  # a format of NVIDIA's tensor cores
-    rows = []
-    base = None
+    rows, base = [], None
     for name, dtype in formats.items():
         try:
             speed, error = matmul(device, dtype, size, tf32=name == "tf32")
         except RuntimeError as e:
-            first_line = str(e).splitlines()[0]
-            rows.append(Row(name, "warn", f"not on this {device.type}: {first_line}", "Leave precision=auto or 32."))
+            said = str(e).splitlines()[0]
+            rows.append(Row(name, "warn", f"not on this {device.type}: {said}", "Leave precision=auto or 32."))
             continue
         base = base or speed
         detail = f"{speed:.3g} TFLOP/s on {device.type}, {speed / base:.2g} times fp32"
@@ -235,10 +215,9 @@ def check_wandb() -> Row:
     if mode in ("offline", "disabled", "dryrun"):
         return Row("wandb", "ok", f"WANDB_MODE={mode}")
     server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if os.environ.get("WANDB_API_KEY"):
-        return Row("wandb", "ok", f"a key in WANDB_API_KEY, for {server}")
-    if os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return Row("wandb", "ok", f"a token file, for {server}")
+    for name, what in (("WANDB_API_KEY", "a key in WANDB_API_KEY"), ("WANDB_IDENTITY_TOKEN_FILE", "a token file")):
+        if os.environ.get(name):
+            return Row("wandb", "ok", f"{what}, for {server}")
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
         try:
@@ -274,7 +253,7 @@ def check_disk(log_dir: Path) -> list[Row]:
     row = Row("disk", "ok", f"{free:.1f} GiB free")
     if free < 5:
         cure = "Remove runs that are no longer needed: boltlab runs lists them."
-        row = row._replace(status="fail" if free < 0.5 else "warn", cure=cure)
+        row = Row("disk", "fail" if free < 0.5 else "warn", row.detail, cure)
     return [*rows, row]
 
 

@@ -20,6 +20,7 @@ from boltlab.config.compose import Composed, compose
 from boltlab.config.overrides import grid
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.ground.texts import line, print_table
 from boltlab.processes import rendezvous
 from boltlab.processes import submit as launched
 from boltlab.training import start as training
@@ -98,19 +99,10 @@ def _starts(top: Path, number: int) -> list[tuple[int, Path]]:
     return sorted((int(match[1] or 1), folder) for match, folder in names if match)
 
 
-def _newest_start(top: Path, number: int) -> Path | None:
-    starts = _starts(top, number)
-    return starts[-1][1] if starts else None
-
-
 def _fresh(top: Path, number: int) -> Path:
     """A folder for a job that nothing of it stands in: a run that did not finish is never overwritten."""
     starts = _starts(top, number)
     return top / (f"{number}-{starts[-1][0] + 1}" if starts else str(number))
-
-
-def _status(folder: Path | None) -> str:
-    return launched.statuses([folder])[0]
 
 
 class _Sweep:
@@ -142,14 +134,19 @@ class _Sweep:
         good = ("finished", BEFORE, *(() if getattr(self.launcher, "wait", True) else runs.AT_WORK))
         return 0 if all(row["status"] in good for row in rows) else 1
 
+    def folder(self, number: int) -> Path | None:
+        """Where a job was begun last."""
+        starts = _starts(self.top, number)
+        return starts[-1][1] if starts else None
+
     def statuses(self) -> list[str]:
-        return launched.statuses([_newest_start(self.top, number) for number in range(len(self.jobs))])
+        return launched.statuses([self.folder(number) for number in range(len(self.jobs))])
 
     def launch(self) -> None:
         """Has the launcher start what is not finished, each in its folder; what is at work already is watched."""
         start, watch = [], []
         for number, status in enumerate(self.statuses()):
-            folder = _newest_start(self.top, number)
+            folder = self.folder(number)
             if number in self.before:
                 continue
             if status in runs.AT_WORK and folder is not None:
@@ -170,13 +167,14 @@ class _Sweep:
         if number in self.before:
             print(f"{heading}: {BEFORE}", flush=True)
             return
-        if _status(_newest_start(self.top, number)) in runs.AT_WORK:
+        newest = self.folder(number)
+        (status,) = launched.statuses([newest])
+        if status in runs.AT_WORK:
             print(f"{heading}: another process is at work on it", flush=True)
             return
         print(f"\n{heading}", flush=True)
         try:
-            newest = _newest_start(self.top, number)
-            if newest is not None and _status(newest) in UNFINISHED:
+            if newest is not None and status in UNFINISHED:
                 training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
                 training.run(job, _fresh(self.top, number))
@@ -197,7 +195,7 @@ class _Sweep:
         return [self.row(number, status) for number, status in enumerate(self.statuses())]
 
     def row(self, number: int, status: str) -> dict[str, Any]:
-        folder = _newest_start(self.top, number)
+        folder = self.folder(number)
         summary = runs.read_summary(folder) if folder else {}
         status = BEFORE if number in self.before else "failed" if number in self.reasons else status
         return {
@@ -213,22 +211,21 @@ class _Sweep:
         runs.write_json(self.top / "jobs.json", {"command": self.overrides, "jobs": self.rows()})
 
     def show(self, rows: list[dict[str, Any]]) -> None:
-        from rich.console import Console
-        from rich.table import Table
         from rich.text import Text
 
         monitors = dict.fromkeys(job.config.monitor for job in self.jobs)
-        table = Table("job", "overrides", "status", f"best {', '.join(monitors)}", "reason", "folder", box=None)
-        for row in rows:
-            table.add_row(
+        columns = ("job", "overrides", "status", f"best {', '.join(monitors)}", "reason", "folder")
+        table = [
+            (
                 str(row["job"]),
                 self.titles[row["job"]],
                 Text(row["status"], runs.COLOURS.get(row["status"].removesuffix(" before"), "white")),
                 "" if row["best"] is None else f"{row['best']:.4f}",
-                row["reason"] if len(row["reason"]) <= 100 else row["reason"][:99] + "…",
+                line(row["reason"], 100),
                 row["folder"] or "",
             )
+            for row in rows
+        ]
         print()
-        # On a pipe every column stays whole, so that the table can be searched.
-        Console(width=None if Console().is_terminal else 1000, markup=False, emoji=False, highlight=False).print(table)
+        print_table(columns, table)
         print(f"sweep folder  {runs.shown(self.top)}", flush=True)

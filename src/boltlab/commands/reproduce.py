@@ -14,15 +14,15 @@ from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
 from boltlab.config.effects import NO_EFFECT, PLACES_OF_DATA, under
 from boltlab.config.overrides import split_overrides
-from boltlab.ground import credentials, signals
+from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.ground.texts import line, print_table
 from boltlab.runs import differences as differ
 from boltlab.training import resume
 from boltlab.training import start as training
 
 # What of a run's config may be another one. (Its length, though changeable on resume, would change the result.)
-HARMLESS = (*NO_EFFECT, *PLACES_OF_DATA)
-_HARMLESS = under(*HARMLESS)
+_HARMLESS = under(*NO_EFFECT, *PLACES_OF_DATA)
 
 
 def main(overrides: list[str]) -> int:
@@ -113,7 +113,7 @@ def _resumed(summary: dict[str, Any]) -> str | None:
         keys += [str(change[0]) for change in changed if isinstance(change, list) and change]
         for key in keys:
             if not _HARMLESS.match(key):
-                return f"it was resumed with another {differ.text(key)}, so no one config has made it"
+                return f"it was resumed with another {line(key)}, so no one config has made it"
     return None
 
 
@@ -131,11 +131,11 @@ def _other_weights(config: DictConfig, summary: dict[str, Any]) -> str | None:
         return None
     path, known = Path(config.init_from), summary.get("init_from")
     if not path.is_file():
-        return f"it began with the weights of {differ.text(path)}, which is not there any more"
+        return f"it began with the weights of {line(path)}, which is not there any more"
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if isinstance(known, dict) and known.get("sha256") not in (None, sha256):
-        return f"it began with the weights of {differ.text(path)}, which is another file now"
+        return f"it began with the weights of {line(path)}, which is another file now"
     return None
 
 
@@ -180,11 +180,11 @@ def notes(folder: Path, config: DictConfig, summary: dict[str, Any]) -> list[str
     lines = []
     found = summary.get("found")
     if isinstance(found, dict) and found:
-        values = ", ".join(f"{differ.text(key)}={differ.text(value)}" for key, value in found.items())
+        values = ", ".join(f"{line(key)}={line(value)}" for key, value in found.items())
         lines.append(f"{values} was searched before the run, and is taken as it was found")
     if again := summary.get("resumed"):
-        commits = {differ.text(start.get("git_commit"), 40) for start in again}
-        commits -= {differ.text(runs.read_json(folder / "environment.json").get("git_commit"), 40)}
+        commits = {line(start.get("git_commit"), 40) for start in again}
+        commits -= {line(runs.read_json(folder / "environment.json").get("git_commit"), 40)}
         lines.append(
             f"then it was resumed {len(again)} times, now it is trained at one go"
             + (f"; a part of it was trained by other code: {', '.join(sorted(commits))}" if commits else "")
@@ -200,9 +200,8 @@ def notes(folder: Path, config: DictConfig, summary: dict[str, Any]) -> list[str
 def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> None:
     """Commits and uncommitted changes, and where they differ the commands that bring those of then back."""
     then = runs.read_json(source / "environment.json")
-    kept = source / "git.patch"
-    before = kept.read_bytes() if kept.is_file() else b""
-    commits = [differ.text(side.get("git_commit"), 64) for side in (then, now)]
+    before, kept = differ.patch_of(source), source / "git.patch"
+    commits = [line(side.get("git_commit"), 64) for side in (then, now)]
     changed = differ.patches(before, patch)
     if commits[0] == "None":
         print("code          the run has recorded no commit")
@@ -214,8 +213,8 @@ def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> 
     print(f", now {commits[1][:12]}{' with uncommitted changes' * bool(patch)}")
     if commits[0] != commits[1]:
         print(f"              {runs.commit_changes(*commits) or 'this clone does not know that commit: git fetch'}")
-    for line in changed:
-        print(f"              {line}")
+    for file in changed:
+        print(f"              {file}")
     top = runs.clone() or Path()
     in_top = "" if top.resolve() == Path.cwd().resolve() else f"-C {shlex.quote(str(top))} "
     there = Path("../repro") if not in_top else top.parent / "repro"
@@ -236,15 +235,15 @@ def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> 
 
 def show_rows(source: Path, now: dict[str, Any], data: dict[str, Any]) -> list[str]:
     """Machine, packages and data of then and now as a table; returns what makes the data others ones."""
-    then = runs.read_json(source / "environment.json")
-    then["processes"] = runs.read_summary(source).get("processes", now.get("processes"))
+    then = differ.surroundings(source)
     rows = differ.environments(then, now)
     of_data, others = differ.data(runs.read_json(source / "data.json"), data)
     if not then.get("packages"):
         print("environment   the run has recorded none")
     elif not rows:
         print("environment   equal: python, packages, machine")
-    _table(("", "then", "now"), [*rows, *of_data])
+    if rows or of_data:
+        print_table(("", "then", "now"), [*rows, *of_data], pad_edge=False)
     return others
 
 
@@ -252,26 +251,16 @@ def compare(source: Path, other: Path, digits: int | None) -> int:
     """What differs between two runs that there are, in their settings, surroundings and results."""
     if source == other:
         raise UserError(f"{runs.shown(source)} cannot be compared with itself")
-    print(f"then  {runs.shown(source)}\nnow   {runs.shown(other)}")
-    now = runs.read_json(other / "environment.json")
-    now["processes"] = runs.read_summary(other).get("processes")
-    kept = other / "git.patch"
-    show_code(source, "logs", now, kept.read_bytes() if kept.is_file() else b"")
-    configs = [runs.load_config(folder) for folder in (source, other)]
-    for config in configs:
-        config.run_dir = "its own folder"
-    before, after = map(credentials.plain, configs)
-    for key, a, b in resume.changes(before, after, free=HARMLESS):
-        print(f"config        {differ.text(key)} was {differ.text(a)}, is {differ.text(b)}")
-    show_rows(source, now, runs.read_json(other / "data.json"))
-    return show_results(source, other, digits)
+    differ.show_origins(source, other)
+    return show_results(source, other, digits, ("a", "b"))
 
 
-def show_results(source: Path, folder: Path, digits: int | None) -> int:
+def show_results(source: Path, folder: Path, digits: int | None, sides: tuple[str, str] = ("then", "now")) -> int:
     """The table of what came out, and the exit code."""
     found = differ.results(source, folder)
     print()
-    _table(("", "then", "now", ""), [(row.what, row.then, row.now, row.verdict) for row in found])
+    said = [(row.what, row.then, row.now, row.verdict) for row in found]
+    print_table(("", *sides, ""), said, pad_edge=False)
     for row in found:
         if row.detail:
             print(f"{row.what}: {row.detail}")
@@ -283,16 +272,3 @@ def show_results(source: Path, folder: Path, digits: int | None) -> int:
     wish = differ.verdict(wanted)
     print(f"{len(worse)} of {len(judged)} are not {wish}" if worse else f"reproduced: all {len(judged)} are {wish}")
     return int(bool(worse))
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    if not rows:
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*head, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)

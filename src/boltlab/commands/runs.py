@@ -1,7 +1,5 @@
 """`boltlab runs`: the runs as a table, filtered and sorted; and what is done to some of them: diff, rm, archive, …"""
 
-import csv
-import io
 import json
 import math
 import os
@@ -9,9 +7,12 @@ import re
 import sys
 from typing import Any
 
+from boltlab.commands.predictions import as_csv
 from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
 from boltlab.ground.errors import ConfigError, Mistake, suggest
+from boltlab.ground.texts import print_table
+from boltlab.runs import COLOURS
 from boltlab.runs import index as history
 from boltlab.runs import manage as runs_manage
 from boltlab.runs import table as runs_table
@@ -116,14 +117,19 @@ def _check_keys(everything: list[history.Row], options: Any) -> None:
 
 def _print_table(shown: list[list[history.Row]], options: Any) -> None:
     from rich.console import Console
+    from rich.text import Text
 
-    # On a pipe every column stays whole, so that the table can be searched.
     width = Console().width if Console().is_terminal and options.format == "table" else None
     columns, table = runs_table.cells(shown, options.columns, options.seeds, width)
     if options.format == "md":
         _print(_as_markdown(columns, table))
-    else:
-        _draw(columns, table, shown, width)
+        return
+    cells: list[list[Any]] = [list(row) for row in table]
+    for row, group in zip(cells, shown, strict=True):
+        if "status" in columns and len(group) == 1:
+            at = columns.index("status")
+            row[at] = Text(row[at], COLOURS.get(group[0].status, "white"))
+    print_table(columns, cells)
 
 
 def _print(text: str) -> None:
@@ -136,13 +142,9 @@ def _print(text: str) -> None:
 
 def _as_csv(keys: list[str], rows: list[dict[str, Any]]) -> str:
     """A list is JSON, true and false as in a config, what a run lacks is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(keys)
-    for row in rows:
-        values = (row.get(key) for key in keys)
-        writer.writerow([json.dumps(v) if isinstance(v, list | bool) else v for v in values])
-    return text.getvalue()
+    values = ([row.get(key) for key in keys] for row in rows)
+    lines = ([json.dumps(v) if isinstance(v, list | bool) else v for v in row] for row in values)
+    return as_csv(keys, lines, lineterminator="\n")
 
 
 def _as_json(rows: list[dict[str, Any]]) -> str:
@@ -158,18 +160,3 @@ def _as_markdown(columns: list[str], table: list[list[str]]) -> str:
     lines = [[re.sub(r"([\\`*\[\]<>|&])", r"\\\1", cell) for cell in row] for row in (columns, *table)]
     lines.insert(1, ["---"] * len(columns))
     return "".join(f"| {' | '.join(row)} |\n" for row in lines)
-
-
-def _draw(columns: list[str], table: list[list[str]], shown: list[list[history.Row]], width: int | None) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    from boltlab.runs import COLOURS
-
-    drawn = Table(*map(escape, columns), box=None)
-    for row, group in zip(table, shown, strict=True):
-        colour = COLOURS.get(group[0].status, "white") if len(group) == 1 else "white"
-        drawn.add_row(*(Text(cell, colour if columns[at] == "status" else "") for at, cell in enumerate(row)))
-    Console(width=width or 400).print(drawn)

@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Run folders: their files, their place, whether they are running, and what it takes to repeat them."""
 
 from boltlab.ground.files import read_json, write_json, write_whole
@@ -21,42 +22,3 @@ from boltlab.runs.record import (
     write_config,
     write_summary,
 )
-
-__all__ = [
-    "AT_WORK",
-    "COLOURS",
-    "Git",
-    "PlainLoader",
-    "ask_git",
-    "clone",
-    "commit_changes",
-    "config_text",
-    "end",
-    "environment",
-    "find",
-    "folders",
-    "has_file",
-    "job_states",
-    "load_config",
-    "lock",
-    "new_folder",
-    "packages",
-    "parse_config",
-    "prepare",
-    "read_json",
-    "read_summary",
-    "reason",
-    "record_resume",
-    "record_start",
-    "recorded",
-    "refers_to_itself",
-    "refuse_links",
-    "shown",
-    "sound",
-    "started",
-    "status",
-    "write_config",
-    "write_json",
-    "write_summary",
-    "write_whole",
-]

@@ -137,9 +137,10 @@ def _within_a_step(content: dict[str, Any]) -> bool:
 
 
 def which_file(run: str | Path, checkpoint: str | None = None, log_dir: str | Path = "logs") -> Path:
-    """The file that `run` means: `latest`, a run folder, part of its name, a checkpoint file, or the URL of one."""
+    """The file that `run` means: `latest`, a run folder, part of its name, a file, or the URL of a checkpoint."""
     if str(run).startswith(("http://", "https://")):
         from boltlab.checkpoints.fetch import fetch
 
         return fetch(str(run), Path(log_dir) / "fetched")
-    return Path(run) if Path(run).suffix == ".ckpt" else find(runs.find(str(run), log_dir), checkpoint)
+    is_file = Path(run).suffix == ".ckpt" or Path(run).is_file()
+    return Path(run) if is_file else find(runs.find(str(run), log_dir), checkpoint)

@@ -15,6 +15,8 @@ from typing import Any
 
 from boltlab import runs
 from boltlab.ground.errors import ConfigError, Mistake
+from boltlab.ground.files import read_bytes
+from boltlab.ground.texts import line, print_table
 from boltlab.runs import index as history
 from boltlab.runs.filters import as_text
 
@@ -24,18 +26,12 @@ NUMERICAL = (
     *("pillow", "simplejpeg", "opencv", "deepspeed", "mkl", "openblas", "boltlab"),
 )
 TIMES = ("samples_per_second", "data_wait_share")  # columns of metrics.csv that are equal in no two runs
-_MOST_BYTES = 2_000_000  # that are read of a file to compare it
+_MOST_BYTES = 100_000_000  # of a patch; a larger one is not read
 SHOWN_PACKAGES = 20
 SHOWN_FILES = 20
 SHOWN_LINES = 8  # of a file's two patches
 
 Row = tuple[str, str, str]  # what, then, now
-
-
-def text(value: Any, most: int = 200) -> str:
-    """As one plain line: a foreign folder may hold what moves the cursor."""
-    line = "".join(c if c.isprintable() else "?" for c in str(value))
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 # ---------------------------------------------------------------- what there was before the training
@@ -53,7 +49,7 @@ def environments(then: dict[str, Any], now: dict[str, Any]) -> list[Row]:
     changed = [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
     changed.sort(key=lambda name: (not name.startswith(NUMERICAL), name))
     absent = "not installed"
-    rows += [(text(n), text(ours.get(n, absent)), text(theirs.get(n, absent))) for n in changed[:SHOWN_PACKAGES]]
+    rows += [(line(n), line(ours.get(n, absent)), line(theirs.get(n, absent))) for n in changed[:SHOWN_PACKAGES]]
     if len(changed) > SHOWN_PACKAGES:
         rows.append((f"and {len(changed) - SHOWN_PACKAGES} packages more", "", ""))
     return rows
@@ -62,13 +58,18 @@ def environments(then: dict[str, Any], now: dict[str, Any]) -> list[Row]:
 def _listed(value: Any) -> str:
     if isinstance(value, list):
         counted = [(len(list(same)), name) for name, same in itertools.groupby(map(str, value))]
-        return text(", ".join(f"{count} x {name}" for count, name in counted)) or "none"
-    return "none" if value is None else text(value)
+        return line(", ".join(f"{count} x {name}" for count, name in counted)) or "none"
+    return "none" if value is None else line(value)
 
 
 def _by_name(packages: Any) -> dict[str, str]:
     found = packages.items() if isinstance(packages, dict) else ()
     return {re.sub("[-_.]+", "-", str(name)).lower(): str(version) for name, version in found}
+
+
+def patch_of(folder: Path) -> bytes:
+    """A run's uncommitted changes; empty where it has recorded none."""
+    return read_bytes(folder / "git.patch", _MOST_BYTES)
 
 
 def patches(then: bytes, now: bytes, sides: tuple[str, str] = ("then", "now")) -> list[str]:
@@ -79,11 +80,11 @@ def patches(then: bytes, now: bytes, sides: tuple[str, str] = ("then", "now")) -
     lines = []
     for name in changed[:SHOWN_FILES]:
         a, b = ours.get(name), theirs.get(name)
-        lines.append(f"{text(name)}: {sides[0]} {_counted(a)}, {sides[1]} {_counted(b)}")
+        lines.append(f"{line(name)}: {sides[0]} {_counted(a)}, {sides[1]} {_counted(b)}")
         if a is not None and b is not None:
             both = list(difflib.unified_diff(a, b, lineterm="", n=0))[2:]
-            both = [line for line in both if line[0] in "+-" and line[1:2] in ("+", "-")]
-            lines += [f"    {sides[line[0] == '+']:<{wide}} {text(line[1:], 100)}" for line in both[:SHOWN_LINES]]
+            both = [changed for changed in both if changed[0] in "+-" and changed[1:2] in ("+", "-")]
+            lines += [f"    {sides[new[0] == '+']:<{wide}} {line(new[1:], 100)}" for new in both[:SHOWN_LINES]]
             lines += [f"    … and {len(both) - SHOWN_LINES} lines more"] * (len(both) > SHOWN_LINES)
     return lines + [f"and {len(changed) - SHOWN_FILES} files more"] * (len(changed) > SHOWN_FILES)
 
@@ -116,11 +117,11 @@ def data(then: dict[str, Any], now: dict[str, Any]) -> tuple[list[Row], list[str
         a, b = _split(then, split), _split(now, split)
         if not a or not b:
             continue
-        found = [text(line) for line in differences(a, b)]
+        found = [line(found) for found in differences(a, b)]
         compared = "contents" if {"contents", "values"} & a.keys() & b.keys() else "names and sizes of files"
         if not {"contents", "values", "names_and_sizes"} & a.keys() & b.keys():
             compared = "labels"
-        rows.append((f"data, {split}", f"{text(a.get('samples'))} samples", "; ".join(found) or f"equal ({compared})"))
+        rows.append((f"data, {split}", f"{line(a.get('samples'))} samples", "; ".join(found) or f"equal ({compared})"))
         others += [f"{split}: {line}" for line in found if line != ROUNDED]
     return rows, others
 
@@ -166,10 +167,10 @@ def results(then: Path, now: Path) -> list[Result]:
     ours, theirs = runs.read_summary(then), runs.read_summary(now)
     found = []
     if ours.get("steps") != theirs.get("steps"):
-        found.append(Result("steps", text(ours.get("steps")), text(theirs.get("steps")), 0, metric=True))
+        found.append(Result("steps", line(ours.get("steps")), line(theirs.get("steps")), 0, metric=True))
     for kind in ("best", "final", "test"):
         a, b = ours.get(kind) or {}, theirs.get(kind) or {}
-        found += [_metric(f"{kind} {text(key)}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
+        found += [_metric(f"{kind} {line(key)}", a.get(key), b.get(key)) for key in sorted({*a, *b})]
     names = {path.name for side in (then, now) for path in (side / "checkpoints").glob("*.ckpt")}
     names = {name for name in names if not re.fullmatch(r"last-\d+\.ckpt", name)}  # older ones, kept by the clock too
     found += [weights(name, then, now) for name in sorted(names)]
@@ -196,23 +197,23 @@ def weights(name: str, then: Path, now: Path) -> Result:
     from boltlab.checkpoints import file as checkpoint_file
 
     files = [side / "checkpoints" / name for side in (then, now)]
-    what = f"weights of {text(name)}"
+    what = f"weights of {line(name)}"
     if not all(file.is_file() for file in files):
         a_shown, b_shown = ("there" if file.is_file() else "no file" for file in files)
         return Result(what, a_shown, b_shown, None)
     try:
         contents = [checkpoint_file.read(file) for file in files]
     except checkpoint_file.CheckpointError as e:
-        return Result(what, "", "", None, text(e))
-    a_shown, b_shown = (f"step {text(content.get('global_step'))}" for content in contents)
+        return Result(what, "", "", None, line(e))
+    a_shown, b_shown = (f"step {line(content.get('global_step'))}" for content in contents)
     ours, theirs = map(_compared, contents)
     if ours.keys() != theirs.keys():
-        return Result(what, a_shown, b_shown, 0, f"{text(min({*ours} ^ {*theirs}))} is only in one of the two")
+        return Result(what, a_shown, b_shown, 0, f"{line(min({*ours} ^ {*theirs}))} is only in one of the two")
     apart = {key: difference for key in ours if (difference := _apart(ours[key], theirs[key])) is not None}
     if not apart:
         return Result(what, a_shown, b_shown, math.inf)
     most = max(apart, key=lambda key: apart[key])
-    detail = f"{len(apart)} of {len(ours)} tensors, most {text(most)} by {apart[most]:.2g}"
+    detail = f"{len(apart)} of {len(ours)} tensors, most {line(most)} by {apart[most]:.2g}"
     return Result(what, a_shown, b_shown, 0, detail)
 
 
@@ -245,9 +246,9 @@ def rows(then: Path, now: Path) -> list[Result]:
     for a, b in itertools.zip_longest(ours, theirs, fillvalue=empty):
         keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
         if keys:
-            step, key = text(a.get("step") or b.get("step")), keys[0]
-            values = " / ".join(text(side.get(key, "nothing"), 20) for side in (a, b))
-            return [Result(what, a_shown, b_shown, 0, f"first at step {step}: {text(key)} {values}")]
+            step, key = line(a.get("step") or b.get("step")), keys[0]
+            values = " / ".join(line(side.get(key, "nothing"), 20) for side in (a, b))
+            return [Result(what, a_shown, b_shown, 0, f"first at step {step}: {line(key)} {values}")]
     return [Result(what, a_shown, b_shown, math.inf)]
 
 
@@ -268,33 +269,43 @@ def diff(words: list[str], options: Any) -> int:
     """`boltlab runs diff`: where two runs differ, in config, environment, data, uncommitted changes and results."""
     if len(words) != 2:
         raise ConfigError([Mistake("runs", f"are two: boltlab runs diff <run> <run>, and not {len(words)}")])
-    both = [history.read(runs.find(word, options.log_dir, options.verb)) for word in words]
-    for name, row in zip("ab", both, strict=True):
-        print(f"{name}  {printable(str(runs.shown(row.folder)))}")
+    folders = [runs.find(word, options.log_dir, options.verb) for word in words]
+    show_origins(*folders, results=True)
+    return 0
+
+
+def show_origins(*folders: Path, results: bool = False) -> None:
+    """Prints where what two runs were made of differs, with `results` their metrics too, and what is equal."""
+    both = [history.read(folder) for folder in folders]
+    for name, folder in zip("ab", folders, strict=True):
+        print(f"{name}  {line(runs.shown(folder))}")
     parts = _parts(*both)
-    for name, found in {**parts, "results": _differing(*map(_measured, both))}.items():
+    measured = {"results": _differing(*map(_measured, both))} if results else {}
+    for name, found in (parts | measured).items():
         _print_part(name, found)
     if same := [name for name, found in parts.items() if not found]:
         print(f"\nequal: {', '.join(same)}")
-    return 0
+
+
+def surroundings(folder: Path) -> dict[str, Any]:
+    """`environment.json`, and in how many processes the run was trained."""
+    known = {key: value for key, value in runs.read_summary(folder).items() if key == "processes"}
+    return runs.read_json(folder / "environment.json") | known
 
 
 def _parts(a: history.Row, b: history.Row) -> dict[str, list[Any]]:
     """What the runs were made of: of each part that can be compared, the differences."""
     unread = [f"that of {name} cannot be read" for name, row in (("a", a), ("b", b)) if not row.config]
     known, others = data(*(runs.read_json(row.folder / "data.json") for row in (a, b)))
-    patch_a, patch_b = (_bytes(row.folder / "git.patch") for row in (a, b))
+    patch_a, patch_b = (patch_of(row.folder) for row in (a, b))
+    then, now = (surroundings(row.folder) for row in (a, b))
+    commits = line(then.get("git_commit")), line(now.get("git_commit"))
     return {
         "config": unread or _differing(_own(a.config), _own(b.config)),
-        "environment": _machines(*(runs.read_json(row.folder / "environment.json") for row in (a, b))),
-        **({"data": [line.replace(", now ", " in a, in b ") for line in others]} if known else {}),
+        "environment": [("git_commit", *commits)] * (commits[0] != commits[1]) + environments(then, now),
+        **({"data": [said.replace(", now ", " in a, in b ") for said in others]} if known else {}),
         "uncommitted changes": patches(patch_a, patch_b, ("a", "b")),
     }
-
-
-def _machines(a: dict[str, Any], b: dict[str, Any]) -> list[Row]:
-    commits = text(a.get("git_commit")), text(b.get("git_commit"))
-    return [("git_commit", *commits)] * (commits[0] != commits[1]) + environments(a, b)
 
 
 def _measured(row: history.Row) -> dict[str, Any]:
@@ -315,17 +326,6 @@ def _own(config: dict[str, Any]) -> dict[str, Any]:
 _NOTHING = object()
 
 
-def _bytes(path: Path) -> bytes:
-    """The beginning of a file, as much as anybody would compare; nothing where there is none."""
-    try:
-        if not path.is_file():
-            return b""
-        with open(path, "rb") as file:
-            return file.read(_MOST_BYTES)
-    except OSError:
-        return b""
-
-
 def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
     def said(values: dict[str, Any], key: str) -> str:
         return as_text(values[key]) if key in values else "–"
@@ -336,25 +336,8 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str
 
 def _print_part(title: str, found: list[Any]) -> None:
     """`found`: lines, or rows of a table."""
-    if not found:
-        return
-    if isinstance(found[0], str):
-        print("\n".join([f"\n{title}", *(f"  {line}" for line in found)]))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title, "a", "b", box=None)
-    for row in found:
-        table.add_row(*(Text(_short(printable(cell))) for cell in row))
-    print()
-    Console(width=None if Console().is_terminal else 400).print(table)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"
-
-
-def printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    if found and isinstance(found[0], str):
+        print("\n".join([f"\n{title}", *(f"  {said}" for said in found)]))
+    elif found:
+        print()
+        print_table((title, "a", "b"), ([line(cell, 120) for cell in row] for row in found))

@@ -8,12 +8,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from boltlab.ground.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from boltlab.runs.lookup import shown
 
 COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}

@@ -5,12 +5,9 @@ import secrets
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from boltlab.ground.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from boltlab.runs.record import read_summary
 
 

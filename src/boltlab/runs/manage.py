@@ -18,10 +18,10 @@ from typing import Any
 
 from boltlab import runs
 from boltlab.ground.errors import ConfigError, Mistake, UserError
+from boltlab.ground.texts import line
 from boltlab.loggers.place import place
 from boltlab.runs import differences
 from boltlab.runs import index as history
-from boltlab.runs.differences import printable
 from boltlab.runs.filters import is_filter, select
 
 _ARCHIVE = "archive"  # <log_dir>/archive/<verb>/<run>.tar.gz
@@ -227,7 +227,7 @@ def _contents(folder: Path) -> Iterator[tuple[str, str]]:
             yield name, "folder"
         else:
             with open(path, "rb") as file:
-                yield name, _hash(file)
+                yield name, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, str]]:
@@ -237,15 +237,8 @@ def _members(packed: tarfile.TarFile) -> Iterator[tuple[str, str]]:
         elif member.isdir():
             yield member.name, "folder"
         else:  # of two names of one file, tar keeps the second as a reference, which extractfile follows
-            file = packed.extractfile(member)
-            yield member.name, _hash(file) if file is not None else "nothing"
-
-
-def _hash(file: Any) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(1 << 20):
-        digest.update(part)
-    return digest.hexdigest()
+            file: Any = packed.extractfile(member)
+            yield member.name, hashlib.file_digest(file, "sha256").hexdigest() if file is not None else "nothing"
 
 
 # ---------------------------------------------------------------- tag, note
@@ -255,7 +248,9 @@ def tag(words: list[str], options: Any) -> int:
     """Adds tags to a run, or to all of a sweep, takes away those with a `-` before them, and prints what is there."""
     _wanted(words, "tag <run> <tag> … -<tag> …")
     name, *tags = words
-    added, gone = _changes(tags)
+    if odd := [text for text in tags if not _is_tag(text)]:
+        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
+    added, gone = [text for text in tags if text[0] != "-"], {text[1:] for text in tags if text[0] == "-"}
     chosen = [history.read(folder) for folder in _marked(name, options)]
     known = sorted({text for row in chosen for text in _tags(row)})
     if missing := gone.difference(known):
@@ -263,20 +258,8 @@ def tag(words: list[str], options: Any) -> int:
     for row in chosen:
         if tags:
             _mark(row.folder, partial(_retagged, _tags(row), added, gone))
-        print(f"{_named_in_table(row.folder)}  {printable(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
+        print(f"{_named_in_table(row.folder)}  {line(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
     return 0
-
-
-def _changes(tags: list[str]) -> tuple[list[str], set[str]]:
-    """The tags to add, and those to take away.
-
-    Raises:
-        ConfigError: with all that are no tags.
-    """
-    if odd := [text for text in tags if not _is_tag(text)]:
-        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
-    gone = {text[1:] for text in tags if text.startswith("-")}
-    return [text for text in tags if not text.startswith("-")], gone
 
 
 def _is_tag(text: str) -> bool:
@@ -301,18 +284,18 @@ def note(words: list[str], options: Any) -> int:
     name, *texts = words
     text = " ".join(" ".join(texts).split())
     if len(text) > 2000 or not text.isprintable():
-        raise ConfigError([Mistake(printable(text[:80]), "is no note: up to 2000 printable signs")])
+        raise ConfigError([Mistake(line(text, 80), "is no note: up to 2000 printable signs")])
     for folder in _marked(name, options):
         if texts:
             _mark(folder, lambda _: {"note": text})
         kept = history.read(folder).get("note")
-        print(f"{_named_in_table(folder)}  {printable(str(kept or '')) or 'no note'}")
+        print(f"{_named_in_table(folder)}  {line(kept or '', 2000) or 'no note'}")
     return 0
 
 
 def _named_in_table(folder: Path) -> str:
     sweep, _ = place(folder)
-    return printable(f"{sweep}/{folder.name}" if sweep else folder.name)
+    return line(f"{sweep}/{folder.name}" if sweep else folder.name)
 
 
 def _marked(name: str, options: Any) -> list[Path]:

@@ -79,8 +79,7 @@ def prepare(
     except FileExistsError:
         raise UserError(f"{folder} holds a run already; each run gets a folder of its own") from None
     start = {"of": started_by.start()[0], "overrides": list(overrides)}
-    began = {"status": status, "started": time.time(), "pid": os.getpid(), "host": platform.node(), "start": start}
-    write_summary(folder, **began, **known)
+    write_summary(folder, **_begins(status), started=time.time(), start=start, **known)
     (folder / "overrides.yaml").write_text(yaml.safe_dump(list(overrides), allow_unicode=True), encoding="utf-8")
     if status == "running":
         _write_environment(folder, git)
@@ -88,6 +87,10 @@ def prepare(
     if class_names:
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
     return write_config(folder, config)  # at the end: a folder without it is no run yet
+
+
+def _begins(status: str) -> dict[str, Any]:
+    return {"status": status, "pid": os.getpid(), "host": platform.node()}
 
 
 def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
@@ -104,8 +107,7 @@ def record_start(
     _write_environment(folder, git)
     if not written:
         config = write_config(folder, config)
-    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
-    write_summary(folder, **running, started=time.time())
+    write_summary(folder, **_begins("running"), reason=None, started=time.time())
     return config
 
 
@@ -133,11 +135,9 @@ def record_resume(
     summary, commit = read_summary(folder), (git or ask_git()).result().commit
     this = {"time": time.time(), "host": platform.node(), "git_commit": commit, "checkpoint": checkpoint}
     this |= {"overrides": overrides, "changed": changed, "seconds": summary.get("seconds", 0.0)}
-    running = {"status": "running", "pid": os.getpid(), "host": platform.node(), "reason": None}
     start, restarts = started_by.start()
-    if start and not restarts:
-        running["start"] = {"of": start, "overrides": overrides}
-    write_summary(folder, **running, resumed=[*summary.get("resumed", []), this])
+    began = {"start": {"of": start, "overrides": overrides}} if start and not restarts else {}
+    write_summary(folder, **_begins("running"), reason=None, **began, resumed=[*summary.get("resumed", []), this])
     return config
 
 
