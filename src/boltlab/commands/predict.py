@@ -1,8 +1,6 @@
 """`boltlab predict`: class and probabilities of image files, or what a module's own `predict_step` gives."""
 
-import csv
 import glob
-import io
 import json
 import os
 import sys
@@ -15,7 +13,7 @@ from typing import Any
 
 from boltlab import runs
 from boltlab.commands.eval import refuse_trained
-from boltlab.commands.predictions import place, write
+from boltlab.commands.predictions import as_csv, place, write
 from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.config.edit import edit
@@ -194,14 +192,12 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
     """CSV with a header; the second to k-th class stand in columns of their own."""
     width = max([len(row["top_k"]) for row in rows], default=0)
     more = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("class", "probability")]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["file", "class", "probability", *more, "error"])
+    lines = []
     for row in rows:
         others = [value for one in row["top_k"][1:] for value in (one["class"], one["probability"])]
         others += [None] * (len(more) - len(others))
-        writer.writerow([row["file"], row["class"], row["probability"], *others, row["error"]])
-    return text.getvalue()
+        lines.append([row["file"], row["class"], row["probability"], *others, row["error"]])
+    return as_csv(["file", "class", "probability", *more, "error"], lines)
 
 
 def to_json(rows: list[dict[str, Any]]) -> str:

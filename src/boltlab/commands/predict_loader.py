@@ -1,7 +1,5 @@
 """`boltlab predict` without `input`: what `Trainer.predict` gives on the batches of the data module."""
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +10,11 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from boltlab.callbacks.throughput import batch_samples
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.commands.predictions import place, write
+from boltlab.commands.predictions import as_csv, place, write
 from boltlab.config.edit import edit
 from boltlab.config.overrides import keys
 from boltlab.ground.errors import ConfigError, Mistake
@@ -137,26 +136,17 @@ def joined(batches: list[Any], sizes: Sequence[int] = ()) -> Any:
     tuples of such tensors; else as they are."""
     if len(sizes) == len(batches) and all(map(_lists_samples, batches, sizes)):
         return [sample for batch in batches for sample in batch]
-    first = batches[0] if batches else None
-    if len({_form(batch) for batch in batches}) != 1:
+    flat = [tree_flatten(batch) for batch in batches]
+    if not flat or any(spec != flat[0][1] for _, spec in flat):
         return batches
-    if isinstance(first, Tensor):
-        return torch.cat(batches) if first.ndim else torch.stack(batches)
-    if isinstance(first, dict):
-        return {name: joined([batch[name] for batch in batches]) for name in first}
-    if not isinstance(first, (list, tuple)):
-        return batches
-    parts = map(joined, map(list, zip(*batches, strict=True)))
-    return tuple(parts) if isinstance(first, tuple) else list(parts)
+    return tree_unflatten(map(_joined, zip(*(leaves for leaves, _ in flat), strict=True)), flat[0][1])
 
 
-def _form(batch: Any) -> tuple[Any, ...]:
-    """What batches must have in common to be one."""
-    if isinstance(batch, Tensor):
-        return Tensor, batch.shape[1:], batch.ndim
-    if isinstance(batch, dict):
-        return dict, frozenset(batch)
-    return type(batch), len(batch) if isinstance(batch, (list, tuple)) else 0
+def _joined(parts: tuple[Any, ...]) -> Any:
+    forms = {(part.ndim, part.shape[1:]) if isinstance(part, Tensor) else None for part in parts}
+    if len(forms) > 1 or None in forms:
+        return list(parts)
+    return torch.cat(parts) if parts[0].ndim else torch.stack(parts)
 
 
 def _lists_samples(batch: Any, size: int) -> bool:
@@ -167,17 +157,10 @@ def _lists_samples(batch: Any, size: int) -> bool:
 
 def to_csv(columns: dict[str, list[Any]]) -> str:
     """A row for each sample, with its place in the loader's order."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["index", *columns])
-    writer.writerows([i, *row] for i, row in enumerate(zip(*columns.values(), strict=True)))
-    return text.getvalue()
+    return as_csv(["index", *columns], ([i, *row] for i, row in enumerate(zip(*columns.values(), strict=True))))
 
 
 def to_json(columns: dict[str, list[Any]]) -> str:
     """A JSON list of such rows."""
-    rows = [
-        {"index": i, **dict(zip(columns, row, strict=True))}
-        for i, row in enumerate(zip(*columns.values(), strict=True))
-    ]
-    return json.dumps(rows, indent=1) + "\n"
+    rows = enumerate(zip(*columns.values(), strict=True))
+    return json.dumps([{"index": i, **dict(zip(columns, row, strict=True))} for i, row in rows], indent=1) + "\n"

@@ -1,6 +1,9 @@
-"""Where predictions are computed, and where they go."""
+"""Where predictions are computed, and how they are written."""
 
+import csv
+import io
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,14 @@ def write(text: str, output: str | None, what: str) -> None:
     except OSError as e:
         raise UserError(f"output={path} cannot be written: {e.strerror}") from e
     print(f"{what}  {path}")
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Iterable[Any]], **options: Any) -> str:
+    """CSV with a header; what is None stays empty. `options`: of `csv.writer`."""
+    text = io.StringIO()
+    writer = csv.writer(text, **options)
+    writer.writerows([columns, *rows])
+    return text.getvalue()
 
 
 def place(device: str, devices: int = 1, rank: int = 0) -> Any:

@@ -12,7 +12,6 @@ from boltlab.runs.filters import is_number
 
 MAX_CLASSES = 20  # of a matrix that is shown whole
 MAX_PAIRS = 15  # of a larger one
-_TITLES = {"metrics": "Metrics", "final": "Metrics of the last epoch"}
 _MEASURED = ("best", "final", "test", "val", "train")
 
 
@@ -55,10 +54,11 @@ def _settings(run: Run, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _metrics(run: Run) -> dict[str, Any]:
-    names, columns, found = _measured(run), [Column("metric"), Column("value", "number")], {}
-    for key, final in (("metrics", False), ("final", True)):
-        cells = [[Cell(name), number(run.row.get(name))] for name in names if name.startswith("final_") == final]
-        found[key] = Table(f"{_TITLES[key]} of {run.name}", columns, cells) if cells else None
+    columns, found = [Column("metric"), Column("value", "number")], {}
+    for key, title in (("metrics", "Metrics"), ("final", "Metrics of the last epoch")):
+        names = [name for name in _measured(run) if name.startswith("final_") == (key == "final")]
+        cells = [[Cell(name), number(run.row.get(name))] for name in names]
+        found[key] = Table(f"{title} of {run.name}", columns, cells) if cells else None
     return found
 
 
@@ -69,13 +69,18 @@ def _reliability(run: Run) -> dict[str, Any]:
         return {"reliability": None}
     columns = [Column("probability"), *(Column(n, "number") for n in ("samples", "mean probability", "right"))]
     cells = [
-        [Cell(f"{low:.3f} to {high:.3f}"), Cell(f"{samples:,}", samples, "number"), number(sure), number(right)]
-        for low, high, samples, sure, right in found.bins
+        [
+            Cell(f"{part.low:.3f} to {part.high:.3f}"),
+            number(part.samples, "{:,}"),
+            number(part.confidence),
+            number(part.accuracy),
+        ]
+        for part in found.bins
     ]
-    error = f"{found.error:.4f}"
+    error, samples = f"{found.error:.4f}", sum(part.samples for part in found.bins)
     reliability = {
         "error": error,
-        "label": f"Reliability of {run.name}: expected calibration error {error} over {found.samples:,} samples;"
+        "label": f"Reliability of {run.name}: expected calibration error {error} over {samples:,} samples;"
         " the numbers of the bins stand in the table below",
         "svg": Markup(plots.draw_reliability(found)),
         "numbers": Table(f"Reliability of {run.name}", columns, cells),
@@ -113,7 +118,7 @@ def _matrix(confusion: Confusion, split: str) -> dict[str, Any]:
     wrong.sort(key=lambda item: -item[0])
     columns = [Column("true"), Column("predicted"), Column("samples", "number"), Column("of the true class", "number")]
     rows = [
-        [Cell(names[i]), Cell(names[j]), Cell(f"{n:,}", n, "number"), number(n / max(1, sum(matrix[i])), "{:.1%}")]
+        [Cell(names[i]), Cell(names[j]), number(n, "{:,}"), number(n / max(1, sum(matrix[i])), "{:.1%}")]
         for n, i, j in wrong[:MAX_PAIRS]
     ]
     pairs = Table(f"The most frequent confusions of {len(names)} classes", columns, rows)
@@ -125,7 +130,7 @@ def _worst(found: Sequence[Mistake]) -> Table:
     columns += [Column("file", "long")] if any(mistake.file for mistake in found) else []
     rows = []
     for mistake in found:
-        place = Cell("" if mistake.index is None else str(mistake.index), mistake.index, "number")
-        cells = [Cell(mistake.true), Cell(mistake.predicted), number(mistake.probability, "{:.1%}"), place]
-        rows.append([*cells, Cell(mistake.file or "", kind="long")][: len(columns)])
+        cells = [Cell(mistake.true), Cell(mistake.predicted), number(mistake.probability, "{:.1%}")]
+        cells += [number(mistake.index, "{}"), Cell(mistake.file or "", kind="long")]
+        rows.append(cells[: len(columns)])
     return Table("Worst first", columns, rows)

@@ -115,7 +115,7 @@ def comparison(shown: Sequence[Run], keys: Sequence[str], metrics: Sequence[str]
         cells += [number(get(name)) for name in metrics]
         cells += [
             Cell(duration(get("seconds")), get("seconds"), "number"),
-            Cell(f"{datetime.fromtimestamp(started):%Y-%m-%d %H:%M}" if started else "", started or None, "number"),
+            Cell(runs_table.date(started), started or None, "number"),
         ]
         rows.append(cells)
     return Table("Every run, with the settings that differ", columns, rows)

@@ -93,12 +93,16 @@ def draw_reliability(calibration: Calibration) -> str:
     """Bars: how many of the samples of each bin are right; a dash on each: how sure the net was of them."""
 
     def draw(axes: Any) -> None:
-        filled = [part for part in calibration.bins if part[3] is not None]
-        low, high, _, confidence, accuracy = zip(*filled, strict=True) if filled else [()] * 5
-        width = [b - a for a, b in zip(low, high, strict=True)]
-        axes.bar(low, accuracy, width, align="edge", color=_series(0), edgecolor=_PAPER, linewidth=1)
         axes.plot([0, 1], [0, 1], color=_TEXT, linewidth=1, linestyle=DASHES[1])
-        axes.hlines(confidence, low, high, color=_series(1), linewidth=2.5)
+        for part in (part for part in calibration.bins if part.samples):
+            axes.bar(
+                *(part.low, part.accuracy, part.high - part.low),
+                align="edge",
+                color=_series(0),
+                edgecolor=_PAPER,
+                linewidth=1,
+            )
+            axes.hlines(part.confidence, part.low, part.high, color=_series(1), linewidth=2.5)
         axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability of the prediction", ylabel="right")
 
     return _svg(draw, margins=(0.14, 0.97, 0.2, 0.96))

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
 from boltlab import runs
+from boltlab.ground.texts import line
 
 MAX_BYTES = 30_000_000  # of a file; what has more is not read
 MAX_ROWS = 200_000  # of metrics.csv
@@ -29,10 +31,13 @@ MAX_PICTURE = 4_000_000  # pixels
 SIDE = 96  # pixels of a picture on the page
 
 Points = list[tuple[float, float, float]]  # epoch (nan where the row has none), step, value
-
+Name = Annotated[str, BeforeValidator(lambda value: line(value, MAX_TEXT))]
+Count = Annotated[int, Field(ge=0, lt=10**15)]
+StrictCount = Annotated[Count, Field(strict=True)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 # What is raised where a file holds other things than it should.
-_WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_WRONG = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error)
 
 
 class Broken(Exception):
@@ -47,25 +52,39 @@ class Confusion:
     matrix: list[list[int]]
 
 
-@dataclass
-class Mistake:
+class Mistake(BaseModel):
     """A wrong prediction; `picture` is a data address."""
 
-    true: str
-    predicted: str
-    probability: float
-    index: int | None
-    file: str | None
+    true: Name
+    predicted: Name
+    probability: Share
+    index: int | None = None
+    file: Name | None = None
     picture: str | None = None
 
 
-@dataclass
-class Calibration:
-    """`bins`: from, to, samples, mean confidence and accuracy, the last two None without samples."""
+class _Mistakes(BaseModel):
+    mistakes: StrictCount
+    samples: StrictCount
+    worst: list[Mistake]
+    split: Name = "test"
 
-    error: float
-    samples: int
-    bins: list[tuple[float, float, int, float | None, float | None]]
+
+class Bin(BaseModel):
+    """The samples whose probability lies between `low` and `high`; no confidence and no accuracy without samples."""
+
+    low: Share = Field(alias="from")
+    high: Share = Field(alias="to")
+    samples: StrictCount
+    confidence: Share | None = None
+    accuracy: Share | None = None
+
+
+class Calibration(BaseModel):
+    """How sure the net was, and how right."""
+
+    bins: list[Bin]
+    error: Share | None = Field(default=None, alias="expected_calibration_error")
 
 
 @dataclass
@@ -143,53 +162,19 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _number(value: Any) -> float:
-    number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise Broken(f"{value!r} is no number")
-    return number
-
-
-def _count(value: Any) -> int:
-    number = int(value)
-    if isinstance(value, bool | float) or not 0 <= number < 10**15:
-        raise Broken(f"{value!r} is no number of samples")
-    return number
-
-
-def _share(value: Any) -> float:
-    number = _number(value)
-    if not 0 <= number <= 1:
-        raise Broken(f"{value!r} is no share")
-    return number
-
-
-def _name(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
-
-
-def _table(text: str) -> "list[list[str]]":
-    try:
-        return list(islice(csv.reader(io.StringIO(text)), MAX_ROWS))
-    except csv.Error as e:
-        raise Broken(str(e)) from None
-
-
 def _curves(found: Evidence, folder: Path, name: str) -> None:
-    header, *rows = _table(_text(folder, name)) or [[]]
+    rows = csv.DictReader(io.StringIO(_text(folder, name)))
+    header = rows.fieldnames or ()
     if "step" not in header:
         raise Broken("it has no column 'step'")
-    step_at, epoch_at = header.index("step"), header.index("epoch") if "epoch" in header else None
     curves: dict[str, Points] = {name: [] for name in header[:300] if name not in ("step", "epoch", "")}
-    at = [(column, header.index(column)) for column in curves]
-    for row in rows:
-        if len(row) != len(header):  # the last line of a run that was killed
+    for row in islice(rows, MAX_ROWS):
+        if None in row or None in row.values():  # the last line of a run that was killed
             continue
-        step, epoch = _float(row[step_at]), _float(row[epoch_at]) if epoch_at is not None else math.nan
-        for column, place in at:
-            if abs(value := _float(row[place])) < 1e100:  # not so NaN
-                curves[column].append((epoch, step, value))
+        step, epoch = _float(row["step"]), _float(row.get("epoch", ""))
+        for column, points in curves.items():
+            if abs(value := _float(row[column])) < 1e100:  # not so NaN
+                points.append((epoch, step, value))
     found.curves = {column: points for column, points in curves.items() if points}
 
 
@@ -201,49 +186,35 @@ def _float(text: str) -> float:
 
 
 def _confusion(found: Evidence, folder: Path, name: str) -> None:
-    header, *rows = _table(_text(folder, name)) or [[]]
-    names = [_name(text) for text in header[1:]]
+    header, *rows = list(csv.reader(io.StringIO(_text(folder, name)))) or [[]]
+    names = [line(text, MAX_TEXT) for text in header[1:]]
     if not 0 < len(names) <= MAX_CLASSES or len(rows) != len(names):
         raise Broken(f"{len(names)} columns and {len(rows)} rows are no matrix")
-    matrix = [[_count(text) for text in row[1:]] for row in rows]
+    matrix = TypeAdapter(list[list[Count]]).validate_python([row[1:] for row in rows])
     if any(len(row) != len(names) for row in matrix):
         raise Broken("its rows are not of one length")
     found.confusion = Confusion(names, matrix)
 
 
 def _calibration(found: Evidence, folder: Path, name: str) -> None:
-    content = _json(folder, name)
-    bins = []
-    for part in content["bins"][:200]:
-        samples = _count(part["samples"])
-        shares = (_share(part["confidence"]), _share(part["accuracy"])) if samples else (None, None)
-        bins.append((_share(part["from"]), _share(part["to"]), samples, *shares))
-    if content.get("expected_calibration_error") is not None:
-        error = _share(content["expected_calibration_error"])
-        found.calibration = Calibration(error, sum(part[2] for part in bins), bins)
+    content = Calibration.model_validate_json(_text(folder, name))
+    if any((part.accuracy is None or part.confidence is None) != (not part.samples) for part in content.bins):
+        raise Broken("its bins are not as their samples")
+    if content.error is not None and len(content.bins) <= 200:
+        found.calibration = content
 
 
 def _mistakes(found: Evidence, folder: Path, name: str, picture_bytes: int) -> None:
-    content = _json(folder, name)
-    counts = _count(content["mistakes"]), _count(content["samples"])
-    worst, left = [], picture_bytes
-    for number, item in enumerate(content["worst"][:100], 1):
-        index, file = item.get("index"), item.get("file")
-        mistake = Mistake(
-            _name(item["true"]),
-            _name(item["predicted"]),
-            _share(item["probability"]),
-            index if isinstance(index, int) else None,
-            _name(file) if isinstance(file, str) else None,
-        )
-        if item.get("picture"):
+    content = _Mistakes.model_validate_json(_text(folder, name))
+    left = picture_bytes
+    for number, mistake in enumerate(content.worst[:100], 1):
+        if mistake.picture:
             mistake.picture = _picture(folder, f"mistakes/{number:02}.png")  # never the path that the file says
             left -= len(mistake.picture or "")
             if left < 0:
                 mistake.picture = None
-        worst.append(mistake)
-    found.mistakes, found.mistaken = worst, counts
-    found.split = _name(content.get("split", "test"))
+    found.mistakes, found.mistaken = content.worst[:100], (content.mistakes, content.samples)
+    found.split = content.split
 
 
 def _picture(folder: Path, name: str) -> str | None:
@@ -277,14 +248,14 @@ def _command(found: Evidence, folder: Path, name: str, verb: str, latest: dict[s
 def _environment(found: Evidence, folder: Path, name: str) -> None:
     content = _json(folder, name)
     commit = content.get("git_commit")
-    found.commit = _name(commit) if isinstance(commit, str) else None
+    found.commit = line(commit, MAX_TEXT) if isinstance(commit, str) else None
     parts = [content.get("accelerators") or content.get("cpu"), content.get("platform")]
     parts += [f"Python {content['python']}"] if content.get("python") else []
     packages = content.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
     parts += [f"torch {torch}"] if torch else []
     texts = [", ".join(map(str, part[:8])) if isinstance(part, list) else str(part) for part in parts if part]
-    found.machine = _name(", ".join(texts))
+    found.machine = line(", ".join(texts), MAX_TEXT)
     try:
         size = plain_file(folder, "git.patch", 10**12).stat().st_size
     except (FileNotFoundError, Broken):

@@ -72,10 +72,11 @@ class Start:
         newest, warnings = checkpoints.newest_good(folder)
         for line in warnings:
             print(line, file=sys.stderr)
-        if newest is None and "stack" in summary and any((folder / "checkpoints").glob("*.ckpt")):
-            cure = f"boltlab train init_from={folder.name} begins a new run with them"
-            raise UserError(f"{runs.shown(folder)} was trained in a stack, its checkpoints hold weights only: {cure}")
-        queued = newest is None and summary.get("status") == "queued"
+        status = summary.get("status")
+        if newest is None and status in ("finished", "pruned") and any((folder / "checkpoints").glob("*.ckpt")):
+            cure = f"boltlab train init_from={folder.name} begins a new run with its weights"
+            raise UserError(f"{runs.shown(folder)} is {status}, and no checkpoint of it can be resumed: {cure}")
+        queued = newest is None and status == "queued"
         queued_by = summary.get("host"), summary.get("pid")
         if queued and own and not overrides and queued_by == (platform.node(), process.started_by):
             # Checked where it was queued.
