@@ -6,10 +6,10 @@ logs/train/<date>_<time>_sweep_<name>-<id>/
 """
 
 import hashlib
-import json
 import re
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,10 @@ def _hash(job: Composed) -> str:
 def _newest(log_dir: Path, known: list[dict[str, Any]]) -> Path | None:
     """The folder of the newest sweep of these jobs."""
     for path in sorted((log_dir / "train").glob("*/jobs.json"), reverse=True):
-        try:
-            jobs = json.loads(path.read_text(encoding="utf-8"))["jobs"]
+        with suppress(KeyError, TypeError):  # not ours, or broken
+            jobs = runs.read_json(path)["jobs"]
             if [{key: job[key] for key in ("overrides", "config")} for job in jobs] == known:
                 return path.parent.resolve()
-        except (OSError, ValueError, KeyError, TypeError):  # not ours, or broken
-            continue
     return None
 
 

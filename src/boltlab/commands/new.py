@@ -48,10 +48,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _checked(package: str) -> str:
-    """
-    Raises:
-        ConfigError: a package cannot have that name, or one has it.
-    """
+    """Raises ConfigError: a package cannot have that name, or one has it."""
     problem = None
     if not package.isidentifier() or not package.isascii() or keyword.iskeyword(package):
         problem = "is no name of a Python package: letters, digits and _"

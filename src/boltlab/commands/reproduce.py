@@ -76,10 +76,7 @@ def _main(overrides: list[str]) -> int:
 
 
 def refuse_changes(overrides: list[str]) -> None:
-    """
-    Raises:
-        ConfigError: with every override that could change what is trained.
-    """
+    """Raises ConfigError: with every override that could change what is trained."""
     mistakes = []
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
@@ -223,14 +220,7 @@ def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> 
     if before:
         print(f"  git -C {shlex.quote(str(there))} apply {shlex.quote(str(kept))}")
     run, log_dir = shlex.quote(f"run={runs.shown(source)}"), shlex.quote(f"log_dir={log_dir}")
-    if (
-        runs.has_file(commits[0], "src/boltlab/commands/reproduce.py")
-        or b"b/src/boltlab/commands/reproduce.py" in before
-    ):
-        print(f"  PYTHONPATH={shlex.quote(str(there / 'src'))} python -m boltlab reproduce {run} {log_dir}")
-    else:
-        print("  that commit has no `boltlab reproduce`: train there as overrides.yaml of the run says, then here:")
-        print(f"  boltlab reproduce {run} {log_dir} compare=…")
+    print(f"  PYTHONPATH={shlex.quote(str(there / 'src'))} python -m boltlab reproduce {run} {log_dir}")
 
 
 def show_rows(source: Path, now: dict[str, Any], data: dict[str, Any]) -> list[str]:

@@ -104,10 +104,7 @@ def show(everything: list[history.Row], chosen: list[history.Row], options: Any)
 
 
 def _check_keys(everything: list[history.Row], options: Any) -> None:
-    """
-    Raises:
-        ConfigError: columns or a sort by what no run has.
-    """
+    """Raises ConfigError: columns or a sort by what no run has."""
     problems = runs_table.column_mistakes(everything, options.columns) if everything else []
     if options.sort is not None and everything:
         problems += unknown_key(everything, options.sort.lstrip("+-"), f"sort={options.sort}")

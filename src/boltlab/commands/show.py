@@ -66,11 +66,7 @@ def _show_batch(config: DictConfig, data: Any) -> int:
 
 
 def _first(batches: Any, count: int, data: str) -> tuple[list[Any], list[int | None]]:
-    """The first images, a tensor a batch, until there are `count`; and the class of each, None where none is given.
-
-    Raises:
-        UserError: the batches hold no images.
-    """
+    """The first images, a tensor a batch, until there are `count`; and the class of each, None where none is given."""
     import torch
 
     from boltlab.training.plain import describe

@@ -96,11 +96,7 @@ def _folder(name: str, log_dir: str) -> Path:
 
 
 def _send(waiting: list[Part]) -> int:
-    """Sends each run, all its parts in order and in one call of wandb; returns how many parts failed.
-
-    Raises:
-        UserError: no API key, or a server that does not take it; nothing was sent.
-    """
+    """Sends each run, all its parts in order and in one call of wandb; returns how many parts failed."""
     import wandb
 
     from boltlab.loggers.wandb_server import refusal

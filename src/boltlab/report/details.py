@@ -6,7 +6,7 @@ from typing import Any
 
 from boltlab import runs
 from boltlab.report import plots
-from boltlab.report.read import Confusion, Mistake
+from boltlab.report.read import Mistake
 from boltlab.report.tables import Cell, Column, Run, Table, metric_names, number, value
 from boltlab.runs.filters import is_number
 
@@ -32,16 +32,9 @@ def _heading(run: Run) -> dict[str, Any]:
     best = [name for name in _measured(run) if name.startswith("best_")][:1]
     tested = [name for name in metric_names([row]) if name.startswith("test_")][:1]
     return {
-        "id": run.id,
-        "number": run.number,
-        "name": run.name,
-        "status": run.status.text,
-        "status_kind": run.status.kind,
+        "of": run,
         "headline": ", ".join(f"{name} {number(row.get(name)).text}" for name in best + tested),
-        "reason": row.get("reason"),
-        "note": row.get("note"),
         "folder": str(runs.shown(row.folder)),
-        "evidence": run.evidence,
     }
 
 
@@ -101,19 +94,17 @@ def _mistakes(run: Run) -> dict[str, Any]:
 
 
 def _confusion(run: Run) -> dict[str, Any]:
-    found = run.evidence.confusion
-    return {"confusion": found and _matrix(found, run.evidence.split)}
-
-
-def _matrix(confusion: Confusion, split: str) -> dict[str, Any]:
     """Small ones whole, with how dark each cell is (0 to 10, by the share of its row); of others the worst pairs."""
-    names, matrix = confusion.names, confusion.matrix
+    if (found := run.evidence.confusion) is None:
+        return {"confusion": None}
+    names, matrix = found.names, found.matrix
     total = sum(map(sum, matrix))
     right = sum(matrix[i][i] for i in range(len(names)))
-    caption = f"{split} split, accuracy {right / max(1, total):.2%} of {total:,}"
+    caption = f"{run.evidence.split} split, accuracy {right / max(1, total):.2%} of {total:,}"
     if len(names) <= MAX_CLASSES:
         shades = [[(n, math.ceil(10 * n / max(1, sum(row)))) for n in row] for row in matrix]
-        return {"caption": f"Rows: true, columns: predicted; {caption}", "names": names, "shades": shades}
+        caption = f"Rows: true, columns: predicted; {caption}"
+        return {"confusion": {"caption": caption, "names": names, "shades": shades}}
     wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
     wrong.sort(key=lambda item: -item[0])
     columns = [Column("true"), Column("predicted"), Column("samples", "number"), Column("of the true class", "number")]
@@ -122,7 +113,8 @@ def _matrix(confusion: Confusion, split: str) -> dict[str, Any]:
         for n, i, j in wrong[:MAX_PAIRS]
     ]
     pairs = Table(f"The most frequent confusions of {len(names)} classes", columns, rows)
-    return {"caption": f"{caption}; {len(names)} classes: confusion_matrix.csv has all", "shades": None, "pairs": pairs}
+    caption += f"; {len(names)} classes: confusion_matrix.csv has all"
+    return {"confusion": {"caption": caption, "shades": None, "pairs": pairs}}
 
 
 def _worst(found: Sequence[Mistake]) -> Table:

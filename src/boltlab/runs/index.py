@@ -256,10 +256,7 @@ def _hash(text: str) -> str:
 
 
 def _load(text: str) -> Any:
-    """
-    Raises:
-        ValueError, yaml.YAMLError: no YAML, or one that no config of ours is.
-    """
+    """Raises ValueError, yaml.YAMLError: no YAML, or one that no config of ours is."""
     if runs.refers_to_itself(text):
         raise ValueError("it refers to its own parts")
     # libyaml's loader goes as deep as the text does, until the stack of the process ends. A block's depth is bounded by

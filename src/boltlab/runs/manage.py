@@ -36,11 +36,7 @@ def _wanted(words: list[str], action: str) -> None:
 
 
 def _folder(word: str, options: Any) -> Path:
-    """The folder of a run or of a whole sweep: latest, a path, or (part of) a name under the log folder.
-
-    Raises:
-        UserError: nothing fits, or several do.
-    """
+    """The folder of a run or of a whole sweep: latest, a path, or (part of) a name under the log folder."""
     top = Path(options.log_dir) / options.verb
     for path in (top / word, Path(word)) if word not in ("", "latest") else ():
         if path.is_symlink() or path.exists():
@@ -53,11 +49,7 @@ def _folder(word: str, options: Any) -> Path:
 
 
 def _named(words: list[str], options: Any) -> list[str]:
-    """The words, and in place of the filters among them (`status=failed`) the folders of the runs that pass all.
-
-    Raises:
-        UserError: none does.
-    """
+    """The words, and in place of the filters among them (`status=failed`) the folders of the runs that pass all."""
     top = Path(options.log_dir) / options.verb
     filters = [w for w in words if is_filter(w) and not Path(w).exists() and not (top / w).exists()]
     if not filters:
@@ -81,11 +73,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
-    """The folders that rm or archive may take away, each with the runs that are in it.
-
-    Raises:
-        UserError: one is outside the log folder, is a link, is no run, or is at work: then none is touched.
-    """
+    """The folders that rm or archive may take away, each with the runs that are in it."""
     problems, found = [], dict[Path, list[Path]]()
     logs = Path(options.log_dir).resolve()
     for word in _named(words, options):
@@ -194,10 +182,7 @@ def archive(words: list[str], options: Any) -> int:
 
 
 def _pack(folder: Path, target: Path) -> None:
-    """
-    Raises:
-        UserError: what was packed is not what is in the folder.
-    """
+    """Raises UserError: what was packed is not what is in the folder."""
     beside = target.with_name(f".{target.name}-{secrets.token_hex(3)}")
     try:
         with open(beside, "wb") as file:

@@ -77,11 +77,6 @@ def commit_changes(then: str, now: str) -> str | None:
     return None if answer is None else answer.decode(errors="replace").strip() or "the same files"
 
 
-def has_file(commit: str, path: str) -> bool:
-    """Whether a commit that this clone knows has the file."""
-    return bool(re.fullmatch("[0-9a-f]{7,64}", commit)) and _git("cat-file", "-e", f"{commit}:{path}") is not None
-
-
 def clone() -> Path | None:
     """The folder of the clone that this code runs from."""
     answer = _git("rev-parse", "--show-toplevel")

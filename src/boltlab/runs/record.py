@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf._utils import OmegaConfDumper
+from omegaconf._utils import OmegaConfDumper, get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
 from boltlab.config import project, renamed
@@ -39,18 +39,9 @@ _HERE = "@RUN_DIR@"
 
 
 class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values only, with numbers as OmegaConf writes them: 1e-3 is one, a date is a text."""
+    """Plain values only, with numbers and texts as OmegaConf reads them: 1e-3 is a number, a date is a text."""
 
-
-_FLOAT = re.compile(
-    r"[-+]?(\d[\d_]*\.[\d_]*([eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*([eE][-+]\d+)?|\.(inf|Inf|INF))$"
-    r"|\.(nan|NaN|NAN)$"
-)
-PlainLoader.yaml_implicit_resolvers = {
-    first: [(tag, fits) for tag, fits in resolvers if not tag.endswith((":timestamp", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 class _Dumper(getattr(yaml, "CDumper", yaml.Dumper)):  # type: ignore[misc]
