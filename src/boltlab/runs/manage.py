@@ -233,9 +233,7 @@ def tag(words: list[str], options: Any) -> int:
     """Adds tags to a run, or to all of a sweep, takes away those with a `-` before them, and prints what is there."""
     _wanted(words, "tag <run> <tag> … -<tag> …")
     name, *tags = words
-    if odd := [text for text in tags if not _is_tag(text)]:
-        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
-    added, gone = [text for text in tags if text[0] != "-"], {text[1:] for text in tags if text[0] == "-"}
+    added, gone = _changes(tags)
     chosen = [history.read(folder) for folder in _marked(name, options)]
     known = sorted({text for row in chosen for text in _tags(row)})
     if missing := gone.difference(known):
@@ -245,6 +243,14 @@ def tag(words: list[str], options: Any) -> int:
             _mark(row.folder, partial(_retagged, _tags(row), added, gone))
         print(f"{_named_in_table(row.folder)}  {line(', '.join(_tags(history.read(row.folder)))) or 'no tag'}")
     return 0
+
+
+def _changes(tags: list[str]) -> tuple[list[str], set[str]]:
+    """The tags to add, and those to take away."""
+    if odd := [text for text in tags if not _is_tag(text)]:
+        raise ConfigError([Mistake(text[:80], "is no tag: up to 60 signs, no comma") for text in odd])
+    gone = {text[1:] for text in tags if text.startswith("-")}
+    return [text for text in tags if not text.startswith("-")], gone
 
 
 def _is_tag(text: str) -> bool:
