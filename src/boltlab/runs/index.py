@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,9 +225,12 @@ class _Index:
         return _Entry(stamps, blocks, status, float(runs.started(values)), summary)
 
     def _config(self, content: bytes) -> list[str]:
-        """The blocks of a config; most of them stand in other runs word by word."""
+        """The blocks of a config, of single lines together; most of them stand in other runs word by word."""
         text = content.decode(errors="replace")
-        texts = _BLOCK.split(text)
+        texts: list[str] = []
+        for is_group, same in groupby(_BLOCK.split(text), key=lambda part: "\n" in part):
+            parts = list(same)
+            texts += parts if is_group else ["\n".join(parts)]
         try:
             names = [self._block(part) for part in (texts if all(t[:1].isidentifier() for t in texts) else [text])]
             if sum(len(self.blocks[name].values) for name in names) > _MOST_KEYS:
