@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"boltlab: there is no verb {verb!r}{hint} verbs: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     from boltlab.config import project
-    from boltlab.processes import rendezvous
-    from boltlab.processes.exits import exit_code
+    from boltlab.processes.exits import exit_code, led
 
     # Words of its own. In runs, -word takes a tag away, and a note may begin with anything.
     marks = verb == "new" or (verb == "runs" and rest[:1] in (["tag"], ["note"]))
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "--help" in rest or "-h" in rest:
                 _verb_help(verb)
                 return 0
-            return rendezvous.run(lambda: exit_code(verb, lambda: _run(verb, rest if marks else left, marks)))
+            return led(lambda: _run(verb, rest if marks else left, marks))
 
     try:
         return exit_code(verb, command)

@@ -10,7 +10,7 @@ from waiting import HANG
 
 from boltlab.config.compose import compose
 from boltlab.ground.errors import UserError
-from boltlab.processes import ends, launch
+from boltlab.processes import ends, rendezvous
 
 LOST = {"partner": True, "user": False, "time": 1.0, "traceback": "", "message": "RuntimeError: gone"}
 
@@ -66,7 +66,7 @@ def test_a_process_that_is_gone_without_a_word_has_failed(tmp_path):
 def test_a_process_group_outside_is_as_the_strategy_says():
     def group(*overrides):
         config = compose("train", ["trainer.accelerator=cpu", *overrides], check=False).config
-        return launch._group(config)
+        return rendezvous._group(config)
 
     assert group("timeout_seconds=7") == (False, None, timedelta(seconds=7))
     more = ("trainer.strategy.timeout.seconds=9", "+trainer.strategy.process_group_backend=mpi")

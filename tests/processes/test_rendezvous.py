@@ -15,6 +15,7 @@ from boltlab.ground import started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.started_by import World
 from boltlab.processes import rendezvous
+from boltlab.processes.exits import led
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
 SRUN = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
@@ -68,7 +69,7 @@ def test_nodes_with_different_numbers_of_processes_are_refused(variables, capsys
     variables(SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1(x2)"})
     with pytest.raises(UserError, match="srun has started 2,1.x2. tasks: take --ntasks-per-node"):
         started_by.outside()
-    assert rendezvous.run(lambda: 0) == 1
+    assert led(lambda: 0) == 1
     assert "--ntasks-per-node" in capsys.readouterr().err
 
 
@@ -114,22 +115,23 @@ def store():
     return HashStore()
 
 
-def test_rank_0_leads_and_the_others_run_what_it_tells_them(variables, store, tmp_path):
+def test_rank_0_leads_and_the_others_run_what_it_tells_them(variables, store, tmp_path, monkeypatch):
     """Two ranks as two threads of this process, in a store in which an earlier start has left its words."""
     old = PrefixStore("old", store)
     old.set("order-0", '{"code": 9}')
     store.set("boltlab/part", "old")
     store.set("boltlab/run", str(tmp_path))
     (tmp_path / "config.yaml").touch()
+    monkeypatch.setattr(rendezvous, "follow", lambda function, folder: function(folder))
     codes = {}
 
     def other():
-        codes[1] = rendezvous._follow(World("torchrun", 1, 2, 2), store)
+        codes[1] = rendezvous._obey(World("torchrun", 1, 2, 2), store)
 
     def command():
-        assert rendezvous.leading().begun == tmp_path
+        assert started_by.leader.begun == tmp_path
         for number in (0, 1):
-            rendezvous.leading().order(follow, entry, tmp_path)
+            started_by.leader.order(entry, tmp_path)
             (tmp_path / f"led-{number}").touch()
         return 3
 
@@ -139,11 +141,7 @@ def test_rank_0_leads_and_the_others_run_what_it_tells_them(variables, store, tm
     thread.join(HANG)
     assert codes == {0: 3, 1: 3}  # all end with the exit code of rank 0
     assert (tmp_path / "followed").read_text() == "entry" * 2
-    assert rendezvous.leading() is None
-
-
-def follow(function, folder):
-    function(folder)
+    assert started_by.leader is None
 
 
 def entry(folder):
@@ -152,11 +150,11 @@ def entry(folder):
 
 
 def test_a_node_that_does_not_see_the_run_folder_is_named(store, tmp_path):
-    thread = threading.Thread(target=lambda: rendezvous._follow(World("srun", 1, 2, 1), store))
+    thread = threading.Thread(target=lambda: rendezvous._obey(World("srun", 1, 2, 1), store))
     thread.start()
-    leader = rendezvous._Leader(World("srun", 0, 2, 1), store, rendezvous._meet(World("srun", 0, 2, 1), store))
+    leader = rendezvous.Leader(World("srun", 0, 2, 1), store, rendezvous._meet(World("srun", 0, 2, 1), store))
     with pytest.raises(UserError, match="rank 1 on .* does not see .*nowhere: log_dir must lie on a disk that all"):
-        leader.order(follow, entry, tmp_path / "nowhere")
+        leader.order(entry, tmp_path / "nowhere")
     leader.end(1)
     thread.join(HANG)
 
@@ -175,8 +173,8 @@ def test_rank_0_that_is_gone_is_named(store):
 
 
 def test_after_a_failure_nothing_more_is_started(store, tmp_path):
-    leader = rendezvous._Leader(World("torchrun", 0, 2, 2), store, store)
+    leader = rendezvous.Leader(World("torchrun", 0, 2, 2), store, store)
     leader.alone = True
     with pytest.raises(UserError, match="a process that torchrun has started is gone: start the command again"):
-        leader.order(follow, entry, tmp_path)
+        leader.order(entry, tmp_path)
     assert not store.check(["order-0"])

@@ -77,7 +77,7 @@ def work(monkeypatch):
         parts = [workers.Part(label, texts) for label, texts in study.asked["parts"]]
         for name, value in {"ends": dict(ends), "parts": len(parts), "begun": []}.items():
             monkeypatch.setattr(Run, name, value, raising=False)
-        monkeypatch.setattr(workers, "Job", Run)
+        monkeypatch.setattr("boltlab.processes.launchers.process.Job", Run)
         monkeypatch.setattr(workers, "WAIT_SECONDS", 0.01)
         places = [workers.Place((), 1)] * 2
         workers.Worker(study, parts, places, make_run, "", deadline, lambda line: None).run(lambda: None)

@@ -21,7 +21,6 @@ from boltlab.config.overrides import grid
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.ground.texts import line, print_table
-from boltlab.processes import rendezvous
 from boltlab.processes import submit as launched
 from boltlab.training import start as training
 from boltlab.training.resume import UNFINISHED
@@ -158,7 +157,7 @@ class _Sweep:
             print(f"another process is at work on job {', '.join(folder.name for folder in watch)}", flush=True)
         self.write()
         if start or watch:
-            self.launcher.run(self.top, start, watch, rendezvous.function_name(training.job))
+            self.launcher.run(self.top, start, watch, training.JOB)
 
     def run_job(self, number: int, job: Composed) -> None:
         heading = f"job {number}  {self.titles[number]}"

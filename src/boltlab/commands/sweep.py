@@ -22,7 +22,7 @@ from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, UserError
-from boltlab.processes import launch, rendezvous
+from boltlab.processes import launch
 from boltlab.processes import submit as launched
 from boltlab.processes.exits import exit_code
 from boltlab.processes.launchers import process
@@ -148,7 +148,7 @@ def _work(
 
     deadline = (begun or time.time()) + 60 * minutes if minutes else None
     table = Table(study, len(places), live)
-    worker = Worker(study, parts, places, _begin, rendezvous.function_name(training.job), deadline, table.say)
+    worker = Worker(study, parts, places, _begin, training.JOB, deadline, table.say)
     with table.shown(worker.at_work):
         worker.run(table.update)
 
@@ -166,7 +166,7 @@ def _launch(launcher: Any, study: Study, storage: str | None, wanted: int) -> No
         folder.mkdir(parents=True)
         runs.write_summary(folder, status="queued", started=time.time(), pid=os.getpid(), host=platform.node())
         start.append(folder)
-    launcher.run(study.top, start, watch, rendezvous.function_name(work))
+    launcher.run(study.top, start, watch, f"{__name__}:work")
 
 
 def work(folder: Path) -> int:

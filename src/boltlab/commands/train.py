@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from boltlab import runs
 from boltlab.config.compose import compose
+from boltlab.config.overrides import names_launcher
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake
-from boltlab.processes import launch, rendezvous, submit
+from boltlab.processes import launch
 from boltlab.processes.restarted import begun_before, of_run
 from boltlab.training import start
 from boltlab.training.outcome import print_end
@@ -51,8 +52,10 @@ def _to_resume(overrides: list[str]) -> Path | None:
 
 
 def _resume(folder: Path, overrides: list[str], git: "Future[runs.Git]") -> None:
-    if any(map(submit.names_launcher, overrides)):
-        print_end(submit.resume(folder, overrides, rendezvous.function_name(start.job)))
+    if any(map(names_launcher, overrides)):
+        from boltlab.processes import submit
+
+        print_end(submit.resume(folder, overrides, start.JOB))
     else:
         start.resume_run(folder, overrides, git)
 
@@ -64,7 +67,9 @@ def _train(overrides: list[str], git: "Future[runs.Git]") -> None:
     start.settle_weights(composed)
     name = start.name_of(composed)
     if composed.config.launcher is not None:
-        print_end(submit.run(composed, name, rendezvous.function_name(start.job)))
+        from boltlab.processes import submit
+
+        print_end(submit.run(composed, name, start.JOB))
         return
     state = start.state_of(Path(given[-1]), composed.config) if given and given[-1] != "null" else None
     start.run(composed, runs.new_folder(composed.config.log_dir, "train", name), git, state)

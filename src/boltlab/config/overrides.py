@@ -23,6 +23,11 @@ def keys(overrides: list[str]) -> list[str]:
     return [text.lstrip("+~").partition("=")[0] for text in overrides]
 
 
+def names_launcher(override: str) -> bool:
+    """Whether an override is about the launcher."""
+    return keys([override])[0].split(".")[0] == "launcher"
+
+
 def grid(overrides: list[str]) -> list[list[str]]:
     """The overrides of each job of `-m`: every combination of the values, the last one changing fastest.
 

@@ -103,6 +103,21 @@ def caught(
         inbox = outer
 
 
+@contextmanager
+def passed_on(send: Callable[[int], Any]) -> Iterator[None]:
+    """Sends the signals that come while what runs inside runs to the processes that it waits for, SIGKILL where one
+    comes again.
+
+    Raises:
+        Stopped: at the end, where one told this command to stop.
+    """
+    with caught(at_once=lambda _: send(9), forward=send):
+        yield
+        stopped = inbox.stop
+    if stopped:
+        raise Stopped(stopped)
+
+
 def hold_back() -> None:
     """Leaves the signals of this process, and of those that are forked from it, for a `caught` to come."""
     if hasattr(signal, "pthread_sigmask"):

@@ -5,8 +5,12 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from boltlab.ground.errors import UserError
+
+leader: Any = None  # in rank 0 of processes from outside, which follow it: the `Leader` of `processes.rendezvous`
+parent = 0  # in the process of a launcher's job on this machine: the process that has started it
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from boltlab.ground import started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
 
@@ -24,6 +25,20 @@ def leave(code: int) -> NoReturn:
         with suppress(AttributeError, OSError, ValueError):  # None, or nobody reads it any more, or closed
             stream.flush()
     os._exit(code)
+
+
+def led(command: Callable[[], int]) -> int:
+    """Runs a command; of the processes that torchrun or srun has started, in rank 0 only, which the others follow."""
+    try:
+        world = started_by.outside()
+    except UserError as e:
+        print(f"boltlab: {e}", file=sys.stderr)
+        return 1
+    if world is None:
+        return command()
+    from boltlab.processes import rendezvous
+
+    return rendezvous.run(world, command)
 
 
 def exit_code(verb: str, command: Callable[[], int]) -> int:

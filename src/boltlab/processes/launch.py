@@ -6,7 +6,6 @@ started by torch's elastic launcher, which ends all of them when one fails; thos
 led by their rank 0 (see `boltlab.processes.rendezvous`).
 """
 
-import inspect
 import logging
 import multiprocessing
 import os
@@ -16,11 +15,9 @@ import signal
 import sys
 import threading
 import time
-import traceback
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +25,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from boltlab import runs
-from boltlab.config.build import build
 from boltlab.config.devices import process_count
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
-from boltlab.processes import ends, rendezvous
+from boltlab.processes import ends
 
 Entry = Callable[[str, DictConfig], Any]  # what a process of a run does, with its folder and its config
 
@@ -74,10 +70,9 @@ def launch(entry: Entry, folder: Path, config: DictConfig) -> None:
         Stopped: the processes were told to stop, and did.
     """
     processes, restarts = process_count(config), int(config.get("max_restarts", 0))
-    leader = rendezvous.leading()
     keep_freed_memory()
-    if leader is not None:
-        _lead(leader, entry, folder, config)
+    if started_by.leader is not None:
+        started_by.leader.run(entry, folder, config)
         return
     nodes = int(config.trainer.get("num_nodes", 1))
     if nodes > 1:
@@ -105,9 +100,6 @@ def _start(entry: Entry, folder: Path, config: DictConfig, processes: int) -> No
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Older releases of torch wait for 30 seconds.
-    known = inspect.signature(LaunchConfig).parameters
-    timeout: dict[str, Any] = {"shutdown_timeout": SHUTDOWN_SECONDS} if "shutdown_timeout" in known else {}
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -118,7 +110,6 @@ def _start(entry: Entry, folder: Path, config: DictConfig, processes: int) -> No
         max_restarts=0,  # what raised a UserError would fail again: `launch` restarts the rest, and says why
         start_method=start_method(),
         signals_to_handle="SIGQUIT",  # the others are for the processes to act on, not for their launcher
-        **timeout,
     )
     ends.clear(folder)
     for name in ("torch.distributed.elastic", "torch.multiprocessing"):  # what they would say is said below, once
@@ -249,67 +240,3 @@ def _rank(entry: Entry, folder: str, config: DictConfig, cwd: str, environment: 
         if ends.lost_partner(e):  # whose end is to be seen first: it is the cause
             ends.wait_for_reports(Path(folder))
         raise SystemExit(1) from None
-
-
-# ---------------------------------------------------------------- processes from outside
-
-
-def _lead(leader: Any, entry: Entry, folder: Path, config: DictConfig) -> None:
-    """Runs `entry` as rank 0 of processes from outside.
-
-    Where another process fails, its launcher sends this one a signal to stop; the failure is what is told.
-    """
-    ends.clear(folder)
-    leader.order(follow, entry, folder)
-    try:
-        with ends.last_word(folder), rendezvous.joined(*_group(config)):
-            entry(str(folder), config)
-    except BaseException as e:
-        leader.alone = True
-        signals.inbox.deferred = True  # the launcher's signal must not hide the cause
-        told = ends.wait_for_reports(folder) if ends.lost_partner(e) or isinstance(e, signals.Stopped) else []
-        if any(not record["partner"] for record in told):
-            raise ends.cause(told, {}, leader.world.size) from None
-        if ends.lost_partner(e) and (stopped := ends.stopped_by(folder)):  # it was told a little earlier
-            raise signals.Stopped(stopped) from None
-        if ends.lost_partner(e):
-            raise ends.cause(told, {}, leader.world.size) from None
-        raise
-
-
-def follow(entry: Entry, folder: Path) -> None:
-    """Runs `entry` as one of the processes that rank 0 leads; what it raises is printed before it ends.
-
-    Raises:
-        Stopped: all of them were told to stop, and did.
-    """
-    keep_freed_memory()
-    rank = os.environ["RANK"]
-    try:
-        config = runs.load_config(folder, own=True)
-        with ends.last_word(folder), rendezvous.joined(*_group(config)):
-            entry(str(folder), config)
-    except signals.Stopped:
-        raise
-    except BaseException as e:
-        signals.inbox.deferred = True
-        if ends.lost_partner(e):
-            cause = ends.cause(ends.wait_for_reports(folder), {}, int(os.environ["WORLD_SIZE"]))
-            print(f"rank {rank} ends: {cause}", file=sys.stderr, flush=True)
-        elif not isinstance(e, UserError):  # which rank 0 prints
-            traceback.print_exc()
-        raise SystemExit(1) from None
-
-
-def _group(config: DictConfig) -> tuple[bool, str | None, timedelta]:
-    """Of a run's process group: whether it is on GPUs, the backend that the strategy names, the timeout."""
-    import torch
-
-    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    strategy = config.trainer.get("strategy")
-    timeout = timedelta(seconds=config.get("timeout_seconds", 300.0))
-    if not isinstance(strategy, DictConfig):
-        return on_gpu, None, timeout
-    if strategy.get("timeout"):
-        timeout = build(config, "trainer.strategy.timeout")
-    return on_gpu, strategy.get("process_group_backend"), timeout

@@ -4,24 +4,31 @@ Only rank 0 reads the command line, composes, checks and makes the run folder. I
 which torch processes find one another, what to run and in which folder; then all of them run the same.
 """
 
-import importlib
 import itertools
 import json
 import os
+import pkgutil
 import secrets
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from boltlab.ground import signals
+from omegaconf import DictConfig
+
+from boltlab import runs
+from boltlab.config.build import build
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
-from boltlab.ground.started_by import World, outside
+from boltlab.ground.started_by import World
+from boltlab.processes import ends
+from boltlab.processes.launch import Entry, keep_freed_memory
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start
@@ -29,25 +36,17 @@ _SHUTDOWN_SECONDS = 10.0  # that a process has when rank 0 is gone
 _END_SECONDS = 10.0  # that rank 0, which holds the store, waits for the others to have read its last word
 _groups = itertools.count()
 _met: Any = None  # the part of the store that belongs to this start of the processes
-_leading: "_Leader | None" = None
 
 
-def run(command: Callable[[], int]) -> int:
+def run(world: World, command: Callable[[], int]) -> int:
     """Runs a command in rank 0 of the processes from outside, and what it tells them in the others; its exit code."""
-    try:
-        world = outside()
-    except UserError as e:
-        print(f"boltlab: {e}", file=sys.stderr)
-        return 1
-    if world is None:
-        return command()
     if "RANK" not in os.environ:
         _as_torchrun(world)
     # The first to end has the launcher tell the others to stop, who would lose their exit codes after `caught`.
     signals.only_caught()
     try:
         with signals.caught():
-            return _follow(world, _store()) if world.rank else _lead(world, _store(), command)
+            return _obey(world, _store()) if world.rank else _lead(world, _store(), command)
     except signals.Stopped as e:
         return 128 + e.signum
     except UserError as e:
@@ -55,14 +54,9 @@ def run(command: Callable[[], int]) -> int:
         return 1
 
 
-def leading() -> "_Leader | None":
-    """The rank 0 that this process is, if processes from outside follow it."""
-    return _leading
-
-
 @contextmanager
-def joined(on_gpu: bool, backend: str | None, timeout: timedelta) -> Iterator[None]:
-    """Inside, the processes from outside are torch's process group. backend: None takes that of the device.
+def _joined(config: DictConfig) -> Iterator[None]:
+    """Inside, the processes from outside are torch's process group.
 
     Left to itself, torch would have the processes find one another in the whole store: where torchrun has started them
     again, under the addresses of those that are gone.
@@ -70,6 +64,7 @@ def joined(on_gpu: bool, backend: str | None, timeout: timedelta) -> Iterator[No
     import torch
     from torch.distributed import PrefixStore
 
+    on_gpu, backend, timeout = _group(config)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if torch.cuda.device_count() > 1 else 0)
     torch.distributed.init_process_group(
@@ -82,6 +77,20 @@ def joined(on_gpu: bool, backend: str | None, timeout: timedelta) -> Iterator[No
     yield
     torch.distributed.barrier()  # rank 0 goes on with what all of them have written
     torch.distributed.destroy_process_group()  # after an error, the end of the process does it
+
+
+def _group(config: DictConfig) -> tuple[bool, str | None, timedelta]:
+    """Of a run's process group: whether it is on GPUs, the backend that the strategy names, the timeout."""
+    import torch
+
+    on_gpu = config.trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    strategy = config.trainer.get("strategy")
+    timeout = timedelta(seconds=config.get("timeout_seconds", 300.0))
+    if not isinstance(strategy, DictConfig):
+        return on_gpu, None, timeout
+    if strategy.get("timeout"):
+        timeout = build(config, "trainer.strategy.timeout")
+    return on_gpu, strategy.get("process_group_backend"), timeout
 
 
 def _as_torchrun(world: World) -> None:
@@ -136,7 +145,7 @@ def _meet(world: World, store: Any) -> Any:
     return part
 
 
-class _Leader:
+class Leader:
     """Rank 0: tells the others what to run.
 
     begun: the folder of the run that these processes were at when torchrun started them again.
@@ -151,8 +160,30 @@ class _Leader:
         """Has the next start of these processes know the run."""
         self.store.set("boltlab/run", str(folder))
 
-    def order(self, follow: Callable[..., Any], entry: Callable[[str], Any], folder: Path) -> None:
-        """Has the others call `follow(entry, folder)`; returns when all of them see the folder.
+    def run(self, entry: Entry, folder: Path, config: DictConfig) -> None:
+        """Runs `entry(folder, config)` here, and in the others.
+
+        Where another process fails, its launcher sends this one a signal to stop; the failure is what is told.
+        """
+        ends.clear(folder)
+        self.order(entry, folder)
+        try:
+            with ends.last_word(folder), _joined(config):
+                entry(str(folder), config)
+        except BaseException as e:
+            self.alone = True
+            signals.inbox.deferred = True  # the launcher's signal must not hide the cause
+            lost = ends.lost_partner(e)
+            told = ends.wait_for_reports(folder) if lost or isinstance(e, signals.Stopped) else []
+            known = any(not record["partner"] for record in told)
+            if lost and not known and (stopped := ends.stopped_by(folder)):  # it was told a little earlier
+                raise signals.Stopped(stopped) from None
+            if lost or known:
+                raise ends.cause(told, {}, self.world.size) from None
+            raise
+
+    def order(self, entry: Callable[..., Any], folder: Path) -> None:
+        """Has the others call `follow` with these; returns when all of them see the folder.
 
         Raises:
             UserError: one of them cannot, or gives no answer.
@@ -160,7 +191,7 @@ class _Leader:
         if self.alone:
             raise UserError(f"a process that {self.world.launcher} has started is gone: start the command again")
         number, self.orders = self.orders, self.orders + 1
-        message = {"follow": function_name(follow), "entry": function_name(entry), "folder": str(folder)}
+        message = {"entry": f"{entry.__module__}:{entry.__qualname__}", "folder": str(folder)}
         self.part.set(f"order-{number}", json.dumps(message))
         for rank in range(1, self.world.size):
             answer = _wait(self.part, f"order-{number}-{rank}", f"rank {rank}", _CONNECT_SECONDS)
@@ -176,19 +207,20 @@ class _Leader:
 
 
 def _lead(world: World, store: Any, command: Callable[[], int]) -> int:
-    global _leading, _met
+    global _met
     _met = _meet(world, store)
-    _leading = _Leader(world, store, _met)
+    leader = started_by.leader = Leader(world, store, _met)
     code = 1
     try:
         code = command()
     finally:
-        _leading.end(code)
-        _leading = None
+        leader.end(code)
+        started_by.leader = None
     return code
 
 
-def _follow(world: World, store: Any) -> int:
+def _obey(world: World, store: Any) -> int:
+    """Runs what rank 0 tells this process, until its last word: the exit code."""
     global _met
     _met = part = _meet(world, store)
     ended = threading.Event()
@@ -204,7 +236,7 @@ def _follow(world: World, store: Any) -> int:
             part.set(f"order-{number}-{world.rank}", "" if seen else problem)
             try:
                 if seen:
-                    named(message["follow"])(named(message["entry"]), folder)
+                    follow(pkgutil.resolve_name(message["entry"]), folder)
             except signals.Stopped:  # as all of them: the next word of rank 0 is its exit code
                 signals.inbox.deferred = True
     finally:
@@ -212,6 +244,29 @@ def _follow(world: World, store: Any) -> int:
         with suppress(Exception):
             part.add("left", 1)
     raise AssertionError("it counts without end")
+
+
+def follow(entry: Entry, folder: Path) -> None:
+    """Runs `entry` as one of the processes that rank 0 leads; what it raises is printed before it ends.
+
+    Raises:
+        Stopped: all of them were told to stop, and did.
+    """
+    keep_freed_memory()
+    try:
+        config = runs.load_config(folder, own=True)
+        with ends.last_word(folder), _joined(config):
+            entry(str(folder), config)
+    except signals.Stopped:
+        raise
+    except BaseException as e:
+        signals.inbox.deferred = True
+        if ends.lost_partner(e):
+            cause = ends.cause(ends.wait_for_reports(folder), {}, int(os.environ["WORLD_SIZE"]))
+            print(f"rank {os.environ['RANK']} ends: {cause}", file=sys.stderr, flush=True)
+        elif not isinstance(e, UserError):  # which rank 0 prints
+            traceback.print_exc()
+        raise SystemExit(1) from None
 
 
 def _end_with_rank_0(part: Any, ended: threading.Event) -> None:
@@ -222,17 +277,6 @@ def _end_with_rank_0(part: Any, ended: threading.Event) -> None:
         return
     if not ended.wait(_SHUTDOWN_SECONDS):
         os._exit(1)
-
-
-def function_name(function: Callable[..., Any]) -> str:
-    """module:function, of one that stands at the top of a module."""
-    return f"{function.__module__}:{function.__qualname__}"
-
-
-def named(name: str) -> Any:
-    """The function that module:function names."""
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 def _wait(store: Any, key: str, who: str, seconds: float | None = None) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.ground import started_by
-from boltlab.processes import rendezvous
 
 _OF_COMMAND = ("resume=", "log_dir=", "ckpt_path=")  # overrides that are no part of a run
 
@@ -18,9 +17,8 @@ def of_run(overrides: list[str]) -> list[str]:
 
 def begun_before(overrides: list[str]) -> Path | None:
     """The folder of the run that this command began before it was started again; None where it is not a restart."""
-    leader = rendezvous.leading()
-    if leader is not None and leader.begun is not None:
-        return Path(leader.begun)
+    if started_by.leader is not None and started_by.leader.begun is not None:
+        return Path(started_by.leader.begun)
     name, restarts = started_by.start()
     if not restarts:
         return None

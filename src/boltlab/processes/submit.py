@@ -18,15 +18,11 @@ from boltlab.config import auto as machine
 from boltlab.config.build import build
 from boltlab.config.compose import Composed, compose
 from boltlab.config.edit import edit
+from boltlab.config.overrides import names_launcher
 from boltlab.ground import started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 
 NOT_STARTED = "not started"  # what a run may be besides the states in its summary
-
-
-def names_launcher(override: str) -> bool:
-    """Whether an override is about the launcher."""
-    return override.lstrip("+~").split("=")[0].split(".")[0] == "launcher"
 
 
 def take(jobs: list[Composed]) -> Any:

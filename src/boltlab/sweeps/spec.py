@@ -11,7 +11,7 @@ from boltlab.config.build import build
 from boltlab.config.compose import Composed, compose
 from boltlab.config.devices import process_count
 from boltlab.config.modes import settle
-from boltlab.config.overrides import split_space, sweep_values
+from boltlab.config.overrides import names_launcher, split_space, sweep_values
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, Mistake
 from boltlab.processes import submit
@@ -64,7 +64,7 @@ def read(own: list[str], for_trials: list[str], options: Any) -> Spec:
     launcher = _launcher(base)
     asked = {
         "name": str(options.name or _choice(own)),
-        "train": [text for text in fixed if not submit.names_launcher(text)],
+        "train": [text for text in fixed if not names_launcher(text)],
         "space": space,
         "objectives": _objectives(objectives, dimensions, base, options),
         "sampler": OmegaConf.to_container(options.sampler),

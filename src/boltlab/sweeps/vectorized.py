@@ -29,7 +29,7 @@ from boltlab.sweeps import space as spaces
 from boltlab.sweeps.stack import Stack
 from boltlab.sweeps.study import Claimed, Lost, Study
 from boltlab.sweeps.table import Table
-from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, value_of
+from boltlab.sweeps.worker import WAIT_SECONDS, Dead, Part, State, outcome, value_of
 from boltlab.training import resume
 
 AT_ONCE = 32  # trials, where `workers` does not say
@@ -144,14 +144,11 @@ class Vectorized:
 
     def finished(self, claimed: Claimed, left: dict[int, Claimed], nets: Sequence[Net]) -> None:
         try:
-            found = [[value_of(net.folder, m, mode) for m, mode in self.study.objectives.items()] for net in nets]
+            found = {n.part.label: [value_of(n.folder, *o) for o in self.study.objectives.items()] for n in nets}
         except Dead as e:
             self.died(claimed, left, str(e), again=False)
             return
-        values, more = [statistics.fmean(column) for column in zip(*found, strict=True)], {}
-        if len(nets) > 1:
-            by_part = {net.part.label: own[0] for net, own in zip(nets, found, strict=True)}
-            more = {"parts": by_part, "deviation": statistics.stdev(by_part.values())}
+        values, more = outcome(found)
         self._tell(claimed, left, f"finished: {values[0]:.4f}", lambda: self.study.complete(claimed, values, **more))
 
     def pruned(self, claimed: Claimed, left: dict[int, Claimed], reason: str) -> None:

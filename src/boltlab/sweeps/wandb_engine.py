@@ -114,7 +114,7 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
             agent.terminate()  # by any other signal, an agent would go on with the next training
 
     before = set(runs.folders(config.log_dir))
-    with signals.caught(at_once=stop, forward=stop):
+    with signals.passed_on(stop):
         # Sessions of their own: a terminal's Ctrl-C comes to them once, from here.
         apart: Any = {"start_new_session": True, "preexec_fn": None}
         if sys.platform == "linux":
@@ -123,9 +123,6 @@ def run(sweep: Mapping[str, Any], config: DictConfig, workers: int) -> int:
         if signals.inbox.stop:  # while they were started
             stop(signals.inbox.stop)
         codes = [agent.wait() for agent in agents]
-        stopped = signals.inbox.stop
-    if stopped:
-        raise signals.Stopped(stopped)
     code = max(code if code >= 0 else 128 - code for code in codes)
     ended = set(runs.folders(config.log_dir)) - before
     if code == 0 and not any(runs.read_summary(folder).get("status") == "finished" for folder in ended):

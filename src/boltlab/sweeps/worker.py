@@ -6,12 +6,10 @@ pruner sees the mean of the parts that have reached it. If nothing is pruned, id
 
 import csv
 import math
-import queue
 import shutil
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 from boltlab import runs
 from boltlab.ground import signals
 from boltlab.ground.errors import UserError
-from boltlab.processes.launchers.process import Job, Place
+from boltlab.processes.launchers.process import Job, Place, Pool
 from boltlab.sweeps.space import overrides
 from boltlab.sweeps.study import Claimed, Lost, Study
 from boltlab.training.resume import UNFINISHED
@@ -34,14 +32,15 @@ FROM_SUMMARY = {"parameters": False, "seconds": False, "samples_per_second": Tru
 
 
 class Dead(Exception):
-    """A run of a trial ended without a result; the message is the reason.
+    """A run of a trial ended without a result.
 
     diverged: the same values would diverge again, and the sampler is to keep away from them.
     hopeless: nor would another try begin, or have a result.
     """
 
-    diverged = False
-    hopeless = False
+    def __init__(self, reason: str, diverged: bool = False, hopeless: bool = False) -> None:
+        self.diverged, self.hopeless = diverged, hopeless
+        super().__init__(reason)
 
 
 class Pruned(Exception):
@@ -70,14 +69,13 @@ class State:
     value: float | None = None
     part: str = ""
     over: bool = False  # a part of it has failed, and the others need not go on
-    jobs: list[Job] = field(default_factory=list)
     series: dict[str, list[float]] = field(default_factory=dict)  # of each part: the first objective, epoch by epoch
 
 
 class Worker:
     """The trials of one command, as many at a time as there are `places`.
 
-    queue: makes the run of (overrides, folder). entry: module:function that a run's process calls with its folder.
+    prepare: makes the run of (overrides, folder). entry: module:function that a run's process calls with its folder.
     """
 
     def __init__(
@@ -96,10 +94,7 @@ class Worker:
         self.trouble: BaseException | None = None
         self.dead = 0
         self._ended_well = any(t.state.name == "COMPLETE" for t in study.trials())
-        self._size = len(places)
-        self._places: queue.Queue[Place] = queue.Queue()
-        for place in places:
-            self._places.put(place)
+        self._pool = Pool(places)
         self._prunes = not self.study.asked["pruner"]["_target_"].endswith(".NopPruner")
 
     def run(self, watch: Callable[[], None]) -> None:
@@ -108,34 +103,21 @@ class Worker:
         Raises:
             Stopped: this command was told to stop; the trials at work have saved.
         """
-
-        with signals.caught(at_once=lambda _: self._send(9), forward=self._send):
-            threads = [threading.Thread(target=self._work, name=f"worker {i}") for i in range(self._size)]
-            for thread in threads:
-                thread.start()
-            while any(thread.is_alive() for thread in threads):
+        with signals.passed_on(self._pool.send), ThreadPoolExecutor(self._pool.size) as threads:
+            working = [threads.submit(self._work) for _ in range(self._pool.size)]
+            while wait(working, timeout=0.2).not_done:
                 try:
                     if self.trouble is None:
                         self.study.alive()
                         watch()
                 except BaseException as e:
                     self._fails(e)
-                threads[0].join(0.2) if threads[0].is_alive() else time.sleep(0.2)
-            stopped = _told()
-        if self.trouble is not None:
-            raise self.trouble
-        if stopped:
-            raise signals.Stopped(stopped)
-
-    def _send(self, signum: int) -> None:
-        for state in list(self.at_work.values()):
-            for job in list(state.jobs):
-                job.send(signum)
+            if self.trouble is not None:
+                raise self.trouble
 
     def _fails(self, error: BaseException) -> None:
         """This program fails: the trials at work save, all workers end, and the command ends with the error."""
         self.trouble = self.trouble or error
-        self._send(PRUNE_SIGNAL)
 
     def _work(self) -> None:
         try:
@@ -155,7 +137,7 @@ class Worker:
 
     def _over(self) -> bool:
         hopeless = self.dead >= MAX_DEAD and not self._ended_well
-        return bool(_told() or hopeless or self.trouble)
+        return bool(signals.inbox.stop or hopeless or self.trouble)
 
     def _try(self, claimed: Claimed) -> None:
         try:
@@ -172,7 +154,7 @@ class Worker:
             return
         state = self.at_work[number] = State(claimed.params)
         try:
-            values, by_part = self._train(claimed, state)
+            found = self._train(claimed, state)
         except Pruned:
             self._ended_well = True
             self.study.prune(claimed, reason=f"pruned at epoch {state.epoch}{state.part and f' of {state.part}'}")
@@ -191,23 +173,17 @@ class Worker:
                 self.say(f"trial {number} died{how}: {e}")
         else:
             self._ended_well = True
-            more: dict[str, Any] = {}
-            if len(self.parts) > 1:
-                first = [v[0] for v in by_part.values()]
-                more = {"parts": {k: v[0] for k, v in by_part.items()}, "deviation": statistics.stdev(first)}
+            values, more = outcome(dict(zip((part.label for part in self.parts), found, strict=True)))
             self.study.complete(claimed, values, **more)
             self.say(f"trial {number} finished: {', '.join(map(_shown, values))}")
         finally:
             del self.at_work[number]
 
-    def _train(self, claimed: Claimed, state: State) -> tuple[list[float], dict[str, list[float]]]:
-        """The values of the objectives, means over the parts; and those of each part."""
+    def _train(self, claimed: Claimed, state: State) -> list[list[float]]:
+        """The values of the objectives, of each part."""
         if self._prunes or len(self.parts) == 1:
-            found = [self._run(claimed, part, state) for part in self.parts]
-        else:
-            found = self._run_together(claimed, state)
-        by_part = {part.label: values for part, values in zip(self.parts, found, strict=True)}
-        return [statistics.fmean(values) for values in zip(*found, strict=True)], by_part
+            return [self._run(claimed, part, state) for part in self.parts]
+        return self._run_together(claimed, state)
 
     def _run_together(self, claimed: Claimed, state: State) -> list[list[float]]:
         """The values of each part; where one fails, the others save, and its error is raised."""
@@ -216,8 +192,6 @@ class Worker:
             wait(waiting, return_when=FIRST_EXCEPTION)
             if any(one.done() and one.exception() for one in waiting):
                 state.over = True
-                for job in list(state.jobs):
-                    job.send(PRUNE_SIGNAL)
         if errors := [error for one in waiting if (error := one.exception()) is not None]:
             raise next((error for error in errors if not isinstance(error, Left)), errors[0])
         return [one.result() for one in waiting]
@@ -243,40 +217,31 @@ class Worker:
 
     def _process(self, claimed: Claimed, part: Part, folder: Path, state: State) -> None:
         """Trains the run in a process of its own, and reads what it logs."""
-        place = self._places.get()
-        try:
+        with self._pool.place() as place:
             begun = any(self.study.folder(claimed.number, p.label).exists() for p in self.parts)
             if self._stops(state) or (self._late() and not begun):
                 raise Left
             self._prepare(claimed, part, folder)
-            job = Job(self.entry, folder, place.variables(), place.threads)
-            state.jobs.append(job)
-            try:
+            with self._pool.job(self.entry, folder, place) as job:
                 pruned = self._watch(job, claimed, part, folder, state)
                 code = job.wait()
-            finally:
-                job.send(PRUNE_SIGNAL)  # where something has failed here; else it has ended
-                job.wait()
-                state.jobs.remove(job)
-        finally:
-            self._places.put(place)
         self._judge(folder, state, code, pruned)
 
     def _stops(self, state: State) -> bool:
-        return bool(_told() or self.trouble or state.over)
+        return bool(signals.inbox.stop or self.trouble or state.over)
 
     def _watch(self, job: Job, claimed: Claimed, part: Part, folder: Path, state: State) -> bool:
-        """Follows a run until its process ends; returns whether it was told to end early."""
-        if self._stops(state):  # while the process was started
-            job.send(_told() or PRUNE_SIGNAL)
+        """Follows a run until its process ends; returns whether the pruner has ended it."""
         state.part = part.label
-        seen, pruned = 0, False
+        seen, pruned, told = 0, False, False
         while job.running(POLL_SECONDS):
             if (now := _stamp(folder / "metrics.csv")) != seen and not pruned:
                 seen = now
-                if self._look(claimed, part, folder, state) and not _told():
-                    pruned = True
-                    job.send(PRUNE_SIGNAL)
+                pruned = self._look(claimed, part, folder, state) and not signals.inbox.stop
+            # The same signal twice would end the process without a checkpoint.
+            if (pruned or self.trouble or state.over) and not told and not signals.inbox.stop:
+                told = True
+                job.send(PRUNE_SIGNAL)
         return pruned
 
     def _judge(self, folder: Path, state: State, code: int, pruned: bool) -> None:
@@ -297,9 +262,8 @@ class Worker:
             runs.end(folder, status="failed", reason=f"killed by {name}")
             memory = " (by the system, if the memory was full)" if -code == 9 else ""
             raise Dead(f"killed by {name}{memory}")
-        died = Dead(str(summary.get("reason") or f"ended with exit code {code}"))
-        died.diverged = str(summary.get("error")) == "NonFiniteLoss"
-        raise died
+        reason = str(summary.get("reason") or f"ended with exit code {code}")
+        raise Dead(reason, diverged=summary.get("error") == "NonFiniteLoss")
 
     def _prepare(self, claimed: Claimed, part: Part, folder: Path) -> None:
         """Makes the run, if that was not done.
@@ -314,9 +278,7 @@ class Worker:
             self.prepare([*self.study.asked["train"], *overrides(claimed.params), *part.overrides], folder)
         except UserError as e:
             shutil.rmtree(folder, ignore_errors=True)
-            died = Dead(" ".join(str(e).split())[:500])
-            died.hopeless = True
-            raise died from None
+            raise Dead(" ".join(str(e).split())[:500], hopeless=True) from None
 
     def _look(self, claimed: Claimed, part: Part, folder: Path, state: State) -> bool:
         """Reads what a run has logged, tells the study what is new, and returns whether to prune."""
@@ -349,19 +311,20 @@ def value_of(folder: Path, metric: str, mode: str) -> float:
     if logged and metric not in FROM_SUMMARY:
         value = max(logged) if mode == "max" else min(logged)
     if not isinstance(value, int | float):
-        died = Dead(f"the run has no {metric}: was nothing validated? It has {', '.join(sorted(flat)) or 'no metric'}")
-        died.hopeless = True
-        raise died
+        known = ", ".join(sorted(flat)) or "no metric"
+        raise Dead(f"the run has no {metric}: was nothing validated? It has {known}", hopeless=True)
     if not math.isfinite(value):
-        died = Dead(f"{metric} is {value}")
-        died.diverged = True
-        raise died
+        raise Dead(f"{metric} is {value}", diverged=True)
     return float(value)
 
 
-def _told() -> int:
-    """The signal that tells this command to stop; 0 where none has come."""
-    return signals.inbox.stop
+def outcome(parts: Mapping[str, Sequence[float]]) -> tuple[list[float], dict[str, Any]]:
+    """The values of a trial, of each objective the mean over its parts, and what its study records beside them."""
+    values = [statistics.fmean(column) for column in zip(*parts.values(), strict=True)]
+    if len(parts) == 1:
+        return values, {}
+    first = {label: own[0] for label, own in parts.items()}
+    return values, {"parts": first, "deviation": statistics.stdev(first.values())}
 
 
 def column(folder: Path, metric: str) -> list[float]:

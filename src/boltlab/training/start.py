@@ -18,17 +18,18 @@ from boltlab.config.check import SEARCHED
 from boltlab.config.compose import Composed
 from boltlab.config.edit import edit
 from boltlab.config.overrides import keys
-from boltlab.ground import credentials
+from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
-from boltlab.processes import launch, rendezvous
+from boltlab.processes import launch
 from boltlab.processes.exits import exit_code
-from boltlab.processes.launchers import process
 from boltlab.training import resume
 from boltlab.training.outcome import print_end
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+JOB = f"{__name__}:job"  # what a launcher's process calls with its run folder
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Start:
             raise UserError(f"{runs.shown(folder)} is {status}, and no checkpoint of it can be resumed: {cure}")
         queued = newest is None and status == "queued"
         queued_by = summary.get("host"), summary.get("pid")
-        if queued and own and not overrides and queued_by == (platform.node(), process.started_by):
+        if queued and own and not overrides and queued_by == (platform.node(), started_by.parent):
             # Checked where it was queued.
             open_keys = auto.placeholders(before)
             auto.resolve(before, open_keys, build)
@@ -250,8 +251,8 @@ def _searched(config: DictConfig) -> bool:
 
 
 def _execute(folder: Path, config: DictConfig) -> float | None:
-    if leader := rendezvous.leading():
-        leader.begin(folder)
+    if started_by.leader is not None:
+        started_by.leader.begin(folder)
     try:
         with runs.recorded(folder):
             if _searched(config):

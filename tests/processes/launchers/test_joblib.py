@@ -57,6 +57,9 @@ class Fake:
         self.started.append((folder.name, variables, threads))
         (folder / "summary.json").write_text('{"status": "finished"}')
 
+    def send(self, signum):
+        pass
+
     def wait(self):
         return 0
 
@@ -135,6 +138,6 @@ def test_behind_torchrun_no_launcher_is_asked(boltlab, monkeypatch):
     given = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("boltlab.processes.rendezvous.run", lambda command: command())
+    monkeypatch.setattr("boltlab.processes.rendezvous.run", lambda world, command: command())
     code, _, err = boltlab("train", *QUICK, *JOBLIB)
     assert code == 2 and "is asked by one process; torchrun has started 2" in err and not Path("logs").exists()

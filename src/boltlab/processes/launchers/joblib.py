@@ -1,10 +1,10 @@
-"""Several runs at a time on one machine: joblib's threads, each of which waits for one process after another.
+"""Several runs at a time on one machine: threads, each of which waits for one process after another.
 
-The processes are ours, a fresh one for each run. joblib's own worker processes would go on from run to run, and when
-one is killed, all that are at work are lost.
+Each run has a fresh process. The worker processes of the package joblib would go on from run to run, and when one is
+killed, all that are at work are lost.
 """
 
-import queue
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,37 +41,17 @@ class Joblib:
         Raises:
             Stopped: this command was told to stop; each run at work has saved and ended, no other has begun.
         """
-        from joblib import Parallel, delayed
-
-        there = process.places(self.groups, self.n_jobs, self.threads_per_job, most=len(start))
-        places: queue.SimpleQueue[process.Place] = queue.SimpleQueue()
-        for place in there:
-            places.put(place)
-        jobs: list[process.Job] = []
-
-        def told() -> int:  # to stop, by the signal of that number
-            return signals.inbox.stop
+        pool = process.Pool(process.places(self.groups, self.n_jobs, self.threads_per_job, most=len(start)))
 
         def one(folder: Path) -> None:
-            if told():
-                return
-            place = places.get()
-            job = process.Job(entry, folder, place.variables(), place.threads)
-            jobs.append(job)
-            if told():  # while the process was started
-                job.send(told())
-            where = f" on GPU {','.join(place.gpus)}" if place.gpus else ""
-            print(f"{folder.name} begins{where}: {runs.shown(folder / process.OUTPUT)}", flush=True)
-            job.wait()
-            places.put(place)
+            with pool.place() as place:
+                if signals.inbox.stop:
+                    return
+                with pool.job(entry, folder, place) as job:
+                    where = f" on GPU {','.join(place.gpus)}" if place.gpus else ""
+                    print(f"{folder.name} begins{where}: {runs.shown(folder / process.OUTPUT)}", flush=True)
+                    job.wait()
             print(f"{folder.name} {runs.status(runs.read_summary(folder), folder)}", flush=True)
 
-        def forward(signum: int) -> None:
-            for job in jobs:
-                job.send(signum)
-
-        with signals.caught(at_once=lambda _: forward(9), forward=forward):
-            Parallel(n_jobs=len(there), prefer="threads")(delayed(one)(folder) for folder in start)
-            stopped = told()
-        if stopped:
-            raise signals.Stopped(stopped)
+        with signals.passed_on(pool.send), ThreadPoolExecutor(pool.size) as threads:
+            list(threads.map(one, start))

@@ -6,19 +6,23 @@ server that has imported everything, instead of the 5 s that importing torch tak
 
 import multiprocessing
 import os
+import pkgutil
+import signal
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
-from boltlab.ground import signals
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
-from boltlab.processes import launch, rendezvous
-from boltlab.processes.exits import leave
+from boltlab.processes import launch
+from boltlab.processes.exits import leave, led
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
-started_by = 0  # in the process of a `Job`: the process that has started it
 
 
 def main(entry: str, folder: Path) -> int:
@@ -26,17 +30,12 @@ def main(entry: str, folder: Path) -> int:
     `output.txt`, added to what is there."""
     with signals.caught():
         if int(os.environ.get("SLURM_PROCID", 0)) == 0:
-            _redirect(folder / OUTPUT)
-        code = rendezvous.run(lambda: int(rendezvous.named(entry)(folder)))
+            with (folder / OUTPUT).open("ab") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+        code = led(lambda: int(pkgutil.resolve_name(entry)(folder)))
         sys.stdout.flush()
         return code
-
-
-def _redirect(path: Path) -> None:
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for number in (1, 2):
-        os.dup2(output, number)
-    os.close(output)
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,46 @@ class Job:
         return self._process.exitcode or 0
 
 
+class Pool:
+    """The places of this machine, each for one job at a time, and the jobs that are at work."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.size = len(places)
+        self._jobs: list[Job] = []
+        self._free: SimpleQueue[Place] = SimpleQueue()
+        for place in places:
+            self._free.put(place)
+
+    def send(self, signum: int) -> None:
+        for job in list(self._jobs):
+            job.send(signum)
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """Waits for a place, which is free again afterwards."""
+        place = self._free.get()
+        try:
+            yield place
+        finally:
+            self._free.put(place)
+
+    @contextmanager
+    def job(self, entry: str, folder: Path, place: Place) -> Iterator[Job]:
+        """Starts a job, which ends here: one that is still at work then is told to stop."""
+        job = Job(entry, folder, place.variables(), place.threads)
+        self._jobs.append(job)
+        try:
+            if signals.inbox.stop:  # while the process was started
+                job.send(signals.inbox.stop)
+            yield job
+        finally:
+            job.send(signal.SIGTERM)
+            job.wait()
+            self._jobs.remove(job)
+
+
 def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads: int | None, parent: int) -> None:
-    global started_by
-    started_by = parent
+    started_by.parent = parent
     launch.begin_forked(cwd, environment)
     if threads is not None:
         import torch

@@ -58,18 +58,16 @@ class Ray:
         left = list(tasks)
         print(f"{len(left)} tasks given to Ray; each writes {process.OUTPUT} in its run folder", flush=True)
         try:
-            with signals.caught(forward=lambda _: None):
-                while left:
+            with signals.passed_on(lambda _: None):
+                while left and not signals.inbox.stop:
                     done, left = ray.wait(left, timeout=0.5)
                     for reference in done:
                         folder = tasks[reference]
                         print(f"{folder.name} {runs.status(runs.read_summary(folder), folder)}", flush=True)
-                    stop = signals.inbox.stop
-                    if stop:
-                        for reference in left:
-                            ray.cancel(reference, force=False)
-                        ray.wait(left, num_returns=len(left), timeout=120)
-                        raise signals.Stopped(stop)
+                for reference in left:
+                    ray.cancel(reference, force=False)
+                if left:
+                    ray.wait(left, num_returns=len(left), timeout=120)
         finally:
             ray.shutdown()
 
