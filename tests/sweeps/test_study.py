@@ -13,8 +13,9 @@ from optuna.trial import TrialState
 from rich.console import Console
 
 from boltlab.ground.errors import UserError
+from boltlab.ground.files import read_json
 from boltlab.sweeps import table as tables
-from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, begin, counts, definition, newest
+from boltlab.sweeps.study import FINAL, RETRY, SAME, Lost, Study, begin, counts, definition
 from boltlab.sweeps.worker import State
 
 ASKED = {
@@ -183,10 +184,13 @@ def test_two_folders_that_share_a_database_share_a_study_and_draw_different_samp
 def test_a_sweep_is_found_by_all_that_it_asks_for(tmp_path):
     folder = tmp_path / "train" / "2026_s"
     folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(f'{{"of": "{definition(ASKED)}"}}')
+    (folder / "sweep.json").write_text(f'{{"of": "{definition(ASKED)}", "started": 7}}')
     (tmp_path / "train" / "2027_broken").mkdir()
     (tmp_path / "train" / "2027_broken" / "sweep.json").write_text("[")
-    assert newest(tmp_path, ASKED) == folder and newest(tmp_path, ASKED | {"seed": 1}) is None
+    assert begin(tmp_path, ASKED, {}) == (folder, True)
+    assert read_json(folder / "sweep.json") == {"of": definition(ASKED), "started": 7, "asked": ASKED}
+    other, goes_on = begin(tmp_path, ASKED | {"seed": 1}, {})
+    assert other != folder and not goes_on
 
 
 def test_commands_that_begin_a_sweep_at_the_same_moment_share_it(tmp_path):

@@ -50,7 +50,7 @@ def _main(overrides: list[str]) -> int:
     jobs = _compose_all(grid(overrides))
     launcher = launched.take(jobs)
     known = [{"overrides": job.overrides, "config": _hash(job)} for job in jobs]
-    top = _newest(Path(whole.config.log_dir), known)
+    top = runs.newest_sweep(Path(whole.config.log_dir), "jobs.json", lambda content: _jobs_of(content) == known)
     if top is None:
         top = runs.new_folder(whole.config.log_dir, "train", f"sweep_{training.name_of(whole)}")
     elif len((sweep := _Sweep(top, overrides, jobs, known, launcher)).before) == len(jobs):
@@ -80,14 +80,12 @@ def _hash(job: Composed) -> str:
     return hashlib.sha256(OmegaConf.to_yaml(OmegaConf.create(credentials.plain(job.config))).encode()).hexdigest()
 
 
-def _newest(log_dir: Path, known: list[dict[str, Any]]) -> Path | None:
-    """The folder of the newest sweep of these jobs."""
-    for path in sorted((log_dir / "train").glob("*/jobs.json"), reverse=True):
-        with suppress(KeyError, TypeError):  # not ours, or broken
-            jobs = runs.read_json(path)["jobs"]
-            if [{key: job[key] for key in ("overrides", "config")} for job in jobs] == known:
-                return path.parent.resolve()
-    return None
+def _jobs_of(content: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The jobs that a jobs.json holds, as `_main` compares them; None where it is not ours, or broken."""
+    try:
+        return [{key: job[key] for key in ("overrides", "config")} for job in content["jobs"]]
+    except (KeyError, TypeError):
+        return None
 
 
 def _starts(top: Path, number: int) -> list[tuple[int, Path]]:

@@ -29,6 +29,13 @@ def groups() -> dict[str, list[str]]:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
+def targets(group: str) -> list[str]:
+    """The classes that the choices of a group build."""
+    files = [path for folder in config_dirs() for path in sorted((folder / group).glob("*.yaml"))]
+    found = [re.search(r"^_target_: *([\w.]+)", path.read_text(encoding="utf-8"), re.MULTILINE) for path in files]
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
 def config_dirs() -> list[Path]:
     """The folders that configs are looked for in, the first one first: the project's, `--config-dir`, the engine's."""
     return [*project.config_dirs(), CONFIG_DIR]

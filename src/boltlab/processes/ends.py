@@ -1,6 +1,5 @@
 """How the processes of a run ended: each writes a file into the run folder; together they name the cause."""
 
-import json
 import os
 import signal
 import sys
@@ -76,11 +75,8 @@ def clear(folder: Path) -> None:
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    told = []
-    for file in folder.glob(f"{ENDED}error-*"):
-        with suppress(ValueError, OSError):
-            told.append(json.loads(file.read_text(encoding="utf-8")))
-    return sorted(told, key=lambda record: record["time"])
+    told = map(runs.read_json, folder.glob(f"{ENDED}error-*"))
+    return sorted(filter(None, told), key=lambda record: record["time"])
 
 
 def failed(folder: Path) -> bool:

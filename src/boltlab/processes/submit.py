@@ -2,7 +2,8 @@
 
 A launcher has `run(top, start, watch, entry)`, which gives each run folder of `start` a process that calls `entry`
 (module:function) with it, and returns when these have ended; and `watches`: whether it waits for those too (`watch`)
-that an earlier command started.
+that an earlier command started. One that may end before its jobs has `wait`, whether it stays, and `states`, for
+`boltlab.runs.job_states`.
 What a run is does not depend on who starts it: the launcher is no part of its config.
 """
 
@@ -53,26 +54,22 @@ def take(jobs: list[Composed]) -> Any:
 
 def statuses(folders: list[Path | None]) -> list[str]:
     """What each of these runs of ours is: one that is queued is so in a cluster, or nowhere."""
-    known, found = runs.job_states(folder for folder in folders if folder is not None), []
-    for folder in folders:
-        if folder is None:
-            found.append(NOT_STARTED)
-            continue
-        status = runs.status(runs.read_summary(folder), folder, known.get(folder))
-        found.append(NOT_STARTED if status == "queued" and folder not in known else status)
-    return found
+    known = runs.job_states(filter(None, folders))
 
+    def status(folder: Path | None) -> str:
+        found = folder and runs.status(runs.read_summary(folder), folder, known.get(folder))
+        return NOT_STARTED if found is None or (found == "queued" and folder not in known) else found
 
-def at_auto(job: Composed) -> list[str]:
-    """The keys that its command leaves at auto: for the machine that the job comes to."""
-    asked = compose("train", job.overrides, check=False).config
-    return [key for key in machine.KEYS if asked[key] == "auto"]
+    return list(map(status, folders))
 
 
 def queue(job: Composed, folder: Path, name: str, auto: Iterable[str] | None = None) -> None:
-    """Makes the run in `folder`, for a process to begin it later. auto: the keys that the machine it comes to
-    is to choose: those of `at_auto`, if none are given; what is chosen here stays where that is this machine."""
-    job.config.update({**dict.fromkeys(at_auto(job) if auto is None else auto, "auto"), "launcher": None})
+    """Makes the run in `folder`, for a process to begin it later. auto: the keys that the machine it comes to is to
+    choose, by default those that its command leaves at auto; none where it comes to this machine."""
+    if auto is None:
+        asked = compose("train", job.overrides, check=False).config
+        auto = [key for key in machine.KEYS if asked[key] == "auto"]
+    job.config.update({**dict.fromkeys(auto, "auto"), "launcher": None})
     folder.mkdir(parents=True, exist_ok=True)
     with runs.lock(folder):
         chosen = {key: job.choices.get(key) for key in ("data", "model")}

@@ -1,15 +1,16 @@
 """Whether a run is running: its lock, its process, and the status that follows."""
 
-import importlib
 import os
+import pkgutil
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from boltlab.config.sources import targets
 from boltlab.ground.errors import UserError
 from boltlab.runs.lookup import shown
 
@@ -60,7 +61,7 @@ def status(summary: dict[str, Any], folder: Path | None = None, job: str | None 
     """The status of a run; one that says `running` while its process is gone was killed.
 
     A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
-    `job`: what the cluster says, for a run that was given to one (`boltlab.processes.launchers.slurm.states`).
+    `job`: what the cluster says, for a run that was given to one (`job_states`).
     """
     state = str(summary.get("status", "unknown"))
     if job in ("queued", "preempted") and state not in ("finished", "failed"):
@@ -100,15 +101,18 @@ def _alive(pid: Any) -> bool:
     return True
 
 
-# Modules that know the state of a run which was given to a cluster; one that was deleted is skipped.
-_CLUSTERS = ("boltlab.processes.launchers.slurm",)
-
-
 def job_states(folders: Iterable[Path]) -> dict[Path, str]:
-    """The states that clusters know of runs that were given to them (those with a `job.json`): see `status`."""
+    """What clusters say of the runs that were given to them (those with a `job.json`): queued, preempted (waiting again
+    after it has run), running, cancelled, gone; unknown where one does not answer.
+
+    A launcher whose jobs outlive the command that has started them tells it by `states(folders)`, a static method.
+    """
     given = [folder for folder in folders if (folder / "job.json").exists()]
     known: dict[Path, str] = {}
-    for name in _CLUSTERS if given else ():
-        with suppress(ModuleNotFoundError):
-            known |= importlib.import_module(name).states(given)
+    for target in targets("launcher") if given else ():
+        try:
+            states = pkgutil.resolve_name(f"{target}.states")
+        except (ImportError, AttributeError):  # it is not there, or its jobs end with their command
+            continue
+        known |= states(given)
     return known

@@ -2,12 +2,13 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from boltlab.ground.errors import UserError
+from boltlab.ground.files import read_json
 from boltlab.runs.record import read_summary
 
 
@@ -47,6 +48,12 @@ def folders(log_dir: str | Path, verb: str = "train") -> Iterator[Path]:
     top = Path(log_dir) / verb
     found = [config.parent for pattern in ("*/config.yaml", "*/*/config.yaml") for config in top.glob(pattern)]
     yield from sorted(found, key=lambda folder: (started(read_summary(folder)), folder.name), reverse=True)
+
+
+def newest_sweep(log_dir: Path, name: str, fits: Callable[[dict[str, Any]], bool]) -> Path | None:
+    """The folder of the newest sweep whose file of this name holds what `fits`."""
+    files = sorted((log_dir / "train").glob(f"*/{name}"), reverse=True)
+    return next((path.parent.resolve() for path in files if fits(read_json(path))), None)
 
 
 def refuse_links(folder: Path) -> None:

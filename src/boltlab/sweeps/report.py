@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.config.overrides import read
 from boltlab.config.sources import config_dirs, groups
 from boltlab.sweeps import space as spaces
-from boltlab.sweeps.study import SAME, Study, counts, quiet
-from boltlab.sweeps.table import best_of, params, state
+from boltlab.sweeps.study import Study, counts, quiet
+from boltlab.sweeps.table import best_of, params, ranked, state, values_of
 
 BEST, PAGE = "best.yaml", "report.html"
 _OF_SWEEP = ("test", "log_dir", "name")  # overrides that the sweep has added, or that mean the sweep
@@ -48,11 +48,11 @@ def best_yaml(study: Study, best: Any) -> str:
         f"# boltlab train experiment={name}{''.join(' ' + shlex.quote(text) for text in unsaid)}",
         f"# {results}{deviation}: trial {best.number}, the best of {sum(map(counts, study.trials()))}.",
     ]
-    plain = {"defaults": [*defaults, "_self_"], **_plain(values)}
+    plain = {"defaults": [*defaults, "_self_"], **values}
     return "\n".join(lines) + "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _as_file(texts: list[str]) -> tuple[dict[str, Any], DictConfig, list[str]]:
+def _as_file(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Overrides as a file has them: the choices of groups, the values, and those that no file can say."""
     config = compose("train", texts, check=False).config
     chosen: dict[str, Any] = {}
@@ -70,12 +70,8 @@ def _as_file(texts: list[str]) -> tuple[dict[str, Any], DictConfig, list[str]]:
             OmegaConf.update(values, entry[1], OmegaConf.select(config, entry[1]), force_add=True)
         else:
             OmegaConf.update(values, key, override.value(), force_add=True)
-    return chosen, values, unsaid
-
-
-def _plain(values: DictConfig) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(values)
-    return found
+    plain: Any = OmegaConf.to_container(values)
+    return chosen, plain, unsaid
 
 
 @quiet()
@@ -143,28 +139,18 @@ def _drawn(plot: Callable[..., Any], study: Study, arguments: Mapping[str, Any])
     return getattr(axes.flat[0] if hasattr(axes, "flat") else axes, "figure", None)
 
 
-def ranked(study: Study) -> list[Any]:
-    """The trials that count, the best first; those without a value at the end."""
-    sign = -1 if next(iter(study.objectives.values())) == "max" else 1
-    trials = [t for t in study.trials() if t.state.is_finished() and SAME not in t.user_attrs]
-    return sorted(trials, key=lambda t: (t.state.name != "COMPLETE", sign * (t.values or [0.0])[0], t.number))
-
-
-def _rows(study: Study, trials: list[Any]) -> list[list[str]]:
+def _rows(study: Study, most: int | None = None) -> list[list[str]]:
     rows = []
-    for t in trials:
-        values = [f"{v:.4f}" for v in t.values] if t.values else [""] * len(study.objectives)
-        values[0] += f" ± {t.user_attrs['deviation']:.4f}" if "deviation" in t.user_attrs else ""
-        rows.append([str(t.number), *values, params(t.params), state(t).plain, str(t.user_attrs.get("reason", ""))])
+    for t in ranked(study, study.trials())[:most]:
+        reason = str(t.user_attrs.get("reason", ""))
+        rows.append([str(t.number), *values_of(study, t), params(t.params), state(t).plain, reason])
     return rows
 
 
 def _table(study: Study) -> str:
     head = ["trial", *study.objectives, "values", "state", "reason"]
     cells = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in head)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>\n" for row in _rows(study, ranked(study))
-    )
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>\n" for row in _rows(study))
     return f"<table><thead><tr>{cells}</tr></thead><tbody>\n{rows}</tbody></table>"
 
 
@@ -187,14 +173,14 @@ def show(study: Study) -> None:
     from rich.table import Table
 
     table = Table("trial", *study.objectives, "values", "state", box=None)
-    for row in _rows(study, ranked(study)[:ROWS]):
+    for row in _rows(study, ROWS):
         table.add_row(*row[:-1])
     print()
     Console(width=None if Console().is_terminal else 240, markup=False, emoji=False, highlight=False).print(table)
     if len(study.objectives) > 1:
         with quiet():
             print(f"no other is better in all: trials {', '.join(str(t.number) for t in study.study.best_trials)}")
-    if parts := [t for t in ranked(study)[:1] if "parts" in t.user_attrs]:
+    if parts := [t for t in ranked(study, study.trials())[:1] if "parts" in t.user_attrs]:
         shown = ", ".join(f"{label} {value:.4f}" for label, value in parts[0].user_attrs["parts"].items())
         print(f"trial {parts[0].number}: {shown}")
     if found := importances(study):

@@ -16,7 +16,6 @@ from boltlab.config.overrides import Values, sweep_values
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
 
@@ -51,17 +50,7 @@ class Dimension:
 
     def edges(self) -> list[str]:
         """Every choice, or both ends, as texts of the command line."""
-        return list(self.values.texts or map(number, (self.values.low, self.values.high)))
-
-    def distribution(self) -> "BaseDistribution":
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        v = self.values
-        if v.texts:
-            return CategoricalDistribution(v.texts)
-        if v.whole:
-            return IntDistribution(int(v.low), int(v.high), log=v.log, step=int(v.step or 1))
-        return FloatDistribution(v.low, v.high, log=v.log, step=v.step)
+        return list(self.values.texts or map(repr, (self.values.low, self.values.high)))
 
     def suggest(self, trial: "Trial") -> Any:
         v = self.values
@@ -85,11 +74,6 @@ class Dimension:
             return len(v.texts)
         step = v.step or (1 if v.whole else 0)
         return math.floor((v.high - v.low) / step + 1e-9) + 1 if step else math.inf
-
-
-def number(value: float | int) -> str:
-    """A number as a text of the command line that reads back as the same one."""
-    return repr(value)
 
 
 def parse(space: Mapping[str, Any]) -> list[Dimension]:
@@ -164,7 +148,7 @@ def suggest_all(space: list[Dimension], trial: "Trial") -> dict[str, Any]:
 
 def overrides(params: Mapping[str, Any]) -> list[str]:
     """Params as overrides: groups first, so that a key of a group finds the choice that it belongs to."""
-    texts = {key: value if isinstance(value, str) else number(value) for key, value in params.items()}
+    texts = {key: value if isinstance(value, str) else repr(value) for key, value in params.items()}
     return [f"{key}={text}" for key, text in sorted(texts.items(), key=lambda item: "." in item[0])]
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -91,26 +91,18 @@ def definition(asked: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def newest(log_dir: Path, asked: Mapping[str, Any]) -> Path | None:
-    """The folder of the newest sweep that asks for the same."""
-    for path in sorted((log_dir / "train").glob(f"*/{ASKED}"), reverse=True):
-        if runs.read_json(path).get("of") == definition(asked):
-            return path.parent.resolve()
-    return None
-
-
 def begin(log_dir: Path, asked: Mapping[str, Any], more: Mapping[str, Any]) -> tuple[Path, bool]:
     """The folder of the sweep that asks for this, and whether there was one already; of commands that begin it at the
     same moment, one makes it. more: what its file says beside."""
     from filelock import FileLock
 
-    with ExitStack() as locked:
-        try:
-            log_dir.mkdir(parents=True, exist_ok=True)
-            locked.enter_context(FileLock(log_dir / ".sweep"))
-        except OSError as e:
-            raise UserError(f"cannot write into {log_dir}: {e.strerror}; choose another with log_dir=…") from e
-        found = newest(log_dir, asked)
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(log_dir / ".sweep").acquire()
+    except OSError as e:
+        raise UserError(f"cannot write into {log_dir}: {e.strerror}; choose another with log_dir=…") from e
+    with lock:
+        found = runs.newest_sweep(log_dir, ASKED, lambda content: content.get("of") == definition(asked))
         top = found or runs.new_folder(log_dir, "train", asked["name"])
         started = runs.read_json(top / ASKED).get("started", time.time())
         runs.write_json(top / ASKED, {"of": definition(asked), "started": started, **more, "asked": asked})
@@ -136,8 +128,7 @@ def open_storage(url: str | None, top: Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    tries = 0
-    while True:
+    for attempt in range(1, 4):
         try:
             if url == "journal":
                 return JournalStorage(JournalFileBackend(str(top / "study.journal")))
@@ -149,11 +140,10 @@ def open_storage(url: str | None, top: Path) -> Any:
         except Exception as e:  # SQLAlchemy's own, and those of each database's driver
             said = masked(str(e).splitlines()[0])[:300]
             # Another command, on another machine perhaps, makes the same tables at the same moment.
-            tries += 1
-            if tries < 3 and (type(e).__name__ == "IntegrityError" or "already exists" in said):
-                time.sleep(1)
-                continue
-            raise UserError(f"storage={masked(str(url))} cannot be opened: {type(e).__name__}: {said}") from None
+            if attempt == 3 or (type(e).__name__ != "IntegrityError" and "already exists" not in said):
+                raise UserError(f"storage={masked(str(url))} cannot be opened: {type(e).__name__}: {said}") from None
+            time.sleep(1)
+    raise AssertionError("the third attempt returns or raises")
 
 
 class Study:
@@ -176,25 +166,20 @@ class Study:
         self._here = f"{platform.node()} {top}"
         self._lock = threading.RLock()
         (top / "claims").mkdir(exist_ok=True)
-        name, directions = f"{top.name if url in (None, 'journal') else asked['name']}", list(self.objectives.values())
-        directions = [{"max": "maximize", "min": "minimize"}[mode] for mode in directions]
-        if url not in (None, "journal"):
-            name = f"{name}-{definition(asked)}"
+        shared = url not in (None, "journal")  # by folders whose keys may be the same
+        name = f"{asked['name']}-{definition(asked)}" if shared else top.name
         with quiet(), self._asking():
             storage = open_storage(url, top)
             known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
-            if url not in (None, "journal") and name in known:  # perhaps by another folder, whose keys are the same
-                key += self._here
-            drawn = {"seed": asked["seed"], "known": known.get(name, 0), "key": key}
-            if asked["sampler"]["_target_"].endswith("QMCSampler"):  # all workers draw from one sequence
-                drawn = {"seed": asked["seed"]}
-            seed = int(definition(drawn), 16) % 2**31
+            drawn = {"seed": asked["seed"]}
+            if not asked["sampler"]["_target_"].endswith("QMCSampler"):  # whose workers draw from one sequence
+                drawn |= {"known": known.get(name, 0), "key": key + self._here * (shared and name in known)}
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=directions,
+                directions=[{"max": "maximize", "min": "minimize"}[mode] for mode in self.objectives.values()],
                 load_if_exists=True,
-                sampler=build(asked, "sampler", seed=seed),
+                sampler=build(asked, "sampler", seed=int(definition(drawn), 16) % 2**31),
                 pruner=build(asked, "pruner"),
             )
             if not known.get(name):
@@ -231,17 +216,16 @@ class Study:
         return any(t.state.name in ("RUNNING", "WAITING") and t.number not in self.mine for t in self.trials())
 
     def _orphan(self, known: list["FrozenTrial"]) -> Claimed | None:
-        from optuna.trial import Trial, TrialState
+        from optuna.trial import Trial
 
         for t in known:
-            if t.state is not TrialState.RUNNING or t.number in self.mine:
+            if t.state.name != "RUNNING" or t.number in self.mine:
                 continue
             since = t.user_attrs.get("alive") or (t.datetime_start.timestamp() if t.datetime_start else 0.0)
             elsewhere = t.user_attrs.get("at", self._here) not in (None, self._here)
             if elsewhere and time.time() - since < GONE_SECONDS:
                 continue
-            lock = self._claim(t.number)
-            if lock is None:
+            if (lock := self._claim(t.number)) is None:
                 continue
             trial = Trial(self.study, t._trial_id)
             params = spaces.suggest_all(self.space, trial)  # what its worker had drawn, and what it was killed before
@@ -255,12 +239,10 @@ class Study:
     def _claim(self, number: int) -> Any:
         from filelock import FileLock, Timeout
 
-        try:
-            lock = FileLock(self.top / "claims" / str(number), thread_local=False)
+        lock = FileLock(self.top / "claims" / str(number), thread_local=False)
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-            return lock
-        except Timeout:
-            return None
+        return lock if lock.is_locked else None
 
     def _ask(self) -> Claimed | None:
         for attempt in range(_DUPLICATES + 1):
@@ -285,69 +267,53 @@ class Study:
 
     def _known(self, trial: "Trial", params: dict[str, Any]) -> bool:
         """Whether a point of a finite space was tried before: nothing would come of it but the same again."""
-        from optuna.trial import TrialState
-
         if not self.space or self.size == float("inf"):
             return False
         for t in self.trials():
             if t.number != trial.number and t.params == params and SAME not in t.user_attrs:
                 trial.set_user_attr(SAME, t.number)
-                self._tell(trial, *((t.values, None) if t.state is TrialState.COMPLETE else (None, TrialState.FAIL)))
+                self._tell(trial, t.values, None if t.state.name == "COMPLETE" else "FAIL")
                 return True
         return False
 
     def alive(self) -> None:
         """Says that the trials at work here are; called now and then."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
         for number, told in list(self.busy.items()):
             if time.monotonic() - told > ALIVE_SECONDS:
-                with self._lock:
+                with suppress(Lost), self._telling():  # who is lost hears it with what is told next
                     if number not in self.busy:  # it has ended meanwhile
                         continue
                     self.busy[number] = time.monotonic()
                     trial_id = self.study._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
-                    with suppress(UpdateFinishedTrialError):  # by another worker: what is told next is `Lost`
-                        self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
+                    self.study._storage.set_trial_user_attr(trial_id, "alive", time.time())
 
     def report(self, claimed: Claimed, value: float, step: int) -> bool:
         """Tells the pruner a value of the objective, and returns whether the trial is to end. Steps count from 1."""
         if step <= claimed.reported:  # before its worker was gone
             return False
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        try:
-            with self._lock, quiet():
-                claimed.trial.report(value, step)
-                claimed.reported = step
-                return bool(claimed.trial.should_prune())
-        except UpdateFinishedTrialError as e:
-            raise Lost from e
+        with self._telling():
+            claimed.trial.report(value, step)
+            claimed.reported = step
+            return bool(claimed.trial.should_prune())
 
     def complete(self, claimed: Claimed, values: list[float], **attributes: Any) -> None:
         self._end(claimed, values, None, attributes)
 
     def prune(self, claimed: Claimed, **attributes: Any) -> None:
-        from optuna.trial import TrialState
-
-        self._end(claimed, None, TrialState.PRUNED, attributes)
+        self._end(claimed, None, "PRUNED", attributes)
 
     def fail(self, claimed: Claimed, reason: str, again: bool = True) -> bool:
         """Records why a trial died; returns whether its point is tried once more."""
-        from optuna.trial import TrialState
-
         again = again and RETRY not in claimed.trial.user_attrs
         with self._asking():  # nobody may ask between the two
             if again:
                 self.study.enqueue_trial(claimed.params, user_attrs={RETRY: claimed.number})
-            self._end(claimed, None, TrialState.FAIL, {"reason": reason} | ({} if again else {FINAL: True}))
+            self._end(claimed, None, "FAIL", {"reason": reason} | ({} if again else {FINAL: True}))
         return again
 
     def leave(self, claimed: Claimed) -> None:
         """Lets go of a trial that has saved, for any worker to go on with."""
-        from optuna.exceptions import UpdateFinishedTrialError
-
-        with self._lock, suppress(UpdateFinishedTrialError):  # another worker has ended it
+        with suppress(Lost), self._telling():
             claimed.trial.set_user_attr("at", None)
         self.release(claimed)
 
@@ -357,21 +323,32 @@ class Study:
             self.busy.pop(claimed.number, None)
         claimed.lock.release()
 
-    def _end(self, claimed: Claimed, values: list[float] | None, state: Any, attributes: dict[str, Any]) -> None:
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """
+        Raises:
+            Lost: another worker has ended the trial.
+        """
         from optuna.exceptions import UpdateFinishedTrialError
 
         try:
             with self._lock, quiet():
-                for key, value in attributes.items():
-                    claimed.trial.set_user_attr(key, value)
-                self._tell(claimed.trial, values, state)
+                yield
         except UpdateFinishedTrialError as e:
             raise Lost from e
+
+    def _end(self, claimed: Claimed, values: list[float] | None, state: str | None, attributes: dict[str, Any]) -> None:
+        with self._telling():
+            for key, value in attributes.items():
+                claimed.trial.set_user_attr(key, value)
+            self._tell(claimed.trial, values, state)
         self.release(claimed)
 
-    def _tell(self, trial: "Trial", values: Any, state: Any) -> None:
+    def _tell(self, trial: "Trial", values: list[float] | None, state: str | None) -> None:
+        from optuna.trial import TrialState
+
         try:
-            self.study.tell(trial, values, state=state)
+            self.study.tell(trial, None if state else values, state=TrialState[state] if state else None)
         except RuntimeError as e:
             if "Study.stop" not in str(e):  # the sampler of grids has none left; `take` counts them itself
                 raise
@@ -383,6 +360,4 @@ class Study:
 
 def counts(trial: "FrozenTrial") -> bool:
     """Whether a trial is one of those that were asked for; a dead one is, if it is not tried again."""
-    from optuna.trial import TrialState
-
-    return SAME not in trial.user_attrs and (trial.state is not TrialState.FAIL or FINAL in trial.user_attrs)
+    return SAME not in trial.user_attrs and (trial.state.name != "FAIL" or FINAL in trial.user_attrs)

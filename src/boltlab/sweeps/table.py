@@ -78,17 +78,14 @@ class Table:
         if best is not None and best not in shown:
             shown = [best, *shown[1:]]
         for t in shown:
-            rows.add_row(*self._ended(t, " *" if best is not None and t.number == best.number else ""))
+            values = values_of(self.study, t, " *" if t is best else "")
+            epochs = str(max(t.intermediate_values, default=""))
+            rows.add_row(str(t.number), params(t.params), epochs, *values, state(t))
         for number, at_work in sorted(self._at_work.items()):
             rows.add_row(str(number), *self._running(at_work))
         elsewhere = sum(t.state.name == "RUNNING" and t.number not in self._at_work for t in trials)
         more_text = f", {elsewhere} at work elsewhere" if elsewhere else ""
         return Group(rows, Text(f"{self._progress(trials)}{more_text}", style="bold"))
-
-    def _ended(self, t: "FrozenTrial", mark: str) -> list[Any]:
-        values = [f"{value:.4f}{mark}" for value in t.values or ()] or [""] * len(self.study.objectives)
-        values[0] += f" ± {t.user_attrs['deviation']:.4f}" if "deviation" in t.user_attrs else ""
-        return [str(t.number), params(t.params), _epochs(t), *values, state(t)]
 
     def _running(self, at_work: State) -> list[Any]:
         from rich.text import Text
@@ -99,11 +96,22 @@ class Table:
         return [params(at_work.params), where, value, *others, Text("running", style=runs.COLOURS["running"])]
 
 
+def ranked(study: Study, trials: list["FrozenTrial"]) -> list["FrozenTrial"]:
+    """The trials that have ended, the best by the first objective first; those without a value at the end."""
+    sign = -1 if next(iter(study.objectives.values())) == "max" else 1
+    ended = [t for t in trials if t.state.is_finished() and SAME not in t.user_attrs]
+    return sorted(ended, key=lambda t: (t.state.name != "COMPLETE", sign * (t.values or [0.0])[0], t.number))
+
+
 def best_of(study: Study, trials: list["FrozenTrial"]) -> "FrozenTrial | None":
-    """The trial with the best value of the first objective."""
-    good = [t for t in trials if t.state.name == "COMPLETE" and SAME not in t.user_attrs]
-    sign = 1 if next(iter(study.objectives.values())) == "max" else -1
-    return max(good, key=lambda t: (sign * t.values[0], -t.number), default=None)
+    return next((t for t in ranked(study, trials)[:1] if t.state.name == "COMPLETE"), None)
+
+
+def values_of(study: Study, t: "FrozenTrial", mark: str = "") -> list[str]:
+    """A trial's values, one for each objective, with the deviation over its parts; `mark` behind each."""
+    values = [f"{value:.4f}{mark}" for value in t.values or ()] or [""] * len(study.objectives)
+    values[0] += f" ± {t.user_attrs['deviation']:.4f}" if "deviation" in t.user_attrs else ""
+    return values
 
 
 def params(values: Mapping[str, Any]) -> str:
@@ -119,10 +127,6 @@ def state(t: "FrozenTrial") -> Any:
     reason = str(t.user_attrs.get("reason", "")).splitlines()[:1]
     text = Text(word, style=runs.COLOURS.get(word, "white"))
     return text.append(f"  {reason[0][:60]}", style="default") if reason and word == "failed" else text
-
-
-def _epochs(t: "FrozenTrial") -> str:
-    return str(max(t.intermediate_values, default=""))
 
 
 def _duration(seconds: float) -> str:

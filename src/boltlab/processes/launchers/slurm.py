@@ -125,6 +125,11 @@ class Slurm:
             print(f"\nthe jobs stay in the queue: {cure}", file=sys.stderr)
             raise
 
+    @staticmethod
+    def states(folders: Iterable[Path]) -> dict[Path, str]:
+        """What Slurm, asked once, knows of the runs that were given to it: see `boltlab.runs.job_states`."""
+        return {folder: word for folder, (word, _) in _ask(folders).items()}
+
     def _submit(self, top: Path, folders: list[Path], entry: str) -> None:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -164,25 +169,16 @@ class Slurm:
             _explain(folder, before[folder][0])
 
 
-def states(folders: Iterable[Path]) -> dict[Path, str]:
-    """What Slurm knows of the runs that were given to it, asked for once: queued, preempted (waiting again after it has
-    run), running, cancelled, gone; unknown where it does not answer."""
-    return {folder: word for folder, (word, _) in _ask(folders).items()}
-
-
 def _ask(folders: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     """The state of each run that was given to Slurm, and why it waits, in Slurm's word."""
-    given = {folder: _recorded(folder) for folder in folders}
-    given = {folder: job for folder, job in given.items() if job[0]}
+    given = {folder: job for folder in folders if (job := _recorded(folder))[0]}
     if not given:
         return {}
     wanted = "JobArrayID:64,State:32,RestartCnt:16,Reason:48,Name:256"
     command = ["squeue", "--noheader", "--array", "--states=all", f"--Format={wanted}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return dict.fromkeys(given, ("unknown", ""))
-    if done.returncode != 0:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
         return dict.fromkeys(given, ("unknown", ""))
     found = {}
     for line in done.stdout.splitlines():
@@ -190,9 +186,9 @@ def _ask(folders: Iterable[Path]) -> dict[Path, tuple[str, str]]:
         number, state, restarts, reason, name = (line[begin:end].strip() for begin, end in places)
         word = _word(state, restarts)
         found[number, name] = (word, reason if word in ("queued", "preempted") and reason != "None" else "")
-    # A cluster may hide the jobs of others.
-    missing = {folder: "gone" if folder.stat().st_uid == os.getuid() else "unknown" for folder in given}
-    return {folder: found.get(job, (missing[folder], "")) for folder, job in given.items()}
+    for folder, job in given.items():  # a cluster may hide the jobs of others
+        found.setdefault(job, ("gone" if folder.stat().st_uid == os.getuid() else "unknown", ""))
+    return {folder: found[job] for folder, job in given.items()}
 
 
 def _word(state: str, restarts: str) -> str:
