@@ -57,8 +57,10 @@ def statuses(folders: list[Path | None]) -> list[str]:
     known = runs.job_states(filter(None, folders))
 
     def status(folder: Path | None) -> str:
-        found = folder and runs.status(runs.read_summary(folder), folder, known.get(folder))
-        return NOT_STARTED if found is None or (found == "queued" and folder not in known) else found
+        if folder is None:
+            return NOT_STARTED
+        found = runs.status(runs.read_summary(folder), folder, known.get(folder))
+        return NOT_STARTED if found == "queued" and folder not in known else found
 
     return list(map(status, folders))
 

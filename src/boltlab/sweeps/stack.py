@@ -193,13 +193,10 @@ class Stack:
             x, y = x[self.which], y[self.which]
 
         def loss(weights: Tensors, rest: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
-                output = functional_call(self.model, (weights, rest), (x,))
-                mean, weight = self.model.criterion(output, y)
+            output, mean, weight = self._output(weights, rest, x, y)
+            with self._autocast():
                 value = self.model.train_value(output, y)
             counted = mean.detach()
-            if not isinstance(weight, Tensor):
-                weight = torch.full_like(counted, weight)
             if self.model.l1:
                 mean = mean + self.model.l1 * sum(w.abs().sum() for n, w in weights.items() if n in self.matrices)
             return mean, (counted, weight, value)
@@ -214,6 +211,16 @@ class Stack:
         self.totals["value"] += value.sum(1, dtype=torch.float64)
         self.totals["samples"] += value.shape[1]
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False)
+
+    def _output(self, weights: Tensors, rest: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one net: its output, its mean loss, and what that mean weighs."""
+        with self._autocast():
+            output = functional_call(self.model, (weights, rest), (x,))
+            mean, weight = self.model.criterion(output, y)
+        return output, mean, weight if isinstance(weight, Tensor) else torch.full_like(mean.detach(), weight)
+
     def _input(self, x: Tensor, y: Tensor) -> Tensor:
         batch = (x, y)
         if hasattr(self.data, "on_after_batch_transfer"):
@@ -225,13 +232,10 @@ class Stack:
         hyper["steps"] += 1
         values = hyper | {f"correction{i}": 1 - hyper[f"beta{i}"] ** hyper["steps"] for i in (1, 2) if "beta1" in hyper}
         for name, weight in self.weights.items():
-            shape = (-1, *[1] * (weight.ndim - 1))
+            own = values if name in self.decays else values | {"weight_decay": torch.zeros_like(values["weight_decay"])}
 
-            def h(what: str, name: str = name, weight: Tensor = weight, shape: Any = shape) -> Tensor:
-                value = values[what]
-                if what == "weight_decay" and name not in self.decays:
-                    value = torch.zeros_like(value)
-                return value.to(weight.dtype).view(shape)
+            def h(what: str, weight: Tensor = weight, own: Tensors = own) -> Tensor:
+                return own[what].to(weight.dtype).view(-1, *[1] * (weight.ndim - 1))
 
             self.rule.update(weight, gradients[name], [slot[name] for slot in self.slots], h, self.flags)
 
@@ -259,29 +263,21 @@ class Stack:
         self.model.eval()
         weights, rest = (self.best_weights, self.best_rest) if best else (self.weights, self.rest)
 
-        def one(weights: Tensors, rest: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False):
-                output = functional_call(self.model, (weights, rest), (x,))
-                loss, weight = self.model.criterion(output, y)
-            return output, loss, weight if isinstance(weight, Tensor) else torch.full_like(loss, weight)
-
         batches: list[tuple[Tensor, ...]] = []
         if split not in self._fixed:  # its processes, if there are any, stay for the next epoch
             self._fixed[split] = self.data.dataloader(split)
         for x, y in self._fixed[split]:
             x, y = x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
-            batches.append((*vmap(one, (0, 0, None, None))(weights, rest, self._input(x, y), y), y))
-        outputs, losses, counts = (
-            torch.cat([b[0] for b in batches], 1).cpu(),
-            torch.stack([b[1] for b in batches], 1).double().cpu(),
-            torch.stack([b[2] for b in batches], 1).double().cpu(),
-        )
-        target, total = torch.cat([b[3] for b in batches]).cpu(), counts.sum(1)
-        means = (losses * counts).sum(1) / total
+            batches.append((*vmap(self._output, (0, 0, None, None))(weights, rest, self._input(x, y), y), y))
+        outputs, losses, counts, targets = zip(*batches, strict=True)
+        output, target = torch.cat(outputs, 1).cpu(), torch.cat(targets).cpu()
+        loss, count = (torch.stack(values, 1).double().cpu() for values in (losses, counts))
+        total = count.sum(1)
+        means = (loss * count).sum(1) / total
         found = []
         for place, model in enumerate(self.models):
             metrics = getattr(model, f"{split}_metrics")
-            metrics.update(preds=outputs[place], target=target, value=means[place], weight=total[place])
+            metrics.update(preds=output[place], target=target, value=means[place], weight=total[place])
             found.append({name: float(v) for name, v in metrics.compute().items() if v.numel() == 1})
             metrics.reset()
         return found

@@ -155,6 +155,7 @@ class Study:
 
     def __init__(self, top: Path, asked: Mapping[str, Any], total: int | None, url: str | None, key: str = "") -> None:
         import optuna
+        from optuna.study import StudyDirection
 
         self.top, self.asked = top, asked
         self.space = spaces.parse(asked["space"])
@@ -177,7 +178,7 @@ class Study:
             self.study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=[{"max": "maximize", "min": "minimize"}[mode] for mode in self.objectives.values()],
+                directions=[StudyDirection[f"{mode.upper()}IMIZE"] for mode in self.objectives.values()],
                 load_if_exists=True,
                 sampler=build(asked, "sampler", seed=int(definition(drawn), 16) % 2**31),
                 pruner=build(asked, "pruner"),

@@ -63,6 +63,7 @@ class Vectorized:
         self.trials = max(1, at_once // len(self.parts))
         self.table = Table(study, self.trials, live=True)
         self.at_work: dict[int, State] = {}
+        self.left: dict[int, Claimed] = {}  # of the trials that are at work together, those that have not ended
         self.objective = next(iter(study.objectives))
         self.git = runs.ask_git()
 
@@ -89,96 +90,95 @@ class Vectorized:
 
     def _some(self) -> bool:
         """Trains as many trials as are at work at once; returns whether there may be more to do."""
-        left: dict[int, Claimed] = {}
         try:
-            while len(left) < self.trials and (one := self.study.take()) is not None:
-                left[one.number] = one
+            while len(self.left) < self.trials and (one := self.study.take()) is not None:
+                self.left[one.number] = one
                 self.watch()
-            if not left:
+            if not self.left:
                 if not self.study.others():
                     return False
                 self.watch()
                 time.sleep(WAIT_SECONDS)
             stacks: dict[str, list[Net]] = {}
-            for one in list(left.values()):
-                for net in self._nets(one, left):
+            for one in list(self.left.values()):
+                for net in self._nets(one):
                     stacks.setdefault(_signature(net.config), []).append(net)
             for nets in stacks.values():
-                _Training(self, nets, left).run()
+                _Training(self, nets).run()
             return True
         finally:
             self.at_work.clear()
-            for one in left.values():
-                self.study.leave(one)
+            while self.left:
+                self.study.leave(self.left.popitem()[1])
 
-    def _nets(self, claimed: Claimed, left: dict[int, Claimed]) -> list[Net]:
+    def _nets(self, claimed: Claimed) -> list[Net]:
         """The runs of a trial that are to be trained; where a worker that is gone had trained them all, none."""
         if reason := claimed.hopeless():
-            self.died(claimed, left, reason, again=False)
+            self.died(claimed, reason)
             return []
-        nets, done = [], []
+        nets, done, shared = [], [], [*self.study.asked["train"], *spaces.overrides(claimed.params)]
         for part in self.parts:
             folder = self.study.folder(claimed.number, part.label)
             status = runs.status(runs.read_summary(folder), folder)
             if status == "pruned":  # by a worker that was killed before it could tell
-                self.pruned(claimed, left, "pruned")
+                self.pruned(claimed, "pruned")
                 return []
             if status == "running":
-                self.died(claimed, left, f"{folder.name} is running by another process", again=True)
+                self.died(claimed, f"{folder.name} is running by another process", again=True)
                 return []
             done.append(status == "finished")
-            texts = [*self.study.asked["train"], *spaces.overrides(claimed.params), *part.overrides]
             try:
-                composed = compose("train", texts)
-                composed.config.channels_last = False  # a stack has a dimension more; the numbers are the same
-                nets.append(Net(claimed, part, composed, folder))
+                composed = compose("train", [*shared, *part.overrides])
             except UserError as e:
-                self.died(claimed, left, " ".join(str(e).split())[:500], again=False)
+                self.died(claimed, " ".join(str(e).split())[:500])
                 return []
+            composed.config.channels_last = False  # a stack has a dimension more; the numbers are the same
+            nets.append(Net(claimed, part, composed, folder))
         if all(done):
-            self.finished(claimed, left, nets)
+            self.finished(claimed, nets)
             return []
         return nets
 
     # -- what became of a trial
 
-    def finished(self, claimed: Claimed, left: dict[int, Claimed], nets: Sequence[Net]) -> None:
+    def finished(self, claimed: Claimed, nets: Sequence[Net]) -> None:
         try:
             found = {n.part.label: [value_of(n.folder, *o) for o in self.study.objectives.items()] for n in nets}
         except Dead as e:
-            self.died(claimed, left, str(e), again=False)
+            self.died(claimed, str(e))
             return
         values, more = outcome(found)
-        self._tell(claimed, left, f"finished: {values[0]:.4f}", lambda: self.study.complete(claimed, values, **more))
+        self._tell(claimed, f"finished: {values[0]:.4f}", lambda: self.study.complete(claimed, values, **more))
 
-    def pruned(self, claimed: Claimed, left: dict[int, Claimed], reason: str) -> None:
-        self._tell(claimed, left, reason, lambda: self.study.prune(claimed, reason=reason))
+    def pruned(self, claimed: Claimed, reason: str) -> None:
+        self._tell(claimed, reason, lambda: self.study.prune(claimed, reason=reason))
 
-    def died(self, claimed: Claimed, left: dict[int, Claimed], reason: str, again: bool) -> None:
-        self._tell(claimed, left, f"died: {reason}", lambda: self.study.fail(claimed, reason, again=again))
+    def died(self, claimed: Claimed, reason: str, again: bool = False) -> None:
+        self._tell(claimed, f"died: {reason}", lambda: self.study.fail(claimed, reason, again=again))
 
-    def _tell(self, claimed: Claimed, left: dict[int, Claimed], what: str, tell: Callable[[], Any]) -> None:
+    def _tell(self, claimed: Claimed, what: str, tell: Callable[[], Any]) -> None:
         try:
             tell()
         except Lost:
-            self.lost(claimed, left)
+            self.lost(claimed)
         else:
-            self.at_work.pop(claimed.number, None)
-            del left[claimed.number]
-            self.table.say(f"trial {claimed.number} {what}")
+            self._over(claimed, what)
 
-    def lost(self, claimed: Claimed, left: dict[int, Claimed]) -> None:
-        self.at_work.pop(claimed.number, None)
-        del left[claimed.number]
+    def lost(self, claimed: Claimed) -> None:
         self.study.release(claimed)
-        self.table.say(f"trial {claimed.number} was taken over by another worker")
+        self._over(claimed, "was taken over by another worker")
+
+    def _over(self, claimed: Claimed, what: str) -> None:
+        self.at_work.pop(claimed.number, None)
+        del self.left[claimed.number]
+        self.table.say(f"trial {claimed.number} {what}")
 
 
 class _Training:
     """One stack, from its run folders to their end."""
 
-    def __init__(self, engine: Vectorized, nets: list[Net], left: dict[int, Claimed]) -> None:
-        self.engine, self.nets, self.left = engine, nets, left
+    def __init__(self, engine: Vectorized, nets: list[Net]) -> None:
+        self.engine, self.nets = engine, nets
         self.config = nets[0].config
         self.started = time.perf_counter()
 
@@ -243,13 +243,13 @@ class _Training:
             try:
                 how = self._verdict(nets, epoch + 1)
             except Lost:
-                self.engine.lost(nets[0].claimed, self.left)
+                self.engine.lost(nets[0].claimed)
                 ended += nets
                 continue
             if how:
                 for net in nets:
                     self._end(self.nets.index(net), **how)
-                self.engine.pruned(nets[0].claimed, self.left, how["reason"])
+                self.engine.pruned(nets[0].claimed, how["reason"])
                 ended += nets
         if ended:
             places = [place for place, net in enumerate(self.nets) if net not in ended]
@@ -283,11 +283,12 @@ class _Training:
 
     def _finish(self) -> None:
         tested = self.stack.evaluate("test", best=True) if self.config.test else [{} for _ in self.nets]
-        for place, net in enumerate(self.nets):
-            net.log.log_metrics(tested[place], step=self.stack.step) if tested[place] else None
-            self._end(place, status="finished", test=tested[place])
+        for place, (net, test) in enumerate(zip(self.nets, tested, strict=True)):
+            if test:
+                net.log.log_metrics(test, step=self.stack.step)
+            self._end(place, status="finished", test=test)
         for nets in self._by_trial().values():
-            self.engine.finished(nets[0].claimed, self.left, nets)
+            self.engine.finished(nets[0].claimed, nets)
 
     def _end(self, place: int, **values: Any) -> None:
         """Writes the checkpoints and the summary of a net's run, and tells its other loggers all at once."""
