@@ -76,13 +76,15 @@ def test_a_process_group_outside_is_as_the_strategy_says():
 @pytest.mark.slow
 def test_what_processes_are_forked_from_touches_no_gpu_and_outlives_a_signal():
     code = """
-import os, signal, torch
+import os, signal, sys, torch
 def touched(*_):
     raise AssertionError("a device was touched")
 for name in ("_cuda_getDeviceCount", "_cuda_init"):
     setattr(torch._C, name, touched)
 import boltlab.processes.forked
 assert not torch.cuda.is_initialized()
+others = {f"boltlab.processes.{name}" for name in ("rendezvous", "submit", "launchers")}
+assert not others & sys.modules.keys(), "a training in one process needs none of them"
 os.kill(os.getpid(), signal.SIGTERM)
 from boltlab.ground import signals
 signals.only_caught()

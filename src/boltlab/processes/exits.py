@@ -51,30 +51,27 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
     except ConfigError as e:
         report(verb, e)
         return 2
-    except UserError as e:
-        if os.environ.get("BOLTLAB_TRACEBACK"):
-            raise
-        print(f"boltlab {verb}: {e}", file=sys.stderr)
-        return 1
     except Stopped as e:
         print(f"boltlab {verb}: {e}", file=sys.stderr)
         return 128 + e.signum
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or os.environ.get("BOLTLAB_TRACEBACK"):
-            raise
-        print(f"boltlab {verb}: cannot write {e.filename or 'a file'}: {e.strerror}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as e:
-        if not _of_lightning(e) or os.environ.get("BOLTLAB_TRACEBACK"):
+        said = _said(e)
+        if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
-        print(f"boltlab {verb}: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"boltlab {verb}: {said}", file=sys.stderr)
         return 1
 
 
-def _of_lightning(error: Exception) -> bool:
-    """Whether Lightning says what module, data module or callbacks lack: a step, a loader, a metric to monitor."""
+def _said(error: Exception) -> str | None:
+    """What is printed of an error; None where its traceback is."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}"
+    # What Lightning says of a module, data module or callbacks that lack a step, a loader, a metric to monitor.
     early = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric")
-    return early or type(error).__name__ == "MisconfigurationException"
+    lightning = early or type(error).__name__ == "MisconfigurationException"
+    return " ".join(str(error).split()) if lightning else None

@@ -116,7 +116,7 @@ def test_a_job_that_squeue_does_not_know_is_gone_if_it_is_ours(tmp_path, monkeyp
     (tmp_path / "job.json").write_text('{"slurm": "7_0", "name": "a"}')
     nothing = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(slurm.subprocess, "run", lambda *_, **__: nothing)
-    assert slurm.Slurm.states([tmp_path]) == {tmp_path: "gone"}
+    assert runs.job_states([tmp_path, tmp_path / "other"]) == {tmp_path: "gone"}
     monkeypatch.setattr(slurm.os, "getuid", lambda: tmp_path.stat().st_uid + 1)  # Slurm may hide what others do
     assert slurm.Slurm.states([tmp_path]) == {tmp_path: "unknown"}
 
