@@ -17,7 +17,6 @@ from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config import auto as machine
 from boltlab.config.compose import compose
 from boltlab.processes import submit as launched
-from boltlab.processes.launchers import process
 from boltlab.training import start as train
 
 pytestmark = pytest.mark.floats
@@ -142,7 +141,7 @@ def test_what_its_parent_has_just_queued_begins_with_the_same_config_and_no_seco
     monkeypatch.setattr(train, "edit", lambda *arguments: checks.append(len(begun)) or real(*arguments))
     monkeypatch.setattr(train, "_execute", lambda folder, _: begun.append((folder / "config.yaml").read_text()))
     for number, parent in enumerate((os.getpid(), 1)):
-        monkeypatch.setattr(process, "started_by", parent)
+        monkeypatch.setattr("boltlab.ground.started_by.parent", parent)
         job = compose("train", ["model=lenet", "data.batch_size=16", "logger=csv"])
         launched.queue(job, tmp_path / str(number), "x")
         assert runs.load_config(tmp_path / str(number)).precision == "auto"
