@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "--help" in rest or "-h" in rest:
                 _verb_help(verb)
                 return 0
-            return led(lambda: _run(verb, rest if marks else left, marks))
+            return led(lambda: exit_code(verb, lambda: _run(verb, rest if marks else left, marks)))
 
     try:
         return exit_code(verb, command)

@@ -9,7 +9,6 @@ import hashlib
 import re
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
