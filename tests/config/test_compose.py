@@ -37,6 +37,7 @@ QUOTE = "quote it for the shell and for Hydra:"
 MISTAKES = {
     # unknown root keys, groups and choices
     "sed=3": ("sed=3", f"there is no key 'sed': did you mean 'seed'? keys: {ROOT_KEYS}"),
+    "hydra=1": ("hydra=1", f"there is no key 'hydra'; keys: {ROOT_KEYS}"),
     "modle=cnn": ("modle=cnn", f"there is no key 'modle': did you mean 'model'? keys: {ROOT_KEYS}"),
     "optimizer=sdg": (
         "optimizer=sdg",
