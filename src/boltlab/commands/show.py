@@ -9,7 +9,6 @@ from boltlab.config.build import build
 from boltlab.config.compose import compose
 from boltlab.config.overrides import keys
 from boltlab.ground.errors import UserError
-from boltlab.ground.texts import print_table
 
 
 def main(overrides: list[str]) -> int:
@@ -17,6 +16,9 @@ def main(overrides: list[str]) -> int:
     if "data" not in keys(overrides):  # that of a training
         overrides = [f"data={compose('train', [], check=False).choices['data'] or 'null'}", *overrides]
     config = compose("show", overrides).config
+    from rich.console import Console
+    from rich.table import Table
+
     from boltlab.data.base import DataModule
     from boltlab.data.grid import count_classes, draw_grid
 
@@ -33,8 +35,12 @@ def main(overrides: list[str]) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_grid(data, split=config.split, count=config.count, path=output)
     counts = count_classes(data)
-    rows = [[str(name), *(str(int(s[i])) for s in counts.values())] for i, name in enumerate(data.class_names)]
-    print_table(["class", *counts], [*rows, ["all", *(str(int(split.sum())) for split in counts.values())]])
+    table = Table("class", *counts)
+    for index, name in enumerate(data.class_names):
+        table.add_row(str(name), *(str(int(split[index])) for split in counts.values()))
+    table.add_section()
+    table.add_row("all", *(str(int(split.sum())) for split in counts.values()))
+    Console().print(table)
     print(f"picture  {output}")
     return 0
 
