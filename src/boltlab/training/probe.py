@@ -193,7 +193,7 @@ class Step:
         self.optimizer.zero_grad()
         return int(counter.get_total_flops())
 
-    def state_bytes(self) -> dict[str, int]:
+    def state_bytes(self) -> dict[str, Any]:
         """Of weights and gradients, and of the optimizer's state as it stands, so after a first step."""
         weights = list(self.model.parameters())
         states = [value for state in self.optimizer.state.values() for value in state.values()]
