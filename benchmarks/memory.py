@@ -23,7 +23,7 @@ from boltlab.data.augment import Augment
 from boltlab.data.base import Split
 from boltlab.data.images import ImageDataModule
 from boltlab.data.loader import TensorData
-from boltlab.processes.launch import keep_freed_memory
+from boltlab.ground.malloc import keep_freed_memory
 
 COUNT, PEER_COUNT = 20_000, 1_500
 CIFAR, MNIST = (3, 32, 32), (1, 28, 28)

@@ -30,7 +30,7 @@ from boltlab.data.cache import ImageCache
 from boltlab.data.decode import check_decode, read_pixels
 from boltlab.data.resize import crop_resize
 from boltlab.data.samplers import Draws
-from boltlab.processes.launch import keep_freed_memory
+from boltlab.ground.malloc import keep_freed_memory
 
 SIZE, BATCH = 224, 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

@@ -21,7 +21,7 @@ from common import Row, in_turns, machine, show
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.compose import Composed, compose
-from boltlab.processes.launch import keep_freed_memory
+from boltlab.ground.malloc import keep_freed_memory
 from boltlab.sweeps.stack import Stack
 from boltlab.training import start as train
 

@@ -17,7 +17,7 @@ import boltlab.commands.train, boltlab.processes.launch, boltlab.training.load, 
 import boltlab.training.resume
 import boltlab.callbacks.last, boltlab.callbacks.progress, project.models.classifier, project.data.digits, torch
 from boltlab.__main__ import main
-from boltlab.processes.launch import start_method
+from boltlab.processes.several import start_method
 from multiprocessing import forkserver
 start_method()
 # The children share it; what its processes print is nobody's.

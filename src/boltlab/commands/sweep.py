@@ -22,7 +22,7 @@ from boltlab.config.overrides import split_overrides
 from boltlab.ground import signals
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, UserError
-from boltlab.processes import launch
+from boltlab.processes import several
 from boltlab.processes import submit as launched
 from boltlab.processes.exits import exit_code
 from boltlab.processes.launchers import process
@@ -46,7 +46,7 @@ def main(overrides: list[str]) -> int:
 
 def _main(overrides: list[str]) -> int:
     if "sweep.engine=vectorized" not in overrides:
-        launch.ready()  # the process that trials are forked from imports while this one does
+        several.ready()  # the process that trials are forked from imports while this one does
     own, for_trials = split_overrides("sweep", overrides)
     options = compose("sweep", own).config
     try:

@@ -25,7 +25,7 @@ from boltlab import runs  # noqa: E402  # a signal may come from here on
 from boltlab.config.validate import imports  # noqa: E402
 
 _MODULES = (
-    *("commands.train", "processes.launch", "training.trainer", "training.load", "training.resume", "config.trust"),
+    *("commands.train", "processes.several", "training.trainer", "training.load", "training.resume", "config.trust"),
     *("training.init_from",),
     *("metrics.means", "optim.build", "data.images", "data.augment", "data.tabular"),
     *("callbacks.last", "callbacks.throughput", "loggers.csv", "data.fingerprint"),

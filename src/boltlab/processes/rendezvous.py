@@ -26,9 +26,10 @@ from boltlab import runs
 from boltlab.config.build import build
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
+from boltlab.ground.malloc import keep_freed_memory
 from boltlab.ground.started_by import World
 from boltlab.processes import ends
-from boltlab.processes.launch import Entry, keep_freed_memory
+from boltlab.processes.launch import Entry
 
 _POLL_SECONDS = 0.05
 _CONNECT_SECONDS = 300.0  # that the processes may be apart at their start

@@ -15,7 +15,6 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
 
 from boltlab.data.samplers import random_key
-from boltlab.data.watch import watch
 from boltlab.training.draws import DATA, MAKING, ORDER, WORKERS, Generators, Seeded, collated, seed_all
 from boltlab.training.orders import Order, checksum
 
@@ -92,6 +91,15 @@ def flattened(loaders: Any) -> list[Any]:
     return CombinedLoader(loaders).flattened
 
 
+def _watched(loader: Any, seconds: float) -> Any:
+    """A loader whose workers end the run where one of them dies, fails or hangs."""
+    if getattr(loader, "num_workers", 0) == 0 and not hasattr(loader, "timeout_seconds"):
+        return loader
+    from boltlab.data.watch import watch
+
+    return watch(loader, seconds)
+
+
 def prepare(seam: Seam, process: Callable[[Any], Any], loader: Any) -> Any:
     """What Lightning takes for `loader`: for a plain one, an object of a class derived from its own.
 
@@ -103,10 +111,10 @@ def prepare(seam: Seam, process: Callable[[Any], Any], loader: Any) -> Any:
     if left_alone or not hasattr(loader, "__dict__"):
         if not left_alone:
             seam.cannot(f"a {type(loader).__name__} is no DataLoader: nobody knows where it stands")
-        return watch(process(loader), seam.seconds)
+        return _watched(process(loader), seam.seconds)
     whole = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
     if not whole:
-        loader = watch(process(loader), seam.seconds)
+        loader = _watched(process(loader), seam.seconds)
     reads = _Again if not whole or isinstance(loader.dataset, IterableDataset) else _Planned
     kind: Any = type(loader)
     facade: Any = object.__new__(_facade(kind))
@@ -218,7 +226,7 @@ class _Reading:
         if not kept.get("in_order", True) and loader.num_workers > 1:
             self.seam.cannot("in_order=False: batches come in the order in which workers finish them")
         made = {"collate_fn": loader.collate_fn, "generator": self._seeds}
-        return watch(DataLoader(dataset, **{**kept, **made, **how}), self.seam.seconds)
+        return _watched(DataLoader(dataset, **{**kept, **made, **how}), self.seam.seconds)
 
 
 class _Planned(_Reading):

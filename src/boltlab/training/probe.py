@@ -21,7 +21,7 @@ from boltlab.config.build import build
 from boltlab.config.locate import locate
 from boltlab.data.memory import available_memory
 from boltlab.ground.errors import UserError
-from boltlab.processes.launch import keep_freed_memory
+from boltlab.ground.malloc import keep_freed_memory
 from boltlab.training import plain
 from boltlab.training.trainer import make_trainer
 

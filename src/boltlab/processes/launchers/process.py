@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from boltlab.ground import signals, started_by
 from boltlab.ground.errors import UserError
-from boltlab.processes import launch
+from boltlab.processes import several
 from boltlab.processes.exits import leave, led
 
 OUTPUT = "output.txt"  # of the run folder: what its job prints
@@ -97,12 +97,12 @@ class Job:
 
     def __init__(self, entry: str, folder: Path, variables: dict[str, str], threads: int | None = None) -> None:
         self.folder = folder
-        context: Any = multiprocessing.get_context(launch.start_method())
+        context: Any = multiprocessing.get_context(several.start_method())
         environment = {**os.environ, **variables}
         self._process: SpawnProcess = context.Process(
             target=_job, args=(entry, str(folder), os.getcwd(), environment, threads, os.getpid())
         )
-        with launch.nothing_to_import():
+        with several.nothing_to_import():
             self._process.start()
 
     def send(self, signum: int) -> None:
@@ -161,7 +161,7 @@ class Pool:
 
 def _job(entry: str, folder: str, cwd: str, environment: dict[str, str], threads: int | None, parent: int) -> None:
     started_by.parent = parent
-    launch.begin_forked(cwd, environment)
+    several.begin_forked(cwd, environment)
     if threads is not None:
         import torch
 
