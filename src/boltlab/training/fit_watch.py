@@ -70,13 +70,18 @@ def keep_replaced(
     if trainer.is_global_zero:
         content.setdefault("current_model_state", content["state_dict"])
         content["state_dict"] = trainer.strategy.lightning_module_state_dict()
-        for target in {*([last] if last.is_file() else []), *([Path(best.best_model_path)] if best else [])}:
+        for target in _saved(last, best):
             write(content, target)
         shown = f" ({best.monitor} {value:.4f})" if best and math.isfinite(value) else ""
         names = " or ".join(_may_replace(trainer))
         print(f"{names} replaced the weights when training ended: they are tested{shown}", flush=True)
     trainer.strategy.barrier()
     return metrics
+
+
+def _saved(last: Path, best: ModelCheckpoint | None) -> set[Path]:
+    found = {last} if last.is_file() else set()
+    return found | {Path(best.best_model_path)} if best else found
 
 
 def _validated(trainer: "pl.Trainer", model: "pl.LightningModule", data: Any) -> dict[str, float]:
