@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from boltlab.commands import doctor
-from boltlab.training.speed import matmul
+from boltlab.training.flops import matmul
 
 KEY = hashlib.sha1(b"no real key").hexdigest()
 
@@ -64,7 +64,7 @@ def test_precision_that_the_device_lacks_or_gets_wrong(monkeypatch):
             raise RuntimeError("no kernel for Half\nmore lines")
         return 2.0, 0.5 if dtype is torch.bfloat16 else 0.0
 
-    monkeypatch.setattr("boltlab.training.speed.matmul", matmul)
+    monkeypatch.setattr("boltlab.training.flops.matmul", matmul)
     rows = {row.name: row for row in doctor.check_precision()}
     assert rows["fp32"].status == "ok"
     assert rows["bf16"].status == "fail"

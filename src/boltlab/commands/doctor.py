@@ -114,7 +114,7 @@ def check_precision() -> list[Row]:
     """What each number format does on the device that training would take, measured with a small matrix product."""
     import torch
 
-    from boltlab.training.speed import matmul
+    from boltlab.training.flops import matmul
 
     device = place("auto")
     size = {"cuda": 4096, "mps": 2048}.get(device.type, 512)

@@ -23,6 +23,7 @@ from boltlab.data.memory import available_memory
 from boltlab.ground.errors import UserError
 from boltlab.ground.malloc import keep_freed_memory
 from boltlab.training import plain
+from boltlab.training.flops import synchronize
 from boltlab.training.trainer import make_trainer
 
 LEFT_OUT = (Checkpoint, EarlyStopping, ProgressBar, ModelSummary)

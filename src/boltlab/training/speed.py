@@ -5,10 +5,9 @@ that batch, and of the whole. The loop's own work stands between the bare step a
 the loop and the whole.
 """
 
-import contextlib
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -80,6 +79,7 @@ def measure(config: DictConfig, seconds: float) -> Figures:
 
     from boltlab.callbacks.throughput import batch_samples
     from boltlab.training import probe
+    from boltlab.training.flops import peak_flops
     from boltlab.training.plain import describe
 
     found: list[Figures] = []
@@ -107,11 +107,12 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                     "whole": (yield from _timed(model, stream, ahead, chunk)),
                 }
             )
-            peaks.append(_peak_flops(model.device, str(config.precision)))
+            peaks.append(peak_flops(model.device, str(config.precision)))
             if time.perf_counter() - begin > PATIENCE * seconds:
                 break
         best = {part: max(turn[part] for turn in turns) for part in turns[0]}
         measured: dict[str, Any] = {part: rate.samples_per_second for part, rate in best.items()}
+        measured |= step.state_bytes()
         hints.update(
             samples=len(loader) * batch_samples(batch) if hasattr(loader, "__len__") else 0,
             in_memory=getattr(loader.dataset, "whole", False),
@@ -124,7 +125,6 @@ def measure(config: DictConfig, seconds: float) -> Figures:
                 workers=getattr(loader, "num_workers", 0),
                 **measured,
                 data_wait_share=best["whole"].waiting,
-                **step.state_bytes(),
                 activations=activations,
                 peak_memory=probe.peak_memory(model.device),
                 free_memory=probe.free_memory(model.device),
@@ -185,7 +185,7 @@ def _timed(model: Any, batches: Iterator[Any], ahead: int, seconds: float) -> Ge
     are slow, fewer are left out: the loader is not what such a step waits for.
     """
     from boltlab.callbacks.throughput import batch_samples
-    from boltlab.training.probe import synchronize
+    from boltlab.training.flops import synchronize
 
     patience = 2 * seconds + 1
     begin, start, samples, waited, counted = time.perf_counter(), 0.0, 0, 0.0, 0
@@ -217,64 +217,6 @@ def _device_name(device: Any) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device.type)
-
-
-def _peak_flops(device: Any, precision: str) -> float:
-    """FLOP/s of a large matrix product or convolution, whichever is faster, in the number format of `precision`.
-
-    Both, because one can be far from what the machine does: on AMD processors MKL's product makes a third of oneDNN's
-    convolution.
-    """
-    import torch
-
-    bits, _, _ = precision.partition("-")
-    dtype = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
-    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    size, images = (1024, 8) if device.type == "cpu" else (8192, 1024)
-
-    def convolution() -> float:
-        layout: Any = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
-        x, weight = torch.randn(images, 256, 16, 16).to(**layout), torch.randn(256, 256, 3, 3).to(**layout)
-        seconds, _ = _shortest(device, lambda: torch.conv2d(x, weight, padding=1))
-        return 2 * images * 16 * 16 * 256 * 256 * 9 / seconds
-
-    fastest = 0.0
-    for flops in (lambda: 1e12 * matmul(device, dtype, size, tf32)[0], convolution):
-        with contextlib.suppress(RuntimeError), torch.no_grad():  # no such product on this device
-            fastest = max(fastest, flops())
-    return fastest
-
-
-def matmul(device: Any, dtype: Any, size: int, tf32: bool) -> tuple[float, float]:
-    """TFLOP/s (best of three) and relative error of a [size, size] matrix product."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(size, size, generator=generator).to(device)
-    truth = a[:8].cpu().double() @ a.cpu().double()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        x = a.to(dtype)
-        seconds, product = _shortest(device, lambda: x @ x)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    error = (product[:8].cpu().double() - truth).norm() / truth.norm()
-    return 2 * size**3 / seconds / 1e12, float(error)
-
-
-def _shortest(device: Any, compute: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a computation takes, the best of three, and what it gives."""
-    from boltlab.training.probe import synchronize
-
-    seconds = []
-    for _ in range(4):  # the first one loads kernels
-        synchronize(device)
-        start = time.perf_counter()
-        found = compute()
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:]), found
 
 
 def candidates(config: DictConfig, figures: Figures, samples: int, in_memory: bool, image: bool) -> list[str]:
