@@ -62,7 +62,7 @@ def test_a_plain_module_trains_unedited_and_loads_with_the_best_weights(inside, 
     assert model.state_dict().keys() == saved["state_dict"].keys()
     assert all(torch.equal(value, saved["state_dict"][key]) for key, value in model.state_dict().items())
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["project"] == {"package": "cells", "version": "0.3"}
+    assert environment["project"] == {"name": "cells", "package": "cells", "version": "0.3"}
 
 
 @pytest.mark.parametrize("kind", sorted({*KINDS} - NO_TEST))
