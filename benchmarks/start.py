@@ -140,6 +140,7 @@ def first_step(script: list[str], folder: str) -> tuple[float, float]:
 
 def main(rounds: int = 7, leader: str | None = None, leader_python: str | None = None) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["BOLTLAB_PROJECT"] = str(Path(__file__).resolve().parents[1])
     python = [sys.executable, "-m", "boltlab"]
     with tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / "bare.py"
