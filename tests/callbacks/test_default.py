@@ -30,7 +30,7 @@ def test_fit_and_test_leave_a_whole_run_folder(make_trainer, tiny_module, tiny_d
     assert files == {
         *("checkpoints", "wandb", "metrics.csv", "environment.json", "git.patch"),
         *("confusion_matrix.csv", "confusion_matrix.png", "per_class_accuracy.csv", ".wandb-id"),
-        *("mistakes.json", "calibration.json"),
+        *("mistakes.json", "calibration.json", "summary.json"),
     }
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     table = list(csv.DictReader((run_dir / "metrics.csv").read_text().splitlines()))
