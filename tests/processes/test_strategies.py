@@ -144,7 +144,8 @@ def test_blocks_are_gathered_one_by_one(mesh):
         module.register_forward_hook(
             lambda *_: gathered.append(sum(p.numel() for p in net.parameters() if not isinstance(p, DTensor)))
         )
-    strategy = SimpleNamespace(device_mesh=mesh, min_num_params=block, _is_spread=False, _layer_sync=None)
+    known = {"device_mesh": mesh, "min_num_params": block, "tensor_parallel_size": 1}
+    strategy = SimpleNamespace(**known, _is_spread=False, _layer_sync=None)
     strategy._refuse = lambda *_: None
     FSDP.spread(strategy, SimpleNamespace(), [net])
     net(torch.zeros(2, 1, 28, 28))
