@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 pytestmark = [pytest.mark.slow, pytest.mark.floats]
@@ -27,13 +28,13 @@ OWN = [name for name in CLASSIFIERS if name not in ("torchvision", "timm")]
 
 def config(model, shape, *overrides):
     data = f"++data={{input_shape:{list(shape)},num_classes:10}}"
-    root = ["++monitor=val_acc", "++mode=max", "++compile=false", "++channels_last=false"]
+    root = ["++monitor=val_acc", "++mode=max"]
     groups = [f"+model={model}", "+optimizer=sgd", "+scheduler=cosine"]
     chosen = {o.lstrip("+").partition("=")[0] for o in overrides}
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         kept = [g for g in groups if g.lstrip("+").partition("=")[0] not in chosen]
         composed = compose(None, [*kept, data, *root, *overrides])
-    return composed
+    return OmegaConf.merge({"loss": None, "metrics": None}, composed)
 
 
 def build_net(model, shape, device):
