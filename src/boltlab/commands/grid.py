@@ -22,7 +22,6 @@ from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.ground.texts import line, print_table
 from boltlab.processes import submit as launched
 from boltlab.training import start as training
-from boltlab.training.resume import UNFINISHED
 
 # What a job may be besides the states of a run.
 BEFORE = "finished before"
@@ -125,15 +124,18 @@ class _Sweep:
             rows = self.rows()
             self.show(rows)
             self.write()
-        good = ("finished", BEFORE, *(() if getattr(self.launcher, "wait", True) else runs.AT_WORK))
-        return 0 if all(row["status"] in good for row in rows) else 1
+        leaves = not getattr(self.launcher, "wait", True)
+        good = (
+            row["status"] in ("finished", BEFORE) or (leaves and runs.Status(row["status"]).at_work) for row in rows
+        )
+        return 0 if all(good) else 1
 
     def folder(self, number: int) -> Path | None:
         """Where a job was begun last."""
         starts = _starts(self.top, number)
         return starts[-1][1] if starts else None
 
-    def statuses(self) -> list[str]:
+    def statuses(self) -> list[runs.Status]:
         return launched.statuses([self.folder(number) for number in range(len(self.jobs))])
 
     def launch(self) -> None:
@@ -143,10 +145,10 @@ class _Sweep:
             folder = self.folder(number)
             if number in self.before:
                 continue
-            if status in runs.AT_WORK and folder is not None:
+            if status.at_work and folder is not None:
                 watch.append(folder)
                 continue
-            if status not in UNFINISHED or folder is None:
+            if not status.resumable or folder is None:
                 folder = _fresh(self.top, number)
                 launched.queue(self.jobs[number], folder, training.name_of(self.jobs[number]))
             start.append(folder)
@@ -163,12 +165,12 @@ class _Sweep:
             return
         newest = self.folder(number)
         (status,) = launched.statuses([newest])
-        if status in runs.AT_WORK:
+        if status.at_work:
             print(f"{heading}: another process is at work on it", flush=True)
             return
         print(f"\n{heading}", flush=True)
         try:
-            if newest is not None and status in UNFINISHED:
+            if newest is not None and status.resumable:
                 training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
             else:  # one that failed starts anew, and what it left stays as it is
                 training.run(job, _fresh(self.top, number))
@@ -213,7 +215,7 @@ class _Sweep:
             (
                 str(row["job"]),
                 self.titles[row["job"]],
-                Text(row["status"], runs.COLOURS.get(row["status"].removesuffix(" before"), "white")),
+                Text(row["status"], runs.Status(row["status"].removesuffix(" before")).colour),
                 "" if row["best"] is None else f"{row['best']:.4f}",
                 line(row["reason"], 100),
                 row["folder"] or "",

@@ -18,7 +18,6 @@ from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.ground.texts import line, print_table
 from boltlab.runs import differences as differ
-from boltlab.training import resume
 from boltlab.training import start as training
 
 # What of a run's config may be another one. (Its length, though changeable on resume, would change the result.)
@@ -97,7 +96,7 @@ def _unfinished(folder: Path, summary: dict[str, Any]) -> str | None:
     status = runs.status(summary, folder)
     if status == "unknown":
         return "its summary.json is not there or broken, so how it ended is not known"
-    cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status in resume.UNFINISHED else ""
+    cure = f": boltlab train resume={shlex.quote(str(runs.shown(folder)))}" if status.resumable else ""
     return None if status == "finished" else f"it is {status}, and has no end to be compared with{cure}"
 
 

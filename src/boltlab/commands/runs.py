@@ -12,7 +12,7 @@ from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 from boltlab.ground.texts import print_table
-from boltlab.runs import COLOURS
+from boltlab.runs import Status
 from boltlab.runs import index as history
 from boltlab.runs import manage as runs_manage
 from boltlab.runs import table as runs_table
@@ -125,7 +125,7 @@ def _print_table(shown: list[list[history.Row]], options: Any) -> None:
     for row, group in zip(cells, shown, strict=True):
         if "status" in columns and len(group) == 1:
             at = columns.index("status")
-            row[at] = Text(row[at], COLOURS.get(group[0].status, "white"))
+            row[at] = Text(row[at], Status(group[0].status).colour)
     print_table(columns, cells)
 
 

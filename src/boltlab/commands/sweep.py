@@ -159,7 +159,7 @@ def _launch(launcher: Any, study: Study, storage: str | None, wanted: int) -> No
         os.environ[URL] = storage
     folders = sorted((study.top / "workers").glob("*"), key=lambda folder: int(folder.name))
     status = dict(zip(folders, launched.statuses(list(folders)), strict=True))
-    watch = [folder for folder in folders if status[folder] in runs.AT_WORK]
+    watch = [folder for folder in folders if status[folder].at_work]
     start = []
     for number in range(len(folders), len(folders) + max(0, wanted - len(watch))):
         folder = study.top / "workers" / str(number)

@@ -23,8 +23,6 @@ from boltlab.config.overrides import names_launcher
 from boltlab.ground import started_by
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 
-NOT_STARTED = "not started"  # what a run may be besides the states in its summary
-
 
 def take(jobs: list[Composed]) -> Any:
     """The launcher of these jobs, built; in their configs and overrides, nothing of it is left. None: there is none.
@@ -52,15 +50,15 @@ def take(jobs: list[Composed]) -> Any:
     return build({"launcher": nodes[0]}, "launcher")
 
 
-def statuses(folders: list[Path | None]) -> list[str]:
+def statuses(folders: list[Path | None]) -> list[runs.Status]:
     """What each of these runs of ours is: one that is queued is so in a cluster, or nowhere."""
     known = runs.job_states(filter(None, folders))
 
-    def status(folder: Path | None) -> str:
+    def status(folder: Path | None) -> runs.Status:
         if folder is None:
-            return NOT_STARTED
+            return runs.Status.NOT_STARTED
         found = runs.status(runs.read_summary(folder), folder, known.get(folder))
-        return NOT_STARTED if found == "queued" and folder not in known else found
+        return runs.Status.NOT_STARTED if found == "queued" and folder not in known else found
 
     return list(map(status, folders))
 
@@ -112,9 +110,9 @@ def resume(folder: Path, overrides: list[str], entry: str) -> Path:
     (status,) = statuses([folder])
     if status == "finished":
         raise UserError(f"{runs.shown(folder)} is finished; to make it longer, leave the launcher out")
-    if status in runs.AT_WORK and not launcher.watches:
+    if status.at_work and not launcher.watches:
         raise UserError(f"{runs.shown(folder)} is {status} already")
-    at_work = status in runs.AT_WORK
+    at_work = status.at_work
     launcher.run(folder, [] if at_work else [folder], [folder] if at_work else [], entry)
     return _ended(folder, launcher)
 

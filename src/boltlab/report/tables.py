@@ -66,7 +66,7 @@ class Run:
     @property
     def status(self) -> Cell:
         text = str(self.row.get("status") or "unknown")
-        return Cell(text, kind=text if text in runs.COLOURS else "unknown")
+        return Cell(text, kind=runs.Status(text).value)
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:

@@ -2,7 +2,7 @@
 """Run folders: their files, their place, whether they are running, and what it takes to repeat them."""
 
 from boltlab.ground.files import read_json, write_json, write_whole
-from boltlab.runs.liveness import AT_WORK, COLOURS, job_states, lock, status
+from boltlab.runs.liveness import Status, job_states, lock, status
 from boltlab.runs.lookup import find, folders, new_folder, newest_sweep, refuse_links, shown, started
 from boltlab.runs.provenance import Git, ask_git, clone, commit_changes, environment, packages
 from boltlab.runs.record import (

@@ -33,7 +33,12 @@ _CONFIG, _SUMMARY = "config.yaml", "summary.json"
 _MOST_BYTES = 1_000_000  # of a file; what has more is not read
 _BLOCK = re.compile(r"\n(?=[A-Za-z_])")
 _MOST_KEYS, _LONGEST_KEY, _LONGEST_TEXT, _DEEPEST = 3000, 200, 20_000, 30
-_UNSETTLED = (*runs.AT_WORK, "interrupted")  # a lock, a process or the cluster may say something else
+_UNSETTLED = (
+    "queued",
+    "preempted",
+    "running",
+    "interrupted",
+)  # a lock, a process or the cluster may say something else
 _NOT_OF_RECIPE = under("seed", "data.seed", *NO_EFFECT)  # two runs are one where nothing else in their configs differs
 
 
@@ -113,7 +118,7 @@ def rows(log_dir: str | Path, verb: str = "train") -> list[Row]:
         entry = index.entry(top / name, stamps, index.runs.get(name))
         found.append(index.row(top, name, entry))
         # The summary of a run at work is read again next time anyway, its config where it has changed.
-        kept[name] = _Entry(_of_config(stamps), entry.blocks) if entry.status in runs.AT_WORK else entry
+        kept[name] = _Entry(_of_config(stamps), entry.blocks) if runs.Status(entry.status).at_work else entry
     if kept != index.runs:
         index.runs = kept
         index.write(file)

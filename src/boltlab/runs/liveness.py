@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,43 @@ from boltlab.config.sources import targets
 from boltlab.ground.errors import UserError
 from boltlab.runs.lookup import shown
 
-COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
-COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow", "pruned": "bright_black"}
-AT_WORK = ("queued", "preempted", "running")  # nobody else may begin it
+
+class Status(StrEnum):
+    """What a run is. Its summary says the first six; its lock, its process and its cluster say the others."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    FINISHED = "finished"
+    KILLED = "killed"
+    PREEMPTED = "preempted"  # it waits again after it has run
+    CANCELLED = "cancelled"
+    NOT_STARTED = "not started"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Status":
+        return cls.UNKNOWN  # a summary may come from anybody
+
+    @property
+    def at_work(self) -> bool:
+        """Whether nobody else may begin it."""
+        return self in (Status.QUEUED, Status.PREEMPTED, Status.RUNNING)
+
+    @property
+    def resumable(self) -> bool:
+        return self in (Status.INTERRUPTED, Status.KILLED, Status.CANCELLED, Status.NOT_STARTED)
+
+    @property
+    def colour(self) -> str:
+        """As rich names colours."""
+        return _COLOURS.get(self, "white")
+
+
+_COLOURS = {"finished": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "running": "cyan"}
+_COLOURS |= {"queued": "blue", "preempted": "magenta", "cancelled": "yellow", "pruned": "bright_black"}
 
 
 @contextmanager
@@ -57,33 +92,33 @@ def _locked(folder: Path) -> bool | None:
         return None
 
 
-def status(summary: dict[str, Any], folder: Path | None = None, job: str | None = None) -> str:
+def status(summary: dict[str, Any], folder: Path | None = None, job: str | None = None) -> Status:
     """The status of a run; one that says `running` while its process is gone was killed.
 
     A lock on `folder` that nobody holds proves it; where there is none, the pid counts, which another may have by now.
     `job`: what the cluster says, for a run that was given to one (`job_states`).
     """
-    state = str(summary.get("status", "unknown"))
-    if job in ("queued", "preempted") and state not in ("finished", "failed"):
-        return job
-    if job == "running" and state in ("queued", "interrupted"):  # its process begins, or ends
-        return "running"
+    state = Status(summary.get("status", "unknown"))
+    if job in ("queued", "preempted") and state not in (Status.FINISHED, Status.FAILED):
+        return Status(job)
+    if job == "running" and state in (Status.QUEUED, Status.INTERRUPTED):  # its process begins, or ends
+        return Status.RUNNING
     here = summary.get("host") in (None, platform.node())
-    if state == "queued":
+    if state is Status.QUEUED:
         return _queued(job, here and not _alive(summary.get("pid")))
-    if state != "running" or job == "running":
+    if state is not Status.RUNNING or job == "running":
         return state
     locked = _locked(folder) if folder is not None else None
     if locked is None:
         locked = not here or _alive(summary.get("pid"))
-    return "running" if locked else "killed"
+    return Status.RUNNING if locked else Status.KILLED
 
 
-def _queued(job: str | None, launcher_gone: bool) -> str:
+def _queued(job: str | None, launcher_gone: bool) -> Status:
     """The status of a queued run; one that no cluster knows waits for the command that queued it."""
     if job == "cancelled":
-        return job
-    return "not started" if job == "gone" or (job is None and launcher_gone) else "queued"
+        return Status.CANCELLED
+    return Status.NOT_STARTED if job == "gone" or (job is None and launcher_gone) else Status.QUEUED
 
 
 def _alive(pid: Any) -> bool:

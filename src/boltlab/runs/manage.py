@@ -91,7 +91,7 @@ def _to_go(words: list[str], options: Any, done: str) -> dict[Path, list[Path]]:
         if not inside or (sweep and (depth != 2 or not _is_sweep(folder))):
             problems.append(f"{word} is neither a run folder, for it has no config.yaml, nor one of a sweep")
             continue
-        busy = [row for row in map(history.read, inside) if row.status in runs.AT_WORK]
+        busy = [row for row in map(history.read, inside) if runs.Status(row.status).at_work]
         problems += [f"{runs.shown(row.folder)} is {row.status}: let it end first" for row in busy]
         found[folder] = inside
     if problems:

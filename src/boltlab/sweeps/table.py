@@ -93,7 +93,7 @@ class Table:
         value = "" if at_work.value is None else f"{at_work.value:.4f}"
         where = f"{at_work.epoch}{at_work.part and f' of {at_work.part}'}"
         others = [""] * (len(self.study.objectives) - 1)
-        return [params(at_work.params), where, value, *others, Text("running", style=runs.COLOURS["running"])]
+        return [params(at_work.params), where, value, *others, Text("running", style=runs.Status.RUNNING.colour)]
 
 
 def ranked(study: Study, trials: list["FrozenTrial"]) -> list["FrozenTrial"]:
@@ -125,7 +125,7 @@ def state(t: "FrozenTrial") -> Any:
 
     word = {"COMPLETE": "finished", "FAIL": "failed"}.get(t.state.name, t.state.name.lower())
     reason = str(t.user_attrs.get("reason", "")).splitlines()[:1]
-    text = Text(word, style=runs.COLOURS.get(word, "white"))
+    text = Text(word, style=runs.Status(word).colour)
     return text.append(f"  {reason[0][:60]}", style="default") if reason and word == "failed" else text
 
 

@@ -21,7 +21,6 @@ from boltlab.ground.errors import UserError
 from boltlab.processes.launchers.process import Job, Place, Pool
 from boltlab.sweeps.space import overrides
 from boltlab.sweeps.study import Claimed, Lost, Study
-from boltlab.training.resume import UNFINISHED
 
 POLL_SECONDS = 0.1
 WAIT_SECONDS = 2.0  # between two looks at what others are at work on
@@ -207,7 +206,7 @@ class Worker:
         if status == "pruned":  # by a worker that was killed before it could tell
             raise Pruned
         if status != "finished":
-            if (folder / "config.yaml").is_file() and status not in (*UNFINISHED, "queued", "failed"):
+            if (folder / "config.yaml").is_file() and not status.resumable and status not in ("queued", "failed"):
                 raise Dead(f"{folder.name} is {status} by another process")
             self._process(claimed, part, folder, state)
         values = [value_of(folder, metric, mode) for metric, mode in self.study.objectives.items()]

@@ -12,8 +12,6 @@ from boltlab.config.trust import paths_inside
 from boltlab.ground import credentials
 from boltlab.ground.errors import DataError, UserError
 
-UNFINISHED = ("interrupted", "killed", "cancelled", "not started")
-
 
 def changes(
     before: Any, after: Any, path: str = "", free: tuple[str, ...] = CHANGEABLE_ON_RESUME
@@ -70,7 +68,7 @@ def refuse_finished(content: dict[str, Any], config: DictConfig, folder: Path) -
         stopped = "early stopping or a time limit ended it"
         longer.append(f"{stopped}: callbacks.early_stopping.patience=… or trainer.max_time=…")
     if longer and runs.read_summary(folder).get("status") == "finished":
-        broken = (run for run in runs.folders(config.log_dir) if runs.status(runs.read_summary(run), run) in UNFINISHED)
+        broken = (run for run in runs.folders(config.log_dir) if runs.status(runs.read_summary(run), run).resumable)
         other = next(broken, None)
         hint = f". The newest run that is not finished: resume={other.name}" if other else ""
         raise UserError(f"{runs.shown(folder)} is finished, {done}; {'; '.join(longer)}{hint}")

@@ -162,7 +162,7 @@ class Slurm:
                     before[folder] = now
                     more = f" ({why})" if why else f"  {_output(folder)}"
                     print(f"{time.strftime('%H:%M:%S')}  {folder.name}  {now[0]}{more}".rstrip(), flush=True)
-            if not any(state in runs.AT_WORK for state, _ in before.values()):
+            if not any(runs.Status(state).at_work for state, _ in before.values()):
                 break
             time.sleep(self.poll_seconds)
         for folder in folders:
