@@ -172,6 +172,6 @@ def test_a_wheel_makes_a_project_that_trains_and_outlives_an_upgrade(wheel, envi
     (stopped,), (whole,) = ((tmp_path / "cells" / name / "train").iterdir() for name in ("logs", "whole"))
     assert not differences(outcome(stopped), outcome(whole))
     known = json.loads((stopped / "environment.json").read_text())
-    assert known["project"] == {"package": "cells", "version": "0.1.0"}
+    assert known["project"] == {"name": "cells", "package": "cells", "version": "0.1.0"}
     run("boltlab", "eval", f"run={stopped}", folder=tmp_path)  # needs no project, only the installed package
     assert " passed" in run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
