@@ -98,6 +98,7 @@ def _write(source: Path, path: Path, package: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = source.read_text(encoding="utf-8")
     text = re.sub(r"\bproject\.(models|data|callbacks)\b", rf"{package}.\1", text)
+    text = re.sub(r"(?m)^( *project): boltlab$", rf"\1: {package}", text)  # in golden texts
     text = text.replace("src/project", f"src/{package}").replace("@package@", package).replace("@engine@", engine())
     path.write_text(text, encoding="utf-8")
     path.chmod(source.stat().st_mode & 0o777)
