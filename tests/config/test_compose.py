@@ -25,7 +25,7 @@ from boltlab.ground.errors import ConfigError
 ROOT_KEYS = (
     "seed, monitor, mode, test, precision, channels_last, float32_matmul_precision, compile, "
     "timeout_seconds, max_restarts, init_from, init_strict, name, tags, project, log_dir, data_dir, run_dir, resume, "
-    "resume_changed, data_fingerprint, augment, data, optimizer, scheduler, model, "
+    "resume_changed, data_fingerprint, augment, data, optimizer, scheduler, loss, metrics, model, "
     "trainer, callbacks, logger, launcher"
 )
 ADAMW = "params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused"
