@@ -128,7 +128,7 @@ def test_a_version_that_pyproject_keeps_out_fails(monkeypatch):
     assert {row.status for row in rows.values()} == {"fail"}
     assert rows["lightning"].detail.startswith("2.6.3")
     assert rows["wandb"].detail.startswith("missing")
-    assert rows["lightning"].cure == 'pip install "lightning>=2.6.6"'
+    assert rows["lightning"].cure == 'pip install "lightning<2.7,>=2.6.6"'
 
 
 @pytest.mark.parametrize(
