@@ -1,5 +1,7 @@
 """The words of the most used template: those that mean the same work, the others are answered with ours."""
 
+import re
+
 import pytest
 from warm import differences, outcome
 
@@ -66,3 +68,12 @@ WORDS = {
 def test_a_word_that_means_something_else_is_answered_with_how_it_is_written(boltlab, verb, word):
     code, out, err = boltlab(verb, word)
     assert code == 2 and not out and f"  {word}\n" in err and WORDS[verb, word] in err
+
+
+def test_a_training_without_data_and_model_says_what_there_is(boltlab, inside):
+    code, _, err = boltlab("train", "logger=csv")
+    assert code == 2 and "takes dict" not in err
+    for group, choice in (("data", "cells_digits"), ("model", "cells_vae")):
+        (line,) = re.findall(rf"  {group}=null\n      (.*)\n", err)
+        assert line.startswith("is no choice; choices: ") and choice in line
+    assert boltlab("show", "data=null")[2].count("data=null") == 1

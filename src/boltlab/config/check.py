@@ -21,6 +21,7 @@ from boltlab.config.devices import process_count
 from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
 from boltlab.config.rules import RULES
+from boltlab.config.sources import not_chosen
 from boltlab.config.types import UNKNOWN, Built, holds_built, show, type_problem
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
@@ -54,7 +55,8 @@ class Checker:
                 value = _plain(self.config.get(key))
                 if message := type_problem(value, annotation):
                     self.unknown_roots.add(key)
-                    self.add(f"{key}={show(value)}", message)
+                    is_group = value is None and annotation is dict
+                    self.add(f"{key}={show(value)}", not_chosen(key) if is_group else message)
 
     def groups(self) -> None:
         for key in ("data", "model", "optimizer", "trainer"):

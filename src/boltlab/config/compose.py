@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from boltlab.config import devices, project, words
 from boltlab.config.overrides import choices_of, first_text, keys, parse, read, variants
 from boltlab.config.roots import COMPOSED, ROOTS
-from boltlab.config.sources import config_dirs, groups, primary, search_further
+from boltlab.config.sources import config_dirs, groups, not_chosen, primary, search_further
 from boltlab.config.validate import problems
 from boltlab.ground.errors import ConfigError, Mistake, suggest
 
@@ -66,7 +66,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     for variant in request.further():
         mistakes += problems(verb, variant)
     if mistakes:
-        raise ConfigError(mistakes)
+        raise ConfigError(list(dict.fromkeys(mistakes)))
     return Composed(verb, config, overrides, choices, unused)
 
 
@@ -97,7 +97,7 @@ class _Request:
         known, roots = self.known[key], list(ROOTS[self.verb])
         if override.value() is None:
             if key not in (*_NO_ROOT, "launcher"):
-                yield Mistake(f"{key}=null", f"is no choice; choices: {', '.join(known)}")
+                yield Mistake(f"{key}=null", not_chosen(key))
             return
         for choice in choices_of(override):
             if choice is not None and choice not in known:

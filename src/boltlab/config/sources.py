@@ -29,6 +29,14 @@ def groups() -> dict[str, list[str]]:
     return {name: sorted(found[name]) for name in sorted(found)}
 
 
+def not_chosen(group: str) -> str:
+    """What to say where a group that is needed has no choice."""
+    known = groups()
+    recipes = ", ".join(known.get("experiment", [])) if group in ("data", "model") else ""
+    recipes = f"; an experiment chooses it too: {recipes}" if recipes else ""
+    return f"is no choice; choices: {', '.join(known.get(group, [])) or 'none yet'}{recipes}"
+
+
 def targets(group: str) -> list[str]:
     """The classes that the choices of a group build."""
     files = [path for folder in config_dirs() for path in sorted((folder / group).glob("*.yaml"))]
