@@ -62,9 +62,11 @@ def test_trials_leave_ordinary_runs(boltlab):
     assert code == 0, err
     (evaluated,) = (runs.read_summary(p) for p in Path("logs/eval").iterdir())
     assert evaluated["test"]["val_acc"] == pytest.approx(trials[2].value, abs=1e-6)
-    code, out, err = boltlab("train", f"resume={run}", "trainer.max_epochs=5")
-    assert code == 1 and "no checkpoint of it can be resumed" in err and "init_from=" in err
-    assert runs.read_summary(run)["status"] == "finished"
+    for status in ("failed", "interrupted", "finished"):
+        runs.write_summary(run, status=status)
+        code, out, err = boltlab("train", f"resume={run}", "trainer.max_epochs=5")
+        assert code == 1 and f"is {status}, and no checkpoint of it can be resumed" in err and "init_from=" in err
+        assert runs.read_summary(run)["status"] == status
     assert (folder() / "best.yaml").is_file() and boltlab("runs")[0] == 0
 
 

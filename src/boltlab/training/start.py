@@ -74,7 +74,9 @@ class Start:
         for line in warnings:
             print(line, file=sys.stderr)
         status = summary.get("status")
-        if newest is None and status in ("finished", "pruned") and any((folder / "checkpoints").glob("*.ckpt")):
+        # What is there holds weights only; to begin again would write over it.
+        ended = status not in ("queued", "running")
+        if newest is None and ended and any((folder / "checkpoints").glob("*.ckpt")):
             cure = f"boltlab train init_from={folder.name} begins a new run with its weights"
             raise UserError(f"{runs.shown(folder)} is {status}, and no checkpoint of it can be resumed: {cure}")
         queued = newest is None and status == "queued"
