@@ -17,7 +17,6 @@ import boltlab.commands.train, boltlab.processes.launch, boltlab.training.load, 
 import boltlab.training.resume
 import boltlab.callbacks.last, boltlab.callbacks.progress, project.models.classifier, project.data.digits, torch
 from boltlab.__main__ import main
-from boltlab.processes.exits import leave
 from boltlab.processes.several import start_method
 from multiprocessing import forkserver
 start_method()
@@ -49,7 +48,12 @@ for line in sys.stdin:
             import traceback
             traceback.print_exc()
         finally:
-            leave(code or 0)  # as the command does: worker processes end before it
+            import multiprocessing
+            for process in multiprocessing.active_children():  # as at the end of the command
+                process.kill()
+            sys.stdout.flush(); sys.stderr.flush()
+            import logging; logging.shutdown()
+            os._exit(code or 0)
     print(pid, file=answers, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
 """
