@@ -49,8 +49,10 @@ for line in sys.stdin:
             traceback.print_exc()
         finally:
             import multiprocessing
-            for process in multiprocessing.active_children():  # as at the end of the command
-                process.kill()
+            for process in multiprocessing.active_children():
+                if process.daemon:  # ended as at the exit of the command, which waits for one that does not obey
+                    process.terminate()
+                    process.join()
             sys.stdout.flush(); sys.stderr.flush()
             import logging; logging.shutdown()
             os._exit(code or 0)
