@@ -4,10 +4,12 @@ import functools
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,13 @@ from boltlab.ground import credentials
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+MOST_OF_FILE, MOST_OF_PATCH = 1_000_000, 20_000_000  # bytes of a file, and of all, that git.patch takes
+
+_NOT_OURS = ["DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "PREFIX"]
+_NOT_OURS = [f"GIT_{name}" for name in (*_NOT_OURS, "DIFF_OPTS", "LITERAL_PATHSPECS", "TRACE")]
+_SETTINGS = ["core.hooksPath=/dev/null", "core.splitIndex=false", "core.safecrlf=false", "core.fsmonitor=false"]
+_SETTINGS = [word for setting in _SETTINGS for word in ("-c", setting)]
+
 
 @dataclass(frozen=True)
 class Git:
@@ -27,6 +36,7 @@ class Git:
     dirty: bool | None
     patch: bytes
     left_out: tuple[str, ...] = ()
+    problem: str | None = None  # why some of it is not known
 
 
 def ask_git() -> "Future[Git]":
@@ -55,7 +65,7 @@ def environment(git: Git) -> dict[str, Any]:
         **({"project": named} if named else {}),
         "git_commit": git.commit,
         "git_dirty": git.dirty,
-        "git_left_out": list(git.left_out),  # of git.patch, because of their names
+        "git_left_out": [*git.left_out[:100], *[f"… and {len(git.left_out) - 100} more"] * (len(git.left_out) > 100)],
         "command": [credentials.masked(argument) for argument in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -73,14 +83,18 @@ def commit_changes(then: str, now: str) -> str | None:
     """How many files and lines differ between two commits; None where this clone does not know both."""
     if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in (then, now)):
         return None
-    answer = _git("diff", "--shortstat", then, now, "--")
-    return None if answer is None else answer.decode(errors="replace").strip() or "the same files"
+    try:
+        return _git("diff", "--shortstat", then, now, "--").decode(errors="replace").strip() or "the same files"
+    except _GitFailed:
+        return None
 
 
 def clone() -> Path | None:
     """The folder of the clone that this code runs from."""
-    answer = _git("rev-parse", "--show-toplevel")
-    return Path(answer.decode(errors="surrogateescape").strip()) if answer else None
+    try:
+        return Path(os.fsdecode(_git("rev-parse", "--show-toplevel"))[:-1])
+    except _GitFailed:
+        return None
 
 
 @functools.cache
@@ -108,34 +122,98 @@ def _cpu_name() -> str:
 
 
 def _state() -> Git:
-    """The clone's commit, and its changes since as a patch, new files included: in an index of its own, so that git's
-    stays. Files that hold keys or passwords by their names are left out of it."""
-    status = _git("status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all") or b""
-    entries = [os.fsdecode(entry) for entry in status.split(b"\0")]
-    commit = next((line.split()[-1] for line in entries if line.startswith("# branch.oid ")), "(initial)")
-    if commit == "(initial)":  # none yet, no clone, no git
-        return Git(None, None, b"")
-    # The path is what stands behind so many words: 1 <7 others>, u <9 others>, ? or !
-    words = {"1": 8, "u": 10, "?": 1}
-    changed = [line.split(" ", words[line[0]])[-1] for line in entries if line[:1] in words]
-    left_out = tuple(path for path in changed if credentials.private(path))
-    if not changed:
-        return Git(commit, False, b"")
-    taken = [":/", *(f":(exclude,top,literal){path}" for path in left_out)]
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", "--", *taken, **index) is None:
-            return Git(commit, True, b"", left_out)
-        return Git(commit, True, _git("diff", "--cached", "--binary", "HEAD", **index) or b"", left_out)
-
-
-def _git(*arguments: str, **variables: str) -> bytes | None:
-    """What git says of the project's clone, else of the one that the engine runs from; None without git or a clone."""
-    own = project.find()
-    folder = own.root if own is not None and own.trusted else Path(__file__).parent
-    command = ["git", "-C", str(folder), *arguments]
+    """The clone's commit, and its changes since as a patch, new files included."""
+    commit = None
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False, env={**os.environ, **variables})
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        status = _git("status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all")
+        entries = [os.fsdecode(entry) for entry in status.split(b"\0")]
+        commit = next((line.split()[-1] for line in entries if line.startswith("# branch.oid ")), "(initial)")
+        if commit == "(initial)":  # none yet
+            return Git(None, None, b"")
+        # The path is what stands behind so many words: 1 <7 others>, u <9 others> or ?
+        words = {"1": 8, "u": 10, "?": 1}
+        split = [line.split(" ", words[line[0]]) for line in entries if line[:1] in words]
+        changed = {path: about for *about, path in split}
+        return _changes(commit, changed) if changed else Git(commit, False, b"")
+    except _NoClone:
+        return Git(None, None, b"")
+    except _GitFailed as e:
+        with suppress(_GitFailed):
+            commit = commit or os.fsdecode(_git("rev-parse", "--verify", "HEAD")).strip()
+        lost = "git.patch lacks what is not committed" if commit else "the commit is not recorded"
+        return Git(commit, True if commit else None, b"", problem=f"{lost}, for git said: {e}")
+
+
+def _changes(commit: str, changed: dict[str, list[str]]) -> Git:
+    """The changed files, each with what git's status says of it, as a patch. It is made in an index and a store of
+    objects of its own, so that git's stay, and of these files alone: a sparse clone lacks others."""
+    top, objects = os.fsdecode(_git("rev-parse", "--show-toplevel", "--git-path", "objects"))[:-1].split("\n")
+    left_out = _left_out(Path(top), changed)
+    taken = os.fsencode("".join(f"{path}\0" for path in changed if path not in left_out))
+    with tempfile.TemporaryDirectory() as scratch:
+        about = Path(scratch) / "objects" / "info"
+        about.mkdir(parents=True)
+        (about / "alternates").write_bytes(os.fsencode(_folder() / objects) + b"\n")
+        own = {"GIT_INDEX_FILE": f"{scratch}/index", "GIT_OBJECT_DIRECTORY": f"{scratch}/objects"}
+        _git("read-tree", commit, **own)
+        _git("-C", top, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=taken, **own)
+        # Unlike `git diff`, this takes no heed of how people set their diffs to look.
+        plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--find-renames")
+        patch = _git("diff-index", "--cached", "--patch", "--binary", *plain, commit, **own)
+    return Git(commit, True, patch, tuple(left_out))
+
+
+def _left_out(top: Path, changed: dict[str, list[str]]) -> list[str]:
+    """The changed files that are no part of the patch: those that hold keys or passwords by their names, large ones,
+    unread, what may not be read, and clones of something else."""
+    names = {word for about in changed.values() for word in about if len(word) >= 40}  # of what was committed
+    answer = _git("cat-file", "--batch-check=%(objectname) %(objectsize)", stdin="\n".join(names).encode())
+    committed = {name: int(size) for name, size in map(str.split, answer.decode().splitlines()) if size.isdigit()}
+    sizes = {path: max((committed.get(word, 0) for word in about), default=0) for path, about in changed.items()}
+    for path in changed:
+        with suppress(OSError):  # removed
+            found = os.lstat(top / path)
+            if stat.S_ISREG(found.st_mode):
+                sizes[path] = max(sizes[path], found.st_size if os.access(top / path, os.R_OK) else MOST_OF_FILE + 1)
+    left_out, most = [], MOST_OF_PATCH
+    for path, size in sorted(sizes.items(), key=lambda item: item[1]):
+        if credentials.private(path) or path.endswith("/") or size > min(MOST_OF_FILE, most):
+            left_out.append(path)
+        else:
+            most -= size
+    return sorted(left_out)
+
+
+class _GitFailed(Exception):
+    """git did not do what it was asked; the message is git's."""
+
+
+class _NoClone(_GitFailed):
+    """There is no git, or the code lies in no clone."""
+
+
+def _folder() -> Path:
+    own = project.find()
+    return own.root if own is not None and own.trusted else Path(__file__).parent
+
+
+def _git(*arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
+    """What git says of the project's clone, else of the one that the engine runs from; in C's words.
+
+    Raises:
+        _GitFailed: it refuses, takes too long, or there is none.
+    """
+    # A hook's variables would name another clone; settings would write beside the clone or refuse line ends.
+    ours = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    command = ["git", "-C", str(_folder()), *_SETTINGS, *arguments]
+    try:
+        env = {**ours, **variables, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=20, check=False, env=env)
+    except subprocess.TimeoutExpired:
+        raise _GitFailed("nothing, for 20 s") from None
+    except OSError as e:
+        raise _NoClone(e) from e
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise (_NoClone if "not a git repository (or any" in said else _GitFailed)(credentials.masked(said[-500:]))
+    return done.stdout

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,8 @@ def _begins(status: str) -> dict[str, Any]:
 
 def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
     answer = (git or ask_git()).result()
+    if answer.problem:
+        warnings.warn(answer.problem, stacklevel=2)
     (folder / "environment.json").write_text(json.dumps(environment(answer), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(answer.patch)
 
