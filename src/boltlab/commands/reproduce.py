@@ -199,8 +199,9 @@ def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> 
     before, kept = differ.patch_of(source), source / "git.patch"
     commits = [line(side.get("git_commit"), 64) for side in (then, now)]
     changed = differ.patches(before, patch)
-    if commits[0] == "None":
-        print("code          the run has recorded no commit")
+    if not runs.is_commit(then.get("git_commit")):  # from anybody: it would stand in a command below
+        wrong = "" if commits[0] == "None" else f": {commits[0]!r} is none"
+        print(f"code          the run has recorded no commit{wrong}")
         return
     if commits[0] == commits[1] and not changed:
         print(f"code          equal: commit {commits[0][:12]}{', with the same uncommitted changes' * bool(before)}")

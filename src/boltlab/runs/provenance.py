@@ -79,9 +79,14 @@ def environment(git: Git) -> dict[str, Any]:
     }
 
 
+def is_commit(text: Any) -> bool:
+    """Whether it is a commit's hash, and nothing that a shell or git would take for another word."""
+    return isinstance(text, str) and bool(re.fullmatch("[0-9a-f]{7,64}", text))
+
+
 def commit_changes(then: str, now: str) -> str | None:
     """How many files and lines differ between two commits; None where this clone does not know both."""
-    if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in (then, now)):
+    if not (is_commit(then) and is_commit(now)):
         return None
     try:
         return _git("diff", "--shortstat", then, now, "--").decode(errors="replace").strip() or "the same files"
