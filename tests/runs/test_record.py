@@ -217,8 +217,9 @@ def _make_large(name):
         (lambda: _make_large("weights.bin"), "weights.bin"),
         (lambda: subprocess.run(["git", "init", "-q", "nested"], check=True), "nested/"),
         (lambda: [Path(f"{i}.bin").write_bytes(bytes(800_000 + i)) for i in range(25)], "24.bin"),
+        (lambda: Path("ü conf.yaml").write_text('a: 1\npassword: "vB7!kQ2x-Lw9_sTz4"\n'), "ü conf.yaml"),
     ],
-    ids=["large", "large and committed", "a clone without a commit", "many"],
+    ids=["large", "large and committed", "a clone without a commit", "many", "a secret within"],
 )
 def test_what_is_no_part_of_the_patch_is_named_and_not_read(clone, monkeypatch, make, expected):
     Path("old.py").write_text("a = 2\n")

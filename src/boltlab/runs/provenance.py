@@ -4,10 +4,8 @@ import functools
 import os
 import platform
 import re
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +18,15 @@ from boltlab.ground import credentials
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-MOST_OF_FILE, MOST_OF_PATCH = 1_000_000, 20_000_000  # bytes of a file, and of all, that git.patch takes
-
 _NOT_OURS = ["DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "PREFIX"]
 _NOT_OURS = [f"GIT_{name}" for name in (*_NOT_OURS, "DIFF_OPTS", "LITERAL_PATHSPECS", "TRACE")]
-_SETTINGS = ["core.hooksPath=/dev/null", "core.splitIndex=false", "core.safecrlf=false", "core.fsmonitor=false"]
+_SETTINGS = [
+    "core.hooksPath=/dev/null",
+    "core.quotePath=false",
+    "core.splitIndex=false",
+    "core.safecrlf=false",
+    "core.fsmonitor=false",
+]
 _SETTINGS = [word for setting in _SETTINGS for word in ("-c", setting)]
 
 
@@ -139,7 +141,11 @@ def _state() -> Git:
         words = {"1": 8, "u": 10, "?": 1}
         split = [line.split(" ", words[line[0]]) for line in entries if line[:1] in words]
         changed = {path: about for *about, path in split}
-        return _changes(commit, changed) if changed else Git(commit, False, b"")
+        if not changed:
+            return Git(commit, False, b"")
+        from boltlab.runs import patch
+
+        return Git(commit, True, *patch.make(_git, _folder(), commit, changed))
     except _NoClone:
         return Git(None, None, b"")
     except _GitFailed as e:
@@ -147,46 +153,6 @@ def _state() -> Git:
             commit = commit or os.fsdecode(_git("rev-parse", "--verify", "HEAD")).strip()
         lost = "git.patch lacks what is not committed" if commit else "the commit is not recorded"
         return Git(commit, True if commit else None, b"", problem=f"{lost}, for git said: {e}")
-
-
-def _changes(commit: str, changed: dict[str, list[str]]) -> Git:
-    """The changed files, each with what git's status says of it, as a patch. It is made in an index and a store of
-    objects of its own, so that git's stay, and of these files alone: a sparse clone lacks others."""
-    top, objects = os.fsdecode(_git("rev-parse", "--show-toplevel", "--git-path", "objects"))[:-1].split("\n")
-    left_out = _left_out(Path(top), changed)
-    taken = os.fsencode("".join(f"{path}\0" for path in changed if path not in left_out))
-    with tempfile.TemporaryDirectory() as scratch:
-        about = Path(scratch) / "objects" / "info"
-        about.mkdir(parents=True)
-        (about / "alternates").write_bytes(os.fsencode(_folder() / objects) + b"\n")
-        own = {"GIT_INDEX_FILE": f"{scratch}/index", "GIT_OBJECT_DIRECTORY": f"{scratch}/objects"}
-        _git("read-tree", commit, **own)
-        _git("-C", top, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=taken, **own)
-        # Unlike `git diff`, this takes no heed of how people set their diffs to look.
-        plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--find-renames")
-        patch = _git("diff-index", "--cached", "--patch", "--binary", *plain, commit, **own)
-    return Git(commit, True, patch, tuple(left_out))
-
-
-def _left_out(top: Path, changed: dict[str, list[str]]) -> list[str]:
-    """The changed files that are no part of the patch: those that hold keys or passwords by their names, large ones,
-    unread, what may not be read, and clones of something else."""
-    names = {word for about in changed.values() for word in about if len(word) >= 40}  # of what was committed
-    answer = _git("cat-file", "--batch-check=%(objectname) %(objectsize)", stdin="\n".join(names).encode())
-    committed = {name: int(size) for name, size in map(str.split, answer.decode().splitlines()) if size.isdigit()}
-    sizes = {path: max((committed.get(word, 0) for word in about), default=0) for path, about in changed.items()}
-    for path in changed:
-        with suppress(OSError):  # removed
-            found = os.lstat(top / path)
-            if stat.S_ISREG(found.st_mode):
-                sizes[path] = max(sizes[path], found.st_size if os.access(top / path, os.R_OK) else MOST_OF_FILE + 1)
-    left_out, most = [], MOST_OF_PATCH
-    for path, size in sorted(sizes.items(), key=lambda item: item[1]):
-        if credentials.private(path) or path.endswith("/") or size > min(MOST_OF_FILE, most):
-            left_out.append(path)
-        else:
-            most -= size
-    return sorted(left_out)
 
 
 class _GitFailed(Exception):
