@@ -14,7 +14,8 @@ from waiting import HANG
 
 from boltlab import runs
 from boltlab.config.compose import compose
-from boltlab.ground import credentials, detect
+from boltlab.ground import credentials
+from boltlab.runs import patch
 
 QUICK = ["model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
 
@@ -62,7 +63,7 @@ def test_lines_with_secrets_as_people_have_them(monkeypatch, line):
     if kind == "message":
         assert credentials.masked(text) != text and not any(secret in credentials.masked(text) for secret in secrets)
     elif kind in ("file", "patch"):
-        assert credentials.private(text) if kind == "file" else detect.in_code(f"a = 1\n{text}\n")
+        assert credentials.private(text) if kind == "file" else patch.in_code(f"a = 1\n{text}\n")
     else:
         if kind == "variable":
             monkeypatch.setenv(key, value)
@@ -80,7 +81,7 @@ def test_what_is_shipped_raises_no_alarm():
         if path.suffix in (".yaml", ".py", ".sh")
     }
     assert len(texts) > 250
-    assert [str(path) for path, text in texts.items() if detect.in_code(text)] == []
+    assert [str(path) for path, text in texts.items() if patch.in_code(text)] == []
     assert [
         str(path) for path, text in texts.items() if path.suffix == ".yaml" and credentials.masked(text) != text
     ] == []
@@ -101,7 +102,7 @@ def test_what_is_shipped_raises_no_alarm():
 def test_what_only_looks_like_a_secret(text):
     key, _, value = text.partition("=")
     assert credentials.masked(text) == text and list(credentials.mistakes(OmegaConf.create({key: value}))) == []
-    assert not detect.in_code(text)
+    assert not patch.in_code(text)
 
 
 def test_what_no_secret_is(monkeypatch, tmp_path):

@@ -42,7 +42,8 @@ _VARIABLE = re.compile(
     re.IGNORECASE,
 )
 _KEY = re.compile(rf"(^|_)({_WORDS}|sig|signature)$|^((auth|access|api|bearer|hf|sas|refresh|session|github)_?)?token$")
-_LONG = re.compile(r"(?=[^\W\d]*\d)[\w-]{16,}|[A-Za-z]{32}|PRIVATE KEY")  # what may be a token by its form
+# What may be a token by its form: a date is none.
+_LONG = re.compile(r"(?<![\w-])(?!\d{4}-\d\d-\d\d)(?=[A-Za-z_-]*\d)[\w-]{16,}|[A-Za-z]{32}|PRIVATE KEY")
 _REFERENCE = re.compile(r"\$\{oc\.env:\s*([^,}\s]+)")
 _SHORTEST = 8  # characters of a variable's value that is looked for in a config
 

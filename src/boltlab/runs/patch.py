@@ -1,5 +1,6 @@
 """git.patch: the uncommitted changes of a clone, as git applies them elsewhere."""
 
+import math
 import os
 import re
 import stat
@@ -11,14 +12,22 @@ from pathlib import Path
 from boltlab.ground import credentials, detect
 
 MOST_OF_FILE, MOST_OF_PATCH = 1_000_000, 20_000_000  # bytes of a file, and of all, that git.patch takes
+# A name, what it is set to in quotes, or without them at the end of a line.
+_ASSIGNED = re.compile(
+    r"""(?<![\w.-])([\w.-]{1,80})["']?(?:\s+string)?\s*(?::|:?=)\s*"""
+    r"""(?:["'`]([\w!#%&*+/=?@^~.:$-]{12,})["'`]|([\w!#%&*+/=?@^~-]{12,})["']?\s*[,;)}]*\s*$)""",
+    re.MULTILINE,
+)
+_TOKEN = re.compile("token$", re.IGNORECASE)
+_BITS, _SHORTEST = 3.2, 10  # of a character of a random text; characters of a URL's password
 
 
 def make(
     git: Callable[..., bytes], folder: Path, commit: str, changed: dict[str, list[str]]
 ) -> tuple[bytes, tuple[str, ...]]:
     """The changed files, each with what git's status says of it, as a patch; and those that are left out. It is made in
-    an index and a store of objects of its own, so that git's stay, and of these files alone: a sparse clone lacks
-    others. git: runs it in `folder`, with these arguments and variables."""
+    an index and a store of objects of its own, so that git's stay, and of these files alone, so that no other is
+    read. git: runs it in `folder`, with these arguments and variables."""
     top, objects = os.fsdecode(git("rev-parse", "--show-toplevel", "--git-path", "objects"))[:-1].split("\n")
     left_out = _left_out(git, Path(top), changed)
     taken = os.fsencode("".join(f"{path}\0" for path in changed if path not in left_out))
@@ -42,7 +51,7 @@ def _secret_of(part: bytes) -> str:
     """The name of a file whose new lines hold a secret; empty where they hold none."""
     head, _, body = part.decode(errors="replace").partition("\n@@ ")
     added = "\n".join(line[1:] for line in body.split("\n") if line.startswith("+"))
-    return head.rpartition("\n+++ ")[2].strip('"\t').removeprefix("b/") if detect.in_code(added) else ""
+    return head.rpartition("\n+++ ")[2].strip('"\t').removeprefix("b/") if in_code(added) else ""
 
 
 def _left_out(git: Callable[..., bytes], top: Path, changed: dict[str, list[str]]) -> list[str]:
@@ -64,3 +73,23 @@ def _left_out(git: Callable[..., bytes], top: Path, changed: dict[str, list[str]
         else:
             most -= size
     return left_out
+
+
+def in_code(text: str) -> bool:
+    """Whether lines of code or settings hold a secret. A name alone says little there: its value must look random."""
+    passwords = [match["password"] for match in credentials.URL.finditer(text)]
+    if next(detect.tokens(text), None) or any(len(word) >= _SHORTEST and word[0] not in "{<$%[" for word in passwords):
+        return True
+    named = ((match[1], match[2] or match[3]) for match in _ASSIGNED.finditer(text))
+    return any((credentials.is_secret_name(name) or _TOKEN.search(name)) and _random(value) for name, value in named)
+
+
+def _random(value: str) -> bool:
+    if not (re.search(r"\d", value) and re.search("[A-Za-z]", value)):
+        return bool(re.search("[a-z]", value) and re.search("[A-Z]", value) and _entropy(value) > _BITS + 1)
+    return _entropy(value) > _BITS
+
+
+def _entropy(value: str) -> float:
+    shares = [value.count(character) / len(value) for character in set(value)]
+    return -sum(share * math.log2(share) for share in shares)
