@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,7 +76,7 @@ def prepare(
     if status == "running":
         _write_environment(folder, git)
     class_names = config.get("data", {}).get("class_names")
-    if class_names:
+    if OmegaConf.is_list(class_names):
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
     return write_config(folder, config)  # at the end: a folder without it is no run yet
 
@@ -86,6 +87,8 @@ def _begins(status: str) -> dict[str, Any]:
 
 def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
     answer = (git or ask_git()).result()
+    if answer.problem:
+        warnings.warn(answer.problem, stacklevel=2)
     (folder / "environment.json").write_text(json.dumps(environment(answer), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(answer.patch)
 
@@ -135,7 +138,8 @@ def record_resume(
 def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
     """The resolved config of a run, with `run_dir` where the folder stands now.
 
-    replaced: keys that the caller puts new values at; a reference to a secret there is left out.
+    replaced: keys that the caller puts new values at; a reference to a secret there is left out, and where what stood
+    there would write is no matter.
 
     A folder may come from anybody: what its config may build is checked against `boltlab.config.trust`, except for the
     `own` run of this command, whose config was composed here.
@@ -181,7 +185,7 @@ def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[
         from boltlab.config.trust import refuse_untrusted
 
         project.refuse_another(read_json(folder / "environment.json").get("project"), str(folder))
-        refuse_untrusted(config, path)
+        refuse_untrusted(config, path, given=replaced)
     config.run_dir = str(folder.resolve())
     return config
 
