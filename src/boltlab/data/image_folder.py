@@ -331,25 +331,30 @@ def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool 
         raise DataError(f"no classes in {folder}: {without_classes(folder)}. {expected}")
     problems = []
     for split, path in parts.items():
-        found = class_folders(path)
-        counts = Counter(unicodedata.normalize("NFC", each.name) for each in folders(path))
-        if twice := sorted(name for name, count in counts.items() if count > 1):
-            problems.append(f"{split} has two folders named {listed(twice, None)}, in two forms of Unicode: join them")
-        if not found.keys() & set(names):
-            unlabelled = f"; of images without labels, boltlab predict input={path}" if split == "test" else ""
-            problems.append(f"{split}: {without_classes(path)}{unlabelled}")
-            continue
-        missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
-        if missing and all_of_them:
-            problems.append(f"{split} lacks {listed(missing, None, 10)}")
-        if unknown:
-            problems.append(f"{split} has {listed(unknown, None, 10)} besides")
+        problems += _mismatch(split, path, names, all_of_them)
     if problems:
         raise DataError(
             f"the class folders in {folder.parent if len(parts) > 1 else folder} do not match:\n  "
             + "\n  ".join(problems)
             + f"\n  the classes: {listed(names, None, 10)}"
         )
+
+
+def _mismatch(split: Split, path: Path, names: list[str], all_of_them: bool) -> Iterator[str]:
+    """What the class folders of a split have that the classes have not, or lack."""
+    found = class_folders(path)
+    counts = Counter(unicodedata.normalize("NFC", each.name) for each in folders(path))
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        yield f"{split} has two folders named {listed(twice, None)}, in two forms of Unicode: join them"
+    if all_of_them and len(found) < 2 and not found.keys() & set(names):
+        unlabelled = f"; of images without labels, boltlab predict input={path}" if split == "test" else ""
+        yield f"{split}: {without_classes(path)}{unlabelled}"
+        return
+    missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
+    if missing and all_of_them:
+        yield f"{split} lacks {listed(missing, None, 10)}"
+    if unknown:
+        yield f"{split} has {listed(unknown, None, 10)} besides"
 
 
 def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tuple[Path, str]]:

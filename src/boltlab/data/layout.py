@@ -47,14 +47,7 @@ def splits_by_name(root: Path, classes: Collection[str] = ()) -> dict[Split, Pat
     Raises:
         DataError: two folders are the same split, or it cannot be told which of them are the splits.
     """
-    found: dict[str, list[tuple[Split, Path]]] = defaultdict(list)
-    here = list(folders(root)) if root.is_dir() else []
-    others = [name for name in classes if (split_of(name) or ("", ""))[1] != "*"]
-    if others and {path.name for path in here}.issuperset(classes):
-        return {}
-    for path in here:
-        if about := split_of(path.name):
-            found[about[1]].append((about[0], path))
+    found = _alike_but_for_words(root, classes)
     alike = [parts for parts in found.values() if {"train"} < {split for split, _ in parts}]
     parts = found.get("*") or (alike[0] if alike else [])
     named = dict(sorted(parts))
@@ -65,21 +58,40 @@ def splits_by_name(root: Path, classes: Collection[str] = ()) -> dict[Split, Pat
     return {split: named[split] for split in _ORDER if split in named}
 
 
+def _alike_but_for_words(root: Path, classes: Collection[str]) -> dict[str, list[tuple[Split, Path]]]:
+    """The folders whose names speak of splits, by the rest of the name; none where the classes stand straight here."""
+    here = list(folders(root)) if root.is_dir() else []
+    others = [name for name in classes if (split_of(name) or ("", ""))[1] != "*"]
+    found: dict[str, list[tuple[Split, Path]]] = defaultdict(list)
+    if others and {path.name for path in here}.issuperset(classes):
+        return found
+    for path in here:
+        if about := split_of(path.name):
+            found[about[1]].append((about[0], path))
+    return found
+
+
+def _through_single_folders(folder: Path) -> Path:
+    """The first folder below that holds images, splits, or more folders than one."""
+    inner = folder
+    while len(inside := list(folders(inner))) == 1 and not holds_images(inner):
+        if inner != folder and splits_by_name(inner):
+            break
+        inner = inside[0]
+    return inner
+
+
 def refuse_other_level(folder: Path, classes: dict[str, Path], is_root: bool) -> None:
     """DataError where what looks like classes are folders around the classes or around the splits.
 
     is_root: the class folders stand straight in the root, not in its train.
     """
-    inner, steps = folder, 0
-    while (
-        len(inside := list(folders(inner))) == 1 and not holds_images(inner) and not (steps and splits_by_name(inner))
-    ):
-        inner, steps = inside[0], steps + 1
+    inner = _through_single_folders(folder)
     splits: dict[Split, Path] = {}
     for path in classes.values():
         if not splits and not holds_images(path):
             splits = splits_by_name(path)
-    around = steps and not holds_images(inner)
+    around = inner != folder and not holds_images(inner)
     if not around and not {"train"} < splits.keys():
         return
     what = f"{folder} has the classes {listed(list(classes), None)}"

@@ -156,9 +156,8 @@ class CSV(TableDataModule):
     def files(self, split: Split) -> list[tuple[str, str]]:
         return [(Path(self.path).name, self.path)]
 
-    @cached_property
-    def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
-        """(column names, [(line number, cells)])"""
+    def _read(self) -> list[tuple[int, list[str]]]:
+        """(line number, cells) of each line that is not empty, the header included."""
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"data.path={self.path} does not exist (looked for {path.absolute()})")
@@ -167,12 +166,17 @@ class CSV(TableDataModule):
                 above = sum(1 for _ in islice(file, self.skip_lines))
                 mark = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
                 reader = csv.reader(file, delimiter=mark, skipinitialspace=True, strict=True)
-                rows = [(above + reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+                return [(above + reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
         except UnicodeDecodeError as error:
             cure = f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if Windows has written it"
             raise DataError(f"{path} is no CSV file in UTF-8: {error}; {cure}") from error
         except (OSError, csv.Error, TypeError) as error:
             raise DataError(f"{path} is no CSV file in UTF-8: {error}") from error
+
+    @cached_property
+    def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
+        """(column names, [(line number, cells)])"""
+        path, rows = Path(self.path), self._read()
         names = list(self.columns) if self.columns is not None else rows.pop(0)[1] if rows else []
         if not rows:
             raise DataError(f"{path} has no rows")
