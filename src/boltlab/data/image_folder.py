@@ -329,7 +329,7 @@ def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool 
         nevertheless = f"; or {folder.name!r} is a class: data.class_names=[…]" if split_of(folder.name) else ""
         expected = f"Expected: {folder}/<class>/<image>{nevertheless}"
         raise DataError(f"no classes in {folder}: {without_classes(folder)}. {expected}")
-    problems = []
+    problems: list[str] = []
     for split, path in parts.items():
         problems += _mismatch(split, path, names, all_of_them)
     if problems:
@@ -344,7 +344,7 @@ def _mismatch(split: Split, path: Path, names: list[str], all_of_them: bool) -> 
     """What the class folders of a split have that the classes have not, or lack."""
     found = class_folders(path)
     counts = Counter(unicodedata.normalize("NFC", each.name) for each in folders(path))
-    if twice := sorted(name for name, count in counts.items() if count > 1):
+    if twice := sorted(counts - Counter(list(counts))):
         yield f"{split} has two folders named {listed(twice, None)}, in two forms of Unicode: join them"
     if all_of_them and len(found) < 2 and not found.keys() & set(names):
         unlabelled = f"; of images without labels, boltlab predict input={path}" if split == "test" else ""
