@@ -489,3 +489,22 @@ def test_a_list_of_defaults_passes_over_what_is_missing_and_nothing_else(configs
         (configs / group / "default.yaml").write_text(text)
     sources._stand_in_for_what_is_missing()
     assert capsys.readouterr().err == "optimizer=default names gone, which is not there: skipped\n"
+
+
+def test_data_that_the_project_ships_are_found_from_any_folder(tmp_path):
+    shipped = Path(os.environ["BOLTLAB_PROJECT"]) / "examples" / "houses.csv"
+    words = ["data=houses", "model=linear_regressor"]
+    assert compose("train", words).config.data.path == str(shipped)
+    with pytest.raises(ConfigError, match="does not exist"):  # of a command, a path is relative to where it is given
+        compose("train", [*words, "data.path=examples/houses.csv"])
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "houses.csv").write_bytes(shipped.read_bytes())
+    for given in ([], ["data.path=examples/houses.csv"]):
+        assert compose("train", [*words, *given]).config.data.path == "examples/houses.csv"
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "synthetic"])
+@pytest.mark.parametrize("model", ["linear_regressor", "mlp_regressor"])
+def test_a_regressor_on_data_with_classes_is_refused(data, model):
+    with pytest.raises(ConfigError, match=r"Regressor predicts a number, and \w+ has 10 classes"):
+        compose("train", [f"data={data}", f"model={model}"])

@@ -1,4 +1,6 @@
 import importlib.util
+import re
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -120,6 +122,72 @@ def test_no_header_row_bom_semicolons_quotes_and_blank_lines(tmp_path):
 def test_what_is_wrong_is_named(tmp_path, text, options, message):
     with pytest.raises(DataError, match=message):
         classes(tmp_path, text, **options).dataset("train")
+
+
+NUMBERS = np.random.default_rng(0).normal(size=(30, 3)).round(3)
+LABELS = ["NA", "None", "yes"] * 10
+
+
+def lines(delimiter=",", decimal=".", header="a,b,c,kind", end=""):
+    rows = [[*(str(number).replace(".", decimal) for number in row), label]
+            for row, label in zip(NUMBERS, LABELS, strict=True)]  # fmt: skip
+    return "\n".join(delimiter.join(row) + end for row in [header.split(","), *rows]) + "\n"
+
+
+QUOTED = re.sub(r"(-?\d+)\.(\d+)", r'"\1,\2"', lines())
+FORMS = {  # a file as people have it, what is said of it, and the keys that read it
+    "semicolons": (lines(";"), r"'data.delimiter=\";\"'", {"delimiter": ";"}),
+    "decimal commas": (lines(";", ","), r"'data.delimiter=\";\"'", {"delimiter": ";", "decimal": ","}),
+    "decimal commas, quoted": (QUOTED, r"'data.decimal=\",\"'", {"decimal": ","}),
+    "tabs": (lines("\t"), "'data.delimiter=tab'", {"delimiter": "tab"}),
+    "bars": (lines("|"), r"'data.delimiter=\"\|\"'", {"delimiter": "|"}),
+    "a comment on top": ("# made by hand\n" + lines(), "data.skip_lines=1", {"skip_lines": 1}),
+    "Excel's first line": ("sep=;\n" + lines(";"), "data.delimiter", {"skip_lines": 1, "delimiter": ";"}),
+    "a comment with as many cells": ("# a,b,c,by hand\n" + lines(), "data.skip_lines=1", {"skip_lines": 1}),
+    "a comma at each line's end": (lines(end=","), None, {}),
+    "a comma at each row's end": (lines(end=",").replace("kind,", "kind"), None, {}),
+    "classes called NA": (lines(), "20 missing values, the first in line 2: 'NA'; if that is a class: 'data.mis", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_as_people_have_it_is_read_or_named_with_the_key_that_reads_it(tmp_path, form):
+    text, said, keys = FORMS[form]
+    options = {"target": "kind", "task": "classification", "missing": [""]}
+    if said is not None:
+        first = options if keys else {**options, "missing": CSV.__dataclass_fields__["missing"].default_factory()}
+        with pytest.raises(DataError, match=said):
+            CSV(path=table(tmp_path, text), **first).table()
+    data = CSV(path=table(tmp_path, text), **options, **keys)
+    x, y = data.table()
+    assert data.class_names == sorted(set(LABELS)) and [data.class_names[label] for label in y] == LABELS
+    assert np.array_equal(x.numpy(), NUMBERS) and data.input_shape == (3,)
+
+
+@pytest.mark.parametrize("cell", ["1.234,5", "1.234", "1_000", '"1,234.5"'])
+def test_a_number_that_could_be_two_is_refused(tmp_path, cell):
+    text = f"x;y\n{cell};1\n2;3\n"
+    with pytest.raises(DataError, match="line 2: .* is not a number"):
+        CSV(path=table(tmp_path, text), target="y", task="regression", delimiter=";", decimal=",").table()
+
+
+def test_a_class_in_two_forms_of_unicode_is_refused(tmp_path):
+    text = "x,kind\n" + "".join(f"{n},{unicodedata.normalize(('NFC', 'NFD')[n % 2], 'é')}\n" for n in range(20))
+    with pytest.raises(DataError, match="column 'kind' writes 'é' in two forms of Unicode, which would be two classes"):
+        classes(tmp_path, text, features=None)
+
+
+@pytest.mark.parametrize("name", ["", "Id"])
+@pytest.mark.parametrize("start", [0, 1, 1000])
+def test_an_index_among_the_features_is_named(tmp_path, capsys, name, start):
+    rows = [f"{start + n},{n * n % 7},{'ab'[n > 9]}" for n in range(20)]
+    path = table(tmp_path, "\n".join([f"{name},x,kind", *rows]))
+    CSV(path=path, target="kind", task="classification").dataset("train")
+    said = f"{path}: column {name!r} numbers the rows; data.features=[…] leaves out an index\n"
+    assert said in capsys.readouterr().out
+    CSV(path=path, target="kind", task="classification", features=["x"]).dataset("train")
+    CSV(path=path, target="kind", task="classification", features=[name, "x"]).dataset("train")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("line", [2, 11, 25, 41])  # of train, val or test, wherever the split puts it

@@ -212,6 +212,15 @@ def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
         place = None if OmegaConf.is_interpolation(config, key) else config.get(key)
         if isinstance(place, str) and key not in given and root in Path.cwd().parents:
             config[key] = str(root / Path(place).expanduser())
+    _shipped(config.get("data") or {}, root, given)
+
+
+def _shipped(data: Any, root: Path, given: list[str]) -> None:
+    """Lets a file or folder of data that a config names relatively, and is not here, be that of the project."""
+    for key in [key for key in ("path", "root") if key in data and not OmegaConf.is_missing(data, key)]:
+        place = None if OmegaConf.is_interpolation(data, key) or f"data.{key}" in given else data[key]
+        if isinstance(place, str) and not Path(place).expanduser().exists() and (root / place).exists():
+            data[key] = str(root / place)
 
 
 def _hydra_compose(

@@ -149,6 +149,16 @@ def _processes_of_a_batch(config: DictConfig) -> int | None:
     return strategy.get("tensor_parallel_size") if isinstance(strategy, DictConfig) else None
 
 
+def one_task(config: DictConfig, calls: Calls) -> Found:
+    """A module that says that it predicts numbers, on data that have classes."""
+    model, data = (next((call for call in calls if call[0] == path), None) for path in ("model", "data"))
+    if model is None or data is None or getattr(model[1], "task", None) != "regression":
+        return
+    if isinstance(number := data[2].get("num_classes"), int):
+        said = f"{model[1].__name__} predicts a number, and {data[1].__name__} has {number} classes"
+        yield "model", f"{said}: choose a classifier, such as model=mlp, or other data"
+
+
 RULES: list[Callable[[DictConfig, Calls], Found]] = [
     of_classes,
     of_the_trainer,
@@ -157,4 +167,5 @@ RULES: list[Callable[[DictConfig, Calls], Found]] = [
     no_processes_of_lightning,
     tensor_parallel,
     whole_shares,
+    one_task,
 ]
