@@ -170,10 +170,11 @@ class _Sweep:
             return
         print(f"\n{heading}", flush=True)
         try:
-            if newest is not None and status.resumable:
-                training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
-            else:  # one that failed starts anew, and what it left stays as it is
-                training.run(job, _fresh(self.top, number))
+            with signals.heard():
+                if newest is not None and status.resumable:
+                    training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
+                else:  # one that failed starts anew, and what it left stays as it is
+                    training.run(job, _fresh(self.top, number))
             self.write()
         except UserError as e:
             self.failed(number, str(e))
