@@ -227,11 +227,14 @@ def test_a_sweep_that_was_killed_goes_on_with_the_same_command(tmp_path):
     assert sweeps() == [sweep] and jobs(sweep, "status") == ["finished before", "finished"]
 
 
-@pytest.mark.parametrize("lost", ["another error", "nothing"])
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
-    "where",
-    ["boltlab.config.compose.groups", "boltlab.training.start.settle_weights", "boltlab.runs.record.parse_config"],
+    ("where", "signum", "lost"),
+    [
+        ("boltlab.config.compose.groups", signal.SIGTERM, "another error"),
+        ("boltlab.training.start.settle_weights", signal.SIGHUP, "nothing"),
+        ("boltlab.runs.record.parse_config", signal.SIGTERM, "another error"),
+        ("boltlab.runs.record.parse_config", signal.SIGINT, "nothing"),
+    ],
 )
 def test_a_stop_while_a_config_is_composed_or_read_is_never_lost(boltlab, ends, monkeypatch, where, signum, lost):
     """Whatever the code that a signal finds makes of it: the exit code is the signal's, and the job goes on later."""
@@ -251,10 +254,10 @@ def test_a_stop_while_a_config_is_composed_or_read_is_never_lost(boltlab, ends, 
     monkeypatch.setattr(where, found)
     command = ("train", "-m", *QUICK, "seed=1,2")
     assert boltlab(*command)[0] == 128 + signum
-    assert not [row for sweep in runs_of_grids() for row in jobs(sweep, "status") if row == "finished"]
-    assert boltlab(*command)[0] == 0 and len(runs_of_grids()) == 1
-    assert jobs(runs_of_grids()[0], "status", "folder") == [("finished", "0"), ("finished", "1")]
+    assert "finished" not in [status for sweep in grids() for status in jobs(sweep, "status")]
+    assert boltlab(*command)[0] == 0 and len(grids()) == 1
+    assert jobs(grids()[0], "status", "folder") == [("finished", "0"), ("finished", "1")]
 
 
-def runs_of_grids():
+def grids():
     return sweeps() if Path("logs/train").exists() else []
