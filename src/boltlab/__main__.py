@@ -82,15 +82,11 @@ def _run(verb: str, rest: list[str], marks: bool) -> int:
     options = [] if marks else [a for a in rest if a.startswith("-")]
     sweep = {"-m", "--multirun"}.intersection(options)
     flags = [a for a in options if a not in sweep]
-    if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
-        from omegaconf import OmegaConf
+    if any(flag.partition("=")[0] in _HYDRA_FLAGS for flag in flags):
+        from boltlab.commands import printed
 
-        from boltlab.config.compose import compose
-
-        print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
-        return 0
-    if flags and flags[0] in _HYDRA_FLAGS:
-        _hydra(verb, rest)
+        if not printed.main(verb, rest):
+            _hydra(verb, rest)
         return 0
     if flags:
         print(f"boltlab {verb}: there is no option {flags[0]!r}; overrides are key=value", file=sys.stderr)
@@ -153,8 +149,10 @@ def _complete(rest: list[str]) -> int:
 
 def cli() -> NoReturn:
     """The program `boltlab`."""
+    from boltlab.ground.output import keep_going
     from boltlab.processes.exits import leave
 
+    keep_going(says_all=sys.argv[1:2] in (["train"], ["sweep"], ["reproduce"]))
     leave(main())
 
 

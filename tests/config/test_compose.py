@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
 from boltlab.config import overrides as command_line
-from boltlab.config import roots, sources
+from boltlab.config import roots, sources, words
 from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
 from boltlab.config.types import _fits, type_problem
+from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError
 
 ROOT_KEYS = (
@@ -99,9 +101,20 @@ MISTAKES = {
     "run_dir=here": ("run_dir=here", "is filled in by the run; log_dir=… and name=… choose where it goes"),
     "hydra/launcher=joblib": (
         "hydra/launcher=joblib",
-        "has no effect here: log_dir=… and name=… choose the run folder",
+        "is a group here: launcher=joblib, ray or slurm, with its keys, launcher.…=…",
     ),
-    "hydra.run.dir=here": ("hydra.run.dir=here", "has no effect here: log_dir=… and name=… choose the run folder"),
+    "hydra.launcher.n_jobs=2": ("hydra.launcher.n_jobs=2", words.HYDRA["launcher"]),
+    "hydra/sweeper=optuna": ("hydra/sweeper=optuna", words.HYDRA["sweeper"]),
+    "+experiment=mnist_mlp": (
+        "+experiment=mnist_mlp",
+        "is a group, whose choice is given without a +: experiment=mnist_mlp",
+    ),
+    "++optimizer=sgd": ("++optimizer=sgd", "is a group, whose choice is given without a +: optimizer=sgd"),
+    "+optimizer@foo=sgd": ('foo="…"', f"there is no key 'foo'; keys: {ROOT_KEYS}"),
+    "trainer.max_epochs=1.0": ("trainer.max_epochs=1.0", "Trainer takes int, null: write 1"),
+    "data.batch_size=64.": ("data.batch_size=64.0", "Digits takes int: write 64"),
+    r"name='a\${seed}b'": ("name=a${seed}b", "holds ${, which a saved config may not: the run could not be read"),
+    r"tags=['\${x}']": ("tags.0=${x}", "holds ${, which a saved config may not: the run could not be read"),
     # values that do not go together
     "callbacks=none": ("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false"),
     "trainer.max_epochs=0": ("trainer.max_epochs=0", "leaves no checkpoint to test: test=false"),
@@ -508,3 +521,116 @@ def test_data_that_the_project_ships_are_found_from_any_folder(tmp_path):
 def test_a_regressor_on_data_with_classes_is_refused(data, model):
     with pytest.raises(ConfigError, match=r"Regressor predicts a number, and \w+ has 10 classes"):
         compose("train", [f"data={data}", f"model={model}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=${oc.env:GIVEN}", "data.seed", 7),
+        ('seed="${oc.decode:${oc.env:GIVEN}}"', "seed", 7),
+        ("optimizer.lr=${oc.env:GIVEN}", "optimizer.lr", 1e-3),
+        ("test=${oc.env:GIVEN}", "test", False),
+        ("data.batch_size=${oc.env:GIVEN}", "data.batch_size", 64),
+        ("name=${oc.env:GIVEN}", "name", "007"),
+    ],
+)
+def test_a_variable_holds_what_the_key_takes(monkeypatch, override, key, value):
+    texts = {7: "7", 1e-3: "1e-3", False: "false", 64: "64"}
+    monkeypatch.setenv("GIVEN", texts.get(value, str(value)))
+    config = credentials.plain(compose("train", ["data=digits", "model=linear", override]).config)
+    for part in key.split("."):
+        config = config[part]
+    assert (type(config), config) == (type(value), value)
+
+
+@pytest.mark.parametrize("given", ["7.5", "", "seven"])
+def test_a_variable_that_holds_something_else_is_a_mistake(boltlab, monkeypatch, given):
+    monkeypatch.setenv("SEED", given)
+    code, _, err = boltlab("train", "seed=${oc.env:SEED}")
+    assert code == 2 and "1 mistake " in err and "takes int from 0" in err and "quotes" not in err
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("name=2024_01_15", "name", "2024_01_15"),
+        ("name=1e3", "name", "1e3"),
+        ("name=true", "name", "true"),
+        ("tags=[2024_01,a,-1.50,inf]", "tags", ["2024_01", "a", "-1.50", "inf"]),
+        ("data.class_names=[0,1,2_0,3,4,5,6,7,8,9]", "data.class_names", ["0", "1", "2_0", *"3456789"]),
+        ("seed=1_0", "seed", 10),
+    ],
+)
+def test_a_key_that_takes_text_gets_what_was_typed(override, key, value):
+    composed = compose("train", ["data=digits", "model=linear", override])
+    assert OmegaConf.select(composed.config, key) == value
+    assert compose("train", composed.overrides).config == composed.config  # as a run has them recorded
+
+
+def test_each_job_of_a_grid_gets_the_text_that_was_typed():
+    whole = compose("train", ["data=digits", "model=linear", "name=2024_01,1_0,x", "seed=1_0,2"], sweep=True)
+    names = [job[2:] for job in command_line.grid(whole.overrides)]
+    assert names == [[f"name={name}", f"seed={seed}"] for name in ('"2024_01"', '"1_0"', "x") for seed in (10, 2)]
+
+
+def test_a_run_is_found_by_a_name_of_digits():
+    assert compose("eval", ["run=123456"]).config.run == "123456"
+    assert compose("eval", ["run=2024_01"]).config.run == "2024_01"
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        (["seed=range(0,100000000)"], 10**8),
+        (["seed=range(0,100,0.0001)"], 10**6),
+        (["seed=1,2,3", "data.batch_size=range(1,50001)"], 150_000),
+        (["seed=range(100000000,0,-1)"], 10**8),
+    ],
+)
+def test_a_grid_of_too_many_jobs_is_refused_before_they_are_listed(boltlab, values, count):
+    code, _, err = boltlab("train", "-m", *values)
+    assert code == 2 and f"makes {count:,} jobs, more than 10,000: fewer values, or max_jobs={count}" in err
+    assert not Path("logs").exists()
+
+
+def test_how_many_jobs_a_grid_may_have_is_a_key(boltlab):
+    assert "makes 3 jobs, more than 2" in boltlab("train", "-m", "seed=1,2,3", "max_jobs=2")[2]
+    assert "takes int: how many jobs" in boltlab("train", "-m", "seed=1,2,3", "max_jobs=many")[2]
+    assert "mistake in" not in boltlab("train", "-m", "seed=1,2,3", "max_jobs=3", "--cfg", "job")[2]
+    for values in ("1,2,3", "range(1,10,3)", "range(5,0,-2)", "range(0,1,0.25)", "choice(1,2)", "range(3,1)", "4"):
+        override = command_line.read(f"seed={values}")
+        listed = list(override.sweep_iterator()) if override.is_sweep_override() else [4]
+        assert command_line.job_count([f"seed={values}"]) == len(listed)
+    assert command_line.job_count(["seed=range(0,inf)"]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "values"),
+    [
+        (("train", "-m", "--cfg", "job", "seed=5,6", "optimizer.lr=0.1,0.2"), "# the first of 4 jobs\n", {"seed": 5}),
+        (("train", "seed=5,6", "--cfg=job", "-m"), "# the first of 2 jobs\n", {"seed": 5}),
+        (("sweep", "--cfg", "job", "seed=5,6,7"), "# the first of 3 points\n", {"seed": 5, "test": False}),
+        (("sweep", "--cfg", "job", "optimizer.lr=interval(0.1,1)"), "# the first of endless points\n", {"seed": 0}),
+        (("train", "-c", "job", "seed=5", "--resolve"), "", {"seed": 5}),
+    ],
+)
+def test_cfg_prints_the_first_config_and_how_many_there_are(boltlab, arguments, said, values):
+    code, out, err = boltlab(*arguments)
+    assert (code, err) == (0, "") and out.startswith(said)
+    config = yaml.safe_load(out)
+    assert {key: config[key] for key in values} == values
+    assert config["data"]["seed"] == (5 if "--resolve" in arguments else "${seed}")
+
+
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--cfg", "all"), ("--info", "defaults"), ("--cfg", "job", "-m")])
+@pytest.mark.parametrize("override", ["data=digist", "sed=3"])
+def test_hydras_flags_name_mistakes_as_a_training_does(boltlab, override, flags):
+    code, out, err = boltlab("train", *flags, override)
+    assert (code, out) == (2, "") and err == boltlab("train", override)[2] and "HYDRA_FULL_ERROR" not in err
+
+
+def test_a_part_of_the_config_is_printed(boltlab):
+    code, out, _ = boltlab("train", "seed=3", "--cfg", "job", "-p", "data", "--resolve")
+    assert code == 0 and yaml.safe_load(out)["seed"] == 3 and out.startswith("# @package data\n")
+    assert "--package dta" in boltlab("train", "--cfg", "job", "-p", "dta")[2]
+    assert boltlab("train", "-m", "--info", "plugins")[0] == 2

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.config.compose import Composed, compose
@@ -62,6 +62,16 @@ def _main(overrides: list[str]) -> int:
         if mistakes := stackable.refuse(spec.samples, spec.asked, options.folds, spec.launcher):
             raise ConfigError(mistakes)
     return _run(spec, [masked(text) for text in overrides])
+
+
+def first(overrides: list[str]) -> tuple[DictConfig, str]:
+    """The config of the first training, of which only keys and choices are checked, and how many points there are; of a
+    sweep that tries nothing its own config."""
+    own, for_trials = split_overrides("sweep", overrides)
+    options = compose("sweep", own, check=False).config
+    composed, points = specs.first(options, for_trials)
+    count = f"{points:,}" if points < math.inf else "endless"
+    return (composed.config, f"the first of {count} points") if points > 1 else (options, "")
 
 
 def _run_on_server(spec: Spec) -> int:

@@ -22,7 +22,7 @@ from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
 from boltlab.config.rules import RULES
 from boltlab.config.sources import not_chosen
-from boltlab.config.types import UNKNOWN, Built, holds_built, show, type_problem
+from boltlab.config.types import UNKNOWN, Built, from_environment, holds_built, in_words, show, type_problem
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 # What `boltlab train` finds by itself where it stands at "auto".
@@ -32,8 +32,9 @@ SEARCHED = ("optimizer.lr", "data.batch_size")
 class Checker:
     """Walks a config, collects its mistakes and every call (path, target, plain arguments) that it will make."""
 
-    def __init__(self, config: DictConfig, searched: tuple[str, ...] = ()):
+    def __init__(self, config: DictConfig, searched: tuple[str, ...] = (), texts: set[str] | None = None):
         self.config = config
+        self.texts = set() if texts is None else texts  # keys that take a text and hold what was read as a number
         self.searched = searched  # the keys that may stand at "auto" although their type is another
         self.found: list[Mistake] = []
         self.unknown_roots = {"run_dir"}  # filled in when the run starts; and those whose mistake is listed already
@@ -51,9 +52,11 @@ class Checker:
         for key, annotation in fields.items():
             if OmegaConf.is_missing(self.config, key):
                 self.add(key, f"is missing: give {key}=…")
-            elif not OmegaConf.is_interpolation(self.config, key):
+                continue
+            with suppress(OmegaConfBaseException):  # the walk names what does not resolve
                 value = _plain(self.config.get(key))
-                if message := type_problem(value, annotation):
+                value, message = self._fitted(self.config, key, key, value, annotation)
+                if message:
                     self.unknown_roots.add(key)
                     is_group = value is None and annotation is dict
                     self.add(f"{key}={show(value)}", not_chosen(key) if is_group else message)
@@ -124,11 +127,30 @@ class Checker:
             self.add(path, str(e).splitlines()[0])
             return UNKNOWN
         if not OmegaConf.is_config(child):
+            written = str(parent._get_node(key)._value())
+            if isinstance(child, str) and "${" in child and ("\\${" in written or written.startswith("${oc.")):
+                self.add(f"{path}={show(child)}", "holds ${, which a saved config may not: the run could not be read")
             return child
         if not reference:
             return self.walk(child, path)
         # `optimizer: ${optimizer}` is checked where it stands, once, and not again where it is used.
         return Checker(self.config).walk(child, path)
+
+    def _fitted(self, parent: Any, key: str, path: str, value: Any, annotation: Any) -> tuple[Any, str | None]:
+        """A value as its annotation wants it, and what is wrong with it. What a variable of the environment holds is a
+        text, and may stand for a number; what the command line says may look like a number, and stand for a text."""
+        message = type_problem(value, annotation)
+        if message is None or holds_built(value):
+            return value, message
+        written = OmegaConf.to_container(parent, resolve=False)[key]
+        if "${oc.env:" in str(written):
+            value = from_environment(written, value)
+            message = type_problem(value, annotation)
+            if message is None:
+                parent[key] = value
+        elif type_problem(in_words(value), annotation) is None:
+            self.texts.add(path)
+        return value, message
 
     def _call(self, short: str, target: Any, arguments: dict[str, Any], path: str, partial: bool) -> None:
         parameters = _parameters(target)
@@ -139,7 +161,13 @@ class Checker:
         for key, value in arguments.items():
             if value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
                 continue
-            if message := _argument_problem(short, key, value, known, is_open):
+            if key in known:
+                parent = OmegaConf.select(self.config, path)
+                arguments[key], message = self._fitted(parent, key, f"{path}.{key}", value, known[key].annotation)
+                value, message = arguments[key], message and f"{short} {message}"
+            else:
+                message = None if is_open else _unknown_argument(short, key, known)
+            if message:
                 whole = holds_built(value) or isinstance(value, dict)
                 self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
         for name in [] if partial else _missing(known, arguments):
@@ -189,14 +217,7 @@ class Checker:
         return known
 
 
-def _argument_problem(
-    short: str, key: str, value: Any, known: dict[str, inspect.Parameter], is_open: bool
-) -> str | None:
-    if key in known:
-        problem = type_problem(value, known[key].annotation)
-        return problem and f"{short} {problem}"
-    if is_open:
-        return None
+def _unknown_argument(short: str, key: str, known: dict[str, inspect.Parameter]) -> str:
     return suggest(f"{short} takes no argument {key!r}", key, list(known), f"it takes: {', '.join(known)}")
 
 

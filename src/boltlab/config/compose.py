@@ -18,7 +18,7 @@ import omegaconf.base
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boltlab.config import devices, project, words
-from boltlab.config.overrides import choices_of, first_text, keys, parse, read, variants
+from boltlab.config.overrides import as_texts, choices_of, first_text, keys, parse, read, variants
 from boltlab.config.roots import COMPOSED, ROOTS
 from boltlab.config.sources import config_dirs, groups, not_chosen, primary, search_further
 from boltlab.config.validate import problems
@@ -50,6 +50,7 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     needed = verb != "doctor" or "data" in keys(overrides)
     top = project.current(verb, needed) if verb in COMPOSED else project.find()
     request = _Request(verb, overrides, sweep)
+    overrides = request.overrides
     config, choices = request.compose(check)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
@@ -62,9 +63,12 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     mistakes += _without_effect(config, request.parsed, unused)
     mistakes += _of_one_run(request.parsed, sweep)
     mistakes += devices.settle(config, overrides)
-    mistakes += problems(verb, config)
+    texts: set[str] = set()
+    mistakes += problems(verb, config, texts=texts)
     for variant in request.further():
-        mistakes += problems(verb, variant)
+        mistakes += problems(verb, variant, texts=texts)
+    if (typed := as_texts(overrides, texts)) != overrides:
+        return compose(verb, typed, sweep)
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     return Composed(verb, config, overrides, choices, unused)
@@ -75,7 +79,8 @@ class _Request:
 
     def __init__(self, verb: str, overrides: list[str], sweep: bool) -> None:
         self.verb, self.known = verb, groups()
-        self.parsed, self.mistakes = parse(overrides, sweep)
+        self.overrides = as_texts(overrides, set(self.known))
+        self.parsed, self.mistakes = parse(self.overrides, sweep)
         self.wrong: set[str] = set()  # groups
         self.chosen = [o for o in self.parsed if self._names_group(o) and self._is_choice(o)]
         self.kept: list[Any] = []
@@ -95,6 +100,9 @@ class _Request:
     def _group_mistakes(self, override: Any) -> Iterator[Mistake]:
         key = override.key_or_group
         known, roots = self.known[key], list(ROOTS[self.verb])
+        if (override.is_add() or override.is_force_add()) and "/" not in key and override.package is None:
+            plain = override.input_line.lstrip("+")
+            yield Mistake(override.input_line, f"is a group, whose choice is given without a +: {plain}")
         if override.value() is None:
             if key not in (*_NO_ROOT, "launcher"):
                 yield Mistake(f"{key}=null", not_chosen(key))

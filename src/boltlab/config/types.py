@@ -11,6 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 
@@ -117,6 +118,29 @@ def holds_built(value: Any) -> bool:
     return isinstance(value, Built) or value is UNKNOWN
 
 
+def in_words(value: Any) -> Any:
+    """A value with the text of each number and truth value in it."""
+    if isinstance(value, list):
+        return [in_words(part) for part in value]
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+def from_environment(written: Any, value: Any) -> Any:
+    """A value with the numbers and truth values that texts of the environment stand for. written: with its references,
+    of which one at least is `${oc.env:…}`."""
+    if isinstance(written, list) and isinstance(value, list):
+        return [from_environment(*pair) for pair in zip(written, value, strict=True)]
+    if not (isinstance(value, str) and str(written).startswith("${")):
+        return value
+    from omegaconf._utils import get_yaml_loader
+
+    try:
+        read = yaml.load(value, get_yaml_loader())
+    except yaml.YAMLError:
+        return value
+    return read if isinstance(read, bool | int | float) else value
+
+
 def _expected(value: Any, annotation: Any) -> str:
     literals, others = _alternatives(annotation)
     # What YAML can write comes first; classes are named only where there is nothing else.
@@ -126,6 +150,10 @@ def _expected(value: Any, annotation: Any) -> str:
     near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
     if near:
         message += f": did you mean {near[0]!r}?"
+    elif isinstance(value, float) and value.is_integer() and "int" in others:
+        message += f": write {int(value)}"
+    elif type(value) in (int, float, bool) and "str" in others:
+        message += "; a text that looks like another value stands in quotes"
     elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
         message += "; a number in quotes is text: drop the quotes"
     return message
@@ -164,5 +192,5 @@ _BOUNDS = {"ge": "from", "gt": "above", "lt": "below"}
 
 
 def show(value: Any) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda v: "…")
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=lambda v: "…")
     return text if len(text) <= 60 else text[:57] + "…"

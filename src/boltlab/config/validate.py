@@ -33,11 +33,14 @@ def imports() -> Iterator[None]:
 
 
 @imports()
-def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mistake]:
-    """Every mistake in a composed config; fills in, in place, what stands at "auto". settled: see `edit`."""
+def problems(verb: str, config: DictConfig, settled: bool = False, texts: set[str] | None = None) -> list[Mistake]:
+    """Every mistake in a composed config; fills in, in place, what stands at "auto".
+
+    settled: see `edit`. texts: gets the keys that hold a number and take a text: see `Checker`.
+    """
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
-    checker = Checker(config, SEARCHED if verb == "train" else ())
+    checker = Checker(config, SEARCHED if verb == "train" else (), texts)
     checker.roots(ROOTS[verb])
     secrets = [Mistake(where, message) for where, message in credentials.mistakes(config)]
     if secrets:  # alone: other messages show the values

@@ -120,11 +120,17 @@ def with_references(config: DictConfig) -> Any:
     def keep(name: str, default: Any = "\0") -> Any:
         return default if default != "\0" and name not in os.environ else f"\0{{oc.env:{name}}}"
 
+    def decode(text: Any, *, _parent_: Any, _node_: Any) -> Any:
+        kept = isinstance(text, str) and "\0" in text
+        return f"\0{{oc.decode:{text}}}" if kept else oc.decode(text, _parent_, _node_)
+
     OmegaConf.register_new_resolver("oc.env", keep, replace=True)
+    OmegaConf.register_new_resolver("oc.decode", decode, replace=True)
     try:
         return _marked(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        OmegaConf.register_new_resolver("oc.decode", oc.decode, replace=True)
 
 
 def _marked(node: Any) -> Any:

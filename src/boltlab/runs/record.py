@@ -28,7 +28,7 @@ from boltlab.config import project, renamed
 from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json, write_json, write_whole
-from boltlab.ground.signals import Stopped
+from boltlab.ground.signals import Stopped, heard
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -224,7 +224,8 @@ def recorded(folder: Path) -> Iterator[None]:
     Where the summary itself cannot be written, on a full disk, the error that ended the run is the one to tell of.
     """
     try:
-        yield
+        with heard():
+            yield
     except Stopped as e:
         with suppress(OSError):
             end(folder, status="interrupted", reason=str(e))
