@@ -22,7 +22,7 @@ from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
 from boltlab.config.rules import RULES
 from boltlab.config.sources import not_chosen
-from boltlab.config.types import UNKNOWN, Built, holds_built, show, type_problem
+from boltlab.config.types import BOUNDED, UNKNOWN, Built, holds_built, show, type_problem
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 # What `boltlab train` finds by itself where it stands at "auto".
@@ -86,6 +86,11 @@ class Checker:
             pass  # the walk names it with its key path
         except UserError as e:
             self.add("data", str(e))
+        else:
+            if discover is None:
+                return
+        # What refers to them is no mistake of its own.
+        self.unknown_roots |= {f"data.{key}" for key in wanted if data.get(key) == "auto"}
 
     def walk(self, node: Any, path: str) -> Any:
         """Checks a node and all below it; returns its plain value, or `Built` for what will be an object."""
@@ -193,7 +198,9 @@ def _argument_problem(
     short: str, key: str, value: Any, known: dict[str, inspect.Parameter], is_open: bool
 ) -> str | None:
     if key in known:
-        problem = type_problem(value, known[key].annotation)
+        problem = type_problem(
+            value, BOUNDED.get(key, known[key].annotation) if short == "Trainer" else known[key].annotation
+        )
         return problem and f"{short} {problem}"
     if is_open:
         return None

@@ -82,6 +82,8 @@ def sweep_values(key: str, given: Any) -> Values:
             raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
         return Values(low=low, high=high, log=log)
     if isinstance(values, RangeSweep):
+        if not values.step:
+            raise ValueError("never ends: its step is 0")
         numbers = list(values.range())
         if len(numbers) < 2:
             raise ValueError(f"is {numbers}: a range needs two values at least")
@@ -180,6 +182,8 @@ def _problem_of_several(override: Any, key: str, value: str, sweep: bool) -> str
         return "names no list of values: write a,b,c or range(start,stop,step)"
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         return "is a pattern: name the choices, a,b,c"
+    if override.value_type is ValueType.RANGE_SWEEP and not override.value().step:
+        return "never ends: the step of range(start,stop,step) is 0"
     if not sweep:
         return f"names several values: add -m to run them all; if it is one text, {_quoted(key, value)}"
     return None
