@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 (failed), 2 (a mistake in the command or a config) or 128 + a signal."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_at_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         _help()
         return 0 if arguments else 2
@@ -76,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stderr.write(masked(traceback.format_exc()))  # as Python does, but for the passwords of URLs
         return 1
+
+
+def _at_home(argument: str) -> str:
+    """The argument, each value that begins with ~ or ~user as the shell would have it, which looks at whole words."""
+    return re.sub(r"(?<=[=\[,\"'])~[\w.-]*(?=[/,\]\"']|$)", lambda found: os.path.expanduser(found[0]), argument)
 
 
 def _run(verb: str, rest: list[str], marks: bool) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 import yaml
 from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from boltlab.config import overrides as command_line
 from boltlab.config import roots, sources, words
 from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
+from boltlab.config.locate import locate
 from boltlab.config.types import _fits, type_problem
 from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError
@@ -71,6 +73,7 @@ MISTAKES = {
     "trainer.max_epochs=ten": ("trainer.max_epochs=ten", "Trainer takes int, null"),
     "optimizer.lr=fast": ("optimizer.lr=fast", "AdamW takes float"),
     "optimizer.lr='0.1'": ("optimizer.lr=0.1", "AdamW takes float; a number in quotes is text: drop the quotes"),
+    "optimizer.lr=-1": ("optimizer.lr=-1", "AdamW: Invalid learning rate: -1"),
     "optimizer.lr=": ("optimizer.lr=", "is empty: give a value, or optimizer.lr=null for none"),
     "data.batch_size=32.5": ("data.batch_size=32.5", "Digits takes int"),
     "seed=abc": ("seed=abc", "takes int from 0 below 4294967296"),
@@ -178,6 +181,63 @@ def test_all_mistakes_are_listed_at_once_and_fit_a_screen(boltlab):
     assert len(err.splitlines()) < 24 and "Traceback" not in err
 
 
+OUT_OF_RANGE = {
+    "trainer.accumulate_grad_batches=0": "Trainer takes int from 1",
+    "trainer.check_val_every_n_epoch=0": "Trainer takes int from 1, null",
+    "trainer.gradient_clip_val=-1": "Trainer takes float from 0, null",
+    "trainer.val_check_interval=1.5": "Trainer takes int from 1, float above 0 up to 1, ",
+    "scheduler.warmup_steps=-1": "OneCycle takes int from 0, null",
+    "scheduler.div_factor=0": "OneCycle takes float above 0",
+    "model.label_smoothing=2": "Classifier takes float from 0 up to 1",
+    "model.num_classes=0": "Classifier takes int from 1",
+    "model.l1=NaN": "Classifier takes float from 0",
+    "data.val_fraction=-0.5": "",
+    "data.num_workers=-1": "",
+    "timeout_seconds=NaN": "takes float above 0",
+}
+OF_OPTIMIZERS = {
+    "adamw": {"lr": -1.0, "betas": [2, 0.9], "weight_decay": -0.1},
+    "sgd": {"momentum": -0.5, "lr": -0.1},
+    "rmsprop": {"alpha": -1.0},
+}
+
+
+def test_a_number_out_of_range_is_named_before_anything_is_made(boltlab):
+    numbers = [given for given in OUT_OF_RANGE if not given.startswith("data")]
+    code, out, err = boltlab("train", *numbers)
+    assert (code, out) == (2, "") and err.startswith(f"boltlab train: {len(numbers)} mistakes"), err
+    for given in numbers:
+        assert f"\n  {given}\n      {OUT_OF_RANGE[given]}" in err
+    code, _, err = boltlab("train", *(given for given in OUT_OF_RANGE if given not in numbers))
+    assert code == 2 and all(f"  {given}\n" in err for given in OUT_OF_RANGE if given not in numbers)
+    assert not Path("logs").exists()
+
+
+@pytest.mark.parametrize("choice", OF_OPTIMIZERS)
+def test_a_number_that_an_optimizer_refuses_is_refused_as_torch_does(choice):
+    kind = locate(compose("train", [f"optimizer={choice}"], check=False).config.optimizer._target_)
+    for key, value in OF_OPTIMIZERS[choice].items():
+        with pytest.raises(ValueError, match="Invalid") as of_torch:
+            kind([torch.nn.Parameter(torch.zeros(1))], **{key: value})
+        with pytest.raises(ConfigError) as caught:
+            compose("train", [f"optimizer={choice}", f"optimizer.{key}={value}".replace(" ", "")])
+        (mistake,) = caught.value.mistakes
+        assert mistake.where.startswith(f"optimizer.{key}=") and mistake.message == f"{kind.__name__}: {of_torch.value}"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_an_optimizer_takes_finite_numbers(value):
+    with pytest.raises(ConfigError, match="SGD takes a finite number"):
+        compose("train", ["optimizer=sgd", f"optimizer.lr={value}"])
+
+
+def test_a_range_without_a_step_is_refused(boltlab):
+    code, _, err = boltlab("train", "-m", "seed=range(0,10,0)", "optimizer.lr=range(0.1,1,0.0)")
+    assert code == 2 and err.count("never ends: the step of range(start,stop,step) is 0") == 2
+    with pytest.raises(ValueError, match="never ends"):
+        command_line.sweep_values("seed", "range(0,10,0)")
+
+
 def test_folds_that_cannot_be(boltlab, small_data):
     code, _, err = boltlab("train", "data.folds=5", "data.fold=5")
     assert code == 2 and "\n  data.fold=5\n      is none of the parts of data.folds=5, which are 0 to 4\n" in err
@@ -241,6 +301,29 @@ def test_a_mistyped_key_in_an_experiment_file(configs):
 @pytest.mark.parametrize("path", ["/a=b", "/a,b", "/a b", "/数据/图", "/it's", "C:/x"])
 def test_a_quoted_path_arrives_as_it_is(path):
     assert compose("train", [f'data_dir="{path}"']).config.data_dir == path
+
+
+HOME_PATHS = {
+    "data_dir=~/a": "data_dir",
+    'data_dir="~/a"': "data_dir",
+    "data_dir='~/a'": "data_dir",
+    "+data.root=~/a": "data.root",
+    "tags=[x,~/a]": "tags.1",
+}
+
+
+@pytest.mark.parametrize("given", HOME_PATHS)
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(boltlab, monkeypatch, tmp_path, given):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, out, _ = boltlab("train", "--cfg", "job", given)
+    assert code == 0 and OmegaConf.select(OmegaConf.create(out), HOME_PATHS[given]) == str(tmp_path / "home" / "a")
+
+
+def test_a_path_of_a_file_that_begins_with_a_tilde_is_in_the_home_folder(configs, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (configs / "local" / "default.yaml").write_text("# @package _global_\nlog_dir: ~/logs/${name}\nname: a~/b\n")
+    config = compose("train", ["tags=['~x','a~/b']"], check=False).config
+    assert (config.log_dir, config.name, list(config.tags)) == ("/home/me/logs/a~/b", "a~/b", ["~x", "a~/b"])
 
 
 def test_a_plus_adds_an_argument_that_the_yaml_does_not_show():

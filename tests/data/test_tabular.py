@@ -258,6 +258,26 @@ def test_a_measured_number_as_the_class_is_refused(boltlab, tmp_path):
     assert "262 of them have no other: '0.19', '0.2', '0.21' and 259 more" in err and "data.task=regression" in err
 
 
+ONE = {  # what is wrong with the file or the arguments -> the exit code, and the words of its only line
+    "data.path=none.csv": (2, "data.path=none.csv does not exist"),
+    "data.target=z": (2, "has no column 'z'"),
+    "data.features=[y]": (2, "data.target=y is also among data.features"),
+    "x,y\n1,a\ntwo,b\n": (1, "column 'x', line 3: 'two' is not a number"),
+    "x,y\n1,a\n2,b\n": (1, "cannot split"),
+}
+
+
+@pytest.mark.parametrize("wrong", ONE)
+def test_one_mistake_of_the_data_is_one_line_and_leaves_nothing(boltlab, tmp_path, wrong):
+    path = table(tmp_path, wrong if "\n" in wrong else "x,y\n1,a\n2,b\n")
+    given = [f"data.path='{path}'", "data.target=y", "data.task=classification", "model=linear", "logger=none"]
+    code, _, err = boltlab("train", "data=csv", *given, *([] if "\n" in wrong else [wrong]))
+    expected, words = ONE[wrong]
+    assert code == expected and words in err and "auto" not in err and "Traceback" not in err
+    assert err.startswith("boltlab train: 1 mistake ") or code == 1
+    assert not list(Path("logs").rglob("config.yaml")) and not any(Path("logs/train").glob("*"))
+
+
 def test_a_class_that_is_trained_on_alone_is_named_once(boltlab, tmp_path):
     path = f"data.path='{table(tmp_path, RARE)}'"
     arguments = ("data=csv", path, "data.target=y", "data.task=classification", "model=linear", "logger=none")

@@ -22,7 +22,16 @@ from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
 from boltlab.config.rules import RULES
 from boltlab.config.sources import not_chosen
-from boltlab.config.types import UNKNOWN, Built, from_environment, holds_built, in_words, show, type_problem
+from boltlab.config.types import (
+    BOUNDED,
+    UNKNOWN,
+    Built,
+    from_environment,
+    holds_built,
+    in_words,
+    show,
+    type_problem,
+)
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 # What `boltlab train` finds by itself where it stands at "auto".
@@ -89,6 +98,11 @@ class Checker:
             pass  # the walk names it with its key path
         except UserError as e:
             self.add("data", str(e))
+        else:
+            if discover is None:
+                return
+        # What refers to them is no mistake of its own.
+        self.unknown_roots |= {f"data.{key}" for key in wanted if data.get(key) == "auto"}
 
     def walk(self, node: Any, path: str) -> Any:
         """Checks a node and all below it; returns its plain value, or `Built` for what will be an object."""
@@ -163,7 +177,10 @@ class Checker:
                 continue
             if key in known:
                 parent = OmegaConf.select(self.config, path)
-                arguments[key], message = self._fitted(parent, key, f"{path}.{key}", value, known[key].annotation)
+                annotation = known[key].annotation
+                if short == "Trainer":
+                    annotation = BOUNDED.get(key, annotation)
+                arguments[key], message = self._fitted(parent, key, f"{path}.{key}", value, annotation)
                 value, message = arguments[key], message and f"{short} {message}"
             else:
                 message = None if is_open else _unknown_argument(short, key, known)

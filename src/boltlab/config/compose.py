@@ -36,7 +36,7 @@ class Composed:
     config: DictConfig
     overrides: list[str]
     choices: dict[str, Any] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)  # groups that the model has no use for
+    unused: list[str] = field(default_factory=list)  # loggers that a file sets and nobody chose
 
 
 def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = True) -> Composed:
@@ -52,15 +52,16 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     request = _Request(verb, overrides, sweep)
     overrides = request.overrides
     config, choices = request.compose(check)
+    _expand_home(config)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
     _follow_roots(config)
     if not check:
         return Composed(verb, config, overrides, choices)
-    unused = _drop_unused(config) if "model" in config else []
-    unused += _drop_loggers(config, keys(overrides))
+    reasons = _drop_unused(config) if "model" in config else {}
     mistakes = request.mistakes
-    mistakes += _without_effect(config, request.parsed, unused)
+    mistakes += request.without_effect(reasons)
+    unused = _drop_loggers(config, keys(overrides))
     mistakes += _of_one_run(request.parsed, sweep)
     mistakes += devices.settle(config, overrides)
     texts: set[str] = set()
@@ -155,22 +156,26 @@ class _Request:
         config, self.choices = _hydra_compose(self.verb, chosen + kept, self.mistakes)
         return config
 
+    def without_effect(self, reasons: dict[str, str]) -> Iterator[Mistake]:
+        """What the command line, or a file that it or this machine chooses, says of groups that have no use: group ->
+        the reason. What is only a default is not named."""
+        said = set()
+        for o in self.parsed:
+            group = o.key_or_group.split(".")[0]
+            said.add(group)  # also as ~group
+            if group in reasons and o.value() is not None:
+                yield Mistake(o.input_line, reasons[group])
+        files = {key: self.choices.get(key) for key in _NO_ROOT if self.choices.get(key) in self.known.get(key, ())}
+        if files and (left := [group for group in reasons if group not in said]):
+            from boltlab.config import unused
+
+            yield from unused.of_files(self.choices, files, {group: reasons[group] for group in left}, self._composed)
+
+    def _composed(self, overrides: list[str]) -> tuple[DictConfig | None, dict[str, Any]]:
+        return _hydra_compose(self.verb, overrides, [])
+
 
 _NO_ROOT = ("experiment", "debug", "local")  # groups that set keys of others
-
-
-def _without_effect(config: DictConfig, parsed: list[Any], unused: list[str]) -> Iterator[Mistake]:
-    """Overrides of groups that the model or the data have no use for."""
-    reasons = {
-        group: f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
-        for group in unused
-    }
-    if "augment" not in (config.get("data") or {"augment": None}):
-        reasons["augment"] = "augments images, this data holds none"
-    for o in parsed:
-        group = o.key_or_group.split(".")[0]
-        if group in reasons and o.value() is not None:
-            yield Mistake(o.input_line, reasons[group])
 
 
 def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
@@ -182,17 +187,21 @@ def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
             yield Mistake("init_from=latest", "is the job before, in all jobs but one: name the run")
 
 
-def _drop_unused(config: DictConfig) -> list[str]:
+def _drop_unused(config: DictConfig) -> dict[str, str]:
     """Sets to null, in place, the groups that nothing refers to: the model makes its own optimizer and so on, and the
-    run is not to record what it did not use."""
-    unused = []
+    run is not to record what it did not use. Returns why each has no effect."""
+    reasons = {}
     for group in ("metrics", "loss", "scheduler", "optimizer"):  # a schedule may refer to its optimizer
         others = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != group])
         used = re.search(rf"\$\{{[^}}]*\b{group}\b", json.dumps(OmegaConf.to_container(others), default=str))
         if config.get(group) is not None and not used:
             config[group] = None
-            unused.append(group)
-    return unused[::-1]
+            reasons[group] = (
+                f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
+            )
+    if "augment" not in (config.get("data") or {"augment": None}):
+        reasons["augment"] = "has no effect: it augments images, and this data holds none"
+    return reasons
 
 
 def _drop_loggers(config: DictConfig, given: list[str]) -> list[str]:
@@ -211,6 +220,17 @@ def _follow_roots(config: DictConfig) -> None:
     for key, root in (("precision", "precision"), ("default_root_dir", "run_dir")):
         if key not in (config.get("trainer") or {key: None}):
             config.trainer[key] = f"${{{root}}}"
+
+
+def _expand_home(node: Any) -> None:
+    """Has each text that begins with ~/ begin with the home folder, in place: else a folder named ~ is made."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)
+        text = child._value() if child is not None else None
+        if isinstance(text, str) and text.startswith("~/"):
+            node[key] = os.path.expanduser(text)
+        elif OmegaConf.is_config(child) and isinstance(text, dict | list):  # no reference, not missing
+            _expand_home(child)
 
 
 def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:

@@ -123,19 +123,25 @@ def sweep_values(key: str, given: Any) -> Values:
             raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
         return Values(low=low, high=high, log=log)
     if isinstance(values, RangeSweep):
-        size = range_size(values)
-        if size < 2:
-            raise ValueError(f"is {list(values.range())}: a range needs two values at least")
-        if size > MOST_JOBS:
-            raise ValueError(f"has {size:,} values: give interval(low,high), or a larger step")
-        numbers = list(values.range())
-        return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
+        return _range_values(values)
     if isinstance(values, ChoiceSweep):
         typed = read(as_text(override.input_line)).sweep_iterator()  # 1_0 may be a text, where the key takes one
         pairs = zip(override.sweep_iterator(), map(str, map(_unquoted, typed)), strict=True)
         texts = [text if "_" in text and not isinstance(value, str) else as_override(value) for value, text in pairs]
         return Values(texts=tuple(dict.fromkeys(texts)))
     raise ValueError("is a pattern: name the choices, choice(a,b,c)")
+
+
+def _range_values(values: Any) -> Values:
+    if not values.step:
+        raise ValueError("never ends: its step is 0")
+    size = range_size(values)
+    if size < 2:
+        raise ValueError(f"is {list(values.range())}: a range needs two values at least")
+    if size > MOST_JOBS:
+        raise ValueError(f"has {size:,} values: give interval(low,high), or a larger step")
+    numbers = list(values.range())
+    return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
 
 
 def _unquoted(value: Any) -> Any:
@@ -241,6 +247,8 @@ def _problem_of_several(override: Any, key: str, value: str, sweep: bool) -> str
         return "names no list of values: write a,b,c or range(start,stop,step)"
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         return "is a pattern: name the choices, a,b,c"
+    if override.value_type is ValueType.RANGE_SWEEP and not override.value().step:
+        return "never ends: the step of range(start,stop,step) is 0"
     if not sweep:
         return f"names several values: add -m to run them all; if it is one text, {_quoted(key, value)}"
     return None

@@ -106,6 +106,16 @@ def a_checkpoint_to_test(config: DictConfig, calls: Calls) -> Found:
         yield "trainer.max_epochs=0", "leaves no checkpoint to test: test=false"
 
 
+def of_optimizers(config: DictConfig, calls: Calls) -> Found:
+    import torch
+
+    found = [call for call in calls if inspect.isclass(call[1]) and issubclass(call[1], torch.optim.Optimizer)]
+    if found:
+        from boltlab.config.optimizers import refused
+
+        yield from refused(found)
+
+
 def refused_pairs(config: DictConfig, calls: Calls) -> Found:
     for pair in PAIRS:
         if (where := pair.one(config, calls)) and (other := pair.other(config, calls)):
@@ -163,6 +173,7 @@ RULES: list[Callable[[DictConfig, Calls], Found]] = [
     of_classes,
     of_the_trainer,
     a_checkpoint_to_test,
+    of_optimizers,
     refused_pairs,
     no_processes_of_lightning,
     tensor_parallel,

@@ -23,6 +23,16 @@ class Built:
 
 
 UNKNOWN = object()  # a value whose mistake is listed already
+# Arguments of Lightning's Trainer whose range it does not look at before it divides by them, or never.
+_count = Annotated[int, Ge(1)]
+BOUNDED: dict[str, Any] = {
+    **dict.fromkeys(("accumulate_grad_batches", "num_nodes"), _count),
+    "check_val_every_n_epoch": _count | None,
+    "gradient_clip_val": Annotated[float, Ge(0)] | None,
+    "val_check_interval": _count | Annotated[float, Gt(0), Le(1)] | str | dict | None,
+    **dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps"), Annotated[int, Ge(0)] | None),
+    "num_sanity_val_steps": Annotated[int, Ge(-1)] | None,
+}
 
 
 def type_problem(value: Any, annotation: Any) -> str | None:
@@ -188,7 +198,7 @@ def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
     return [], [name or str(annotation).replace("typing.", "")]
 
 
-_BOUNDS = {"ge": "from", "gt": "above", "lt": "below"}
+_BOUNDS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}
 
 
 def show(value: Any) -> str:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from boltlab.ground import started_by
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, UserError
 from boltlab.ground.signals import Stopped
 
 
@@ -31,6 +31,8 @@ def led(command: Callable[[], int]) -> int:
     """Runs a command; of the processes that torchrun or srun has started, in rank 0 only, which the others follow."""
     try:
         world = started_by.outside()
+    except ConfigError:
+        raise
     except UserError as e:
         print(f"boltlab: {e}", file=sys.stderr)
         return 1
@@ -44,7 +46,6 @@ def led(command: Callable[[], int]) -> int:
 def exit_code(verb: str, command: Callable[[], int]) -> int:
     """What a command returns; what it raises as a message and the code that belongs to it."""
     from boltlab.config.validate import report
-    from boltlab.ground.errors import ConfigError
 
     try:
         return command()

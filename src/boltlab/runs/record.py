@@ -37,6 +37,7 @@ from boltlab.runs.provenance import Git, ask_git, environment
 _ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
+UNBEGUN = ".unbegun"  # marks a folder whose run ended by a mistake of its config or data before there was a batch
 
 
 class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
