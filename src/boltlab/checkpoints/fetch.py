@@ -3,12 +3,15 @@
 import hashlib
 import re
 import secrets
+import time
 import urllib.parse
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
 from boltlab.checkpoints.file import CheckpointError, megabytes, whole
+
+A_DAY = 24 * 3600
 
 
 def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:
@@ -29,6 +32,9 @@ def fetch(url: str, folder: Path, timeout_seconds: float = 30.0) -> Path:
             beside = folder / f".{name[:50]}.{secrets.token_hex(4)}"
             expected = answer.headers.get("Content-Length")
             print(f"{url}  {megabytes(int(expected)) if expected else 'of unknown size'}", flush=True)
+            for left in folder.glob(".*"):  # of a download that was killed
+                if time.time() - left.stat().st_mtime > A_DAY:
+                    left.unlink()
             hashed = hashlib.sha256()
             with whole(beside) as file:
                 while part := answer.read(1 << 20):

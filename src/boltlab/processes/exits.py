@@ -12,6 +12,7 @@ from typing import NoReturn
 from boltlab.ground import started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
+from boltlab.ground.texts import plain
 
 
 def leave(code: int) -> NoReturn:
@@ -61,7 +62,7 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
         said = _said(e)
         if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
-        print(f"boltlab {verb}: {said}", file=sys.stderr)
+        print(f"boltlab {verb}: {plain(said)}", file=sys.stderr)
         return 1
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json
+from boltlab.ground.texts import plain
 from boltlab.runs.record import read_summary
 
 
@@ -32,9 +33,9 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
 
 
 def shown(folder: Path) -> Path:
-    """The folder as it is printed: relative to the current one where it lies inside."""
+    """The folder as it is printed: relative to the current one where it lies inside, and plain, whatever its name."""
     here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return Path(plain(str(folder.relative_to(here) if folder.is_relative_to(here) else folder)).replace("\n", " "))
 
 
 def started(summary: dict[str, Any]) -> float:

@@ -57,6 +57,7 @@ def environment(git: Git) -> dict[str, Any]:
         "git_dirty": git.dirty,
         "git_left_out": list(git.left_out),  # of git.patch, because of their names
         "command": [credentials.masked(argument) for argument in sys.argv],
+        "cwd": os.getcwd(),  # what relative paths in the config are relative to
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
