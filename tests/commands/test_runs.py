@@ -693,7 +693,7 @@ ODD = "a\x1b[2Jb\rc\udcff"
         "rm status=finished",
         "archive status=finished",
         "rm a",
-        "diff a",
+        "diff a a",
         "archive a log_dir=logs",
         "tag a x",
         "note a x",

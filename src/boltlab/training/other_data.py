@@ -50,22 +50,10 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path, given: Se
     if not isinstance(data, DataModule):
         take_over(data, content)
         return data, ""
-    before = OmegaConf.create(
-        {"data": content["config"].get("data") or {}, "log_dir": content["config"].get("log_dir")}
-    )
-    places.settle(before, run)
-    trained: Any = OmegaConf.to_container(before.data)
-    evaluated: Any = OmegaConf.to_container(config.data)
-    refuse_untrusted({"data": trained}, "the checkpoint's config")
+    trained, evaluated = _configs(config, content, run)
     at = {key: evaluated[key] for key in data.located_by if key in evaluated}
     asked = "data" in given or any(f"data.{key}" in given for key in at)
-    said, elsewhere = "", _elsewhere(trained, evaluated, data.located_by)
-    if elsewhere or (asked and at and runs.read_json(run / "data.json").get("splits")):
-        same = _moved(trained, {key: evaluated[key] for key in elsewhere or at}, known, run)
-        data.whole = not same
-        if data.whole or elsewhere:
-            said = str(next(iter(at.values()), type(data).__name__))
-            said += ", not the data trained on" if data.whole else ", the data trained on at another place"
+    said = _told_apart(data, trained, evaluated, at if asked else {}, known, run)
     if data.whole and isinstance(data, TableDataModule) and "mean" not in known:
         raise UserError(
             f"{runs.shown(run)} was trained before runs kept what they fit on their training rows, which standardizes"
@@ -74,9 +62,40 @@ def build_data(config: DictConfig, content: dict[str, Any], run: Path, given: Se
     data.load_state_dict({"fitted": known})
     if data.whole and not asked:
         raise _others(run, at, "data.json")
-    if not any(key.split(".")[0] == "data" and not _AS_IN_TRAINING.match(key) for key in given):
+    if all(_AS_IN_TRAINING.match(key) for key in given if key.split(".")[0] == "data"):
         data.on_load = partial(_compare, data, run, at)
     return data, said
+
+
+def _configs(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the data of the training, and of those of the evaluation."""
+    then = content["config"]
+    before = OmegaConf.create({"data": then.get("data") or {}, "log_dir": then.get("log_dir")})
+    places.settle(before, run)
+    trained: Any = OmegaConf.to_container(before.data)
+    evaluated: Any = OmegaConf.to_container(config.data)
+    refuse_untrusted({"data": trained}, "the checkpoint's config")
+    return trained, evaluated
+
+
+def _told_apart(
+    data: DataModule,
+    trained: dict[str, Any],
+    evaluated: dict[str, Any],
+    asked: dict[str, Any],
+    known: dict[str, Any],
+    run: Path,
+) -> str:
+    """Sets whether the data are others than those of the training; returns what to say of them. asked: where they are
+    by the command line."""
+    elsewhere = _elsewhere(trained, evaluated, data.located_by)
+    if not elsewhere and not (asked and _recorded(run)):
+        return ""
+    data.whole = not _moved(trained, {key: evaluated[key] for key in elsewhere or asked}, known, run)
+    if not (data.whole or elsewhere):
+        return ""
+    name = next((evaluated[key] for key in data.located_by if key in evaluated), type(data).__name__)
+    return f"{name}, {'not the data trained on' if data.whole else 'the data trained on at another place'}"
 
 
 def _compare(data: DataModule, run: Path, at: dict[str, Any], split: Split) -> None:
