@@ -494,7 +494,7 @@ def test_rm_removes_runs_and_sweeps(boltlab):
     code, out, err = boltlab("runs", "rm", "a", "logs/train/b", "sweep_x", "logs/train/sweep_y/0", "yes=true")
     assert code == 0 and "removed 5 runs" in out, err
     assert [row.run for row in history.rows("logs")] == ["sweep_y/1", "c"]
-    assert sorted(path.name for path in Path("logs").iterdir()) == [".index-train.json", "train"]
+    assert sorted(path.name for path in Path("logs").iterdir()) == [".index-train.json", ".removing", "train"]
     assert sorted(path.name for path in Path("logs/train").iterdir()) == ["c", "sweep_y"]
 
 
