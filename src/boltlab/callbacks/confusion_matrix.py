@@ -11,7 +11,6 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from boltlab.callbacks.at_test import AtTest, class_names, classes, most, sharing, tell
-from boltlab.ground.texts import cell
 
 MAX_NUMBERED_CLASSES = 20  # more cells are too small for a number
 MAX_NAMED_CLASSES = 200
@@ -71,6 +70,8 @@ class ConfusionMatrix(AtTest):
 
 def write_numbers(matrix: Tensor, class_names: list[str], folder: Path) -> None:
     """``matrix``: int64 [true class, predicted class]."""
+    from boltlab.ground.texts import cell
+
     class_names = [cell(name) for name in class_names]
     with (folder / "confusion_matrix.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -14,7 +14,6 @@ from boltlab.config.check import SEARCHED, Checker
 from boltlab.config.roots import ROOTS
 from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError, Mistake
-from boltlab.ground.texts import plain
 
 
 @contextmanager
@@ -58,6 +57,8 @@ def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mista
 
 def report(verb: str, error: ConfigError) -> None:
     """Prints all mistakes to stderr, in at most a screenful."""
+    from boltlab.ground.texts import plain
+
     count = len(error.mistakes)
     lines = plain(credentials.masked(str(error))).split("\n")
     print(f"boltlab {verb}: {count} mistake{'s' * (count > 1)} in the config, nothing was started\n", file=sys.stderr)

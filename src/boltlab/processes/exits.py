@@ -12,7 +12,6 @@ from typing import NoReturn
 from boltlab.ground import started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.signals import Stopped
-from boltlab.ground.texts import plain
 
 
 def leave(code: int) -> NoReturn:
@@ -62,6 +61,8 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
         said = _said(e)
         if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
+        from boltlab.ground.texts import plain
+
         print(f"boltlab {verb}: {plain(said)}", file=sys.stderr)
         return 1
 

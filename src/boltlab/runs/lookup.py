@@ -9,7 +9,6 @@ from typing import Any
 
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json
-from boltlab.ground.texts import plain
 from boltlab.runs.record import read_summary
 
 
@@ -35,7 +34,12 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
 def shown(folder: Path) -> Path:
     """The folder as it is printed: relative to the current one where it lies inside, and plain, whatever its name."""
     here = Path.cwd()
-    return Path(plain(str(folder.relative_to(here) if folder.is_relative_to(here) else folder)).replace("\n", " "))
+    near = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    if str(near).isprintable():
+        return near
+    from boltlab.ground.texts import plain
+
+    return Path(plain(str(near)).replace("\n", " "))
 
 
 def started(summary: dict[str, Any]) -> float:

@@ -239,7 +239,8 @@ def recorded(folder: Path) -> Iterator[None]:
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """`summary.json`; of one that is broken what else tells of it, or nothing; nothing where there is none."""
-    if content := read_json(folder / "summary.json"):
+    content = read_json(folder / "summary.json")
+    if content or not (folder / "summary.json").is_file():
         return sound(content)
     from boltlab.runs import lost_summary
 
