@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -400,11 +401,46 @@ def test_the_lock_says_whether_a_run_goes_on_also_when_its_pid_is_taken(tmp_path
         assert runs.status(runs.read_summary(folder), folder) == "running"
 
 
+@pytest.mark.parametrize("left", ["", '{"status": "run', "\0" * 300], ids=["empty", "in part", "zeros"])
+def test_a_summary_that_a_power_cut_has_damaged_is_rebuilt(tmp_path, capsys, left):
+    older, newer = make(tmp_path, "lenet_bn"), make(tmp_path, "a-b")
+    started = runs.read_summary(newer)["started"]
+    os.utime(older / ".run", (started - 90, started - 90))  # a minute and a half before
+    kept = older.rename(older.with_name("2020-05-06_07-08-09_lenet_bn-a01234"))
+    for folder in (kept, newer):
+        (folder / "summary.json").write_text(left)
+    assert list(runs.folders(tmp_path)) == [newer, kept]
+    found = {folder: runs.read_summary(folder) for folder in (kept, newer)}
+    assert {found[kept]["name"], found[newer]["name"]} == {"lenet_bn", "a-b"}
+    assert time.strftime("%Y %m %d %H %M %S", time.localtime(found[kept]["started"])) == "2020 05 06 07 08 09"
+    assert abs(found[newer]["started"] - started) < 2
+    assert runs.status(found[kept], kept).resumable
+    assert capsys.readouterr().err.count("summary.json is damaged") == 2
+    runs.write_summary(kept, status="finished")
+    assert json.loads((kept / "summary.json").read_text())["name"] == "lenet_bn"
+
+
 def test_a_broken_summary_is_no_crash(tmp_path):
-    folder = make(tmp_path)
-    (folder / "summary.json").write_text('{"status": "run')
-    assert runs.read_summary(folder) == {}
+    (tmp_path / "summary.json").write_text('{"status": "run')
+    assert runs.read_summary(tmp_path) == {}
     assert runs.status({}) == "unknown"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.yaml"])
+def test_what_a_run_is_known_by_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, name):
+    """A file that is renamed before its content is written is empty after a power cut."""
+    written, fsync, replace = [], os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (written.append(os.fstat(file).st_ino), fsync(file)))
+    unsynced = []
+
+    def checked(path, target):
+        if Path(target).name == name and path.stat().st_ino not in written:
+            unsynced.append(target)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", checked)
+    make(tmp_path)
+    assert written and not unsynced
 
 
 def test_the_id_of_a_run_is_read_as_text():

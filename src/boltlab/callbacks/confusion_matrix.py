@@ -70,6 +70,9 @@ class ConfusionMatrix(AtTest):
 
 def write_numbers(matrix: Tensor, class_names: list[str], folder: Path) -> None:
     """``matrix``: int64 [true class, predicted class]."""
+    from boltlab.ground.texts import cell
+
+    class_names = [cell(name) for name in class_names]
     with (folder / "confusion_matrix.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["true \\ predicted", *class_names])

@@ -93,7 +93,7 @@ def predicted(
     trained.trainer.update({"strategy": "auto", "accelerator": accelerator, "enable_progress_bar": False})
     config = edit(trained, for_run, settled=True)
     model = restore(content)
-    data, _ = build_data(config, content, folder)
+    data, _ = build_data(config, content, folder, keys(for_run))
     plain.need("predict", model, data, "predict_step", "predict_dataloader", "test_dataloader")
     loader = "test_dataloader" if plain.lacks("predict_dataloader", data, model) else "predict_dataloader"
     trainer, sizes = make_trainer(config), _Sizes()

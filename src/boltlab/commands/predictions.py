@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltlab.ground.errors import UserError
+from boltlab.ground.texts import cell
 
 
 def write(text: str, output: str | None, what: str) -> None:
@@ -25,10 +26,10 @@ def write(text: str, output: str | None, what: str) -> None:
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Iterable[Any]], **options: Any) -> str:
-    """CSV with a header; what is None stays empty. `options`: of `csv.writer`."""
+    """CSV with a header; what is None stays empty, and no text is a formula. `options`: of `csv.writer`."""
     text = io.StringIO()
     writer = csv.writer(text, **options)
-    writer.writerows([columns, *rows])
+    writer.writerows(map(cell, row) for row in (columns, *rows))
     return text.getvalue()
 
 

@@ -90,7 +90,9 @@ def _run(spec: Spec, command: list[str]) -> int:
     trials = sweep.trials or (None if whole else TRIALS)
     more = {"trials": trials, "timeout_minutes": sweep.timeout_minutes, "command": command}
     top, goes_on = studies.begin(Path(options.log_dir), asked, more)
-    study = Study(top, asked, trials, options.storage, key=_key(top))
+    if (key := _key(top)) and options.rebuild:
+        raise UserError(f"rebuild=true: another command is at work on {runs.shown(top)}")
+    study = Study(top, asked, trials, options.storage, key, anew=options.rebuild)
     if goes_on and _is_done(study):
         done = f"all trials of this command are done ({study.total})"
         print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)

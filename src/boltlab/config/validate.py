@@ -60,8 +60,10 @@ def problems(verb: str, config: DictConfig, settled: bool = False, texts: set[st
 
 def report(verb: str, error: ConfigError) -> None:
     """Prints all mistakes to stderr, in at most a screenful."""
+    from boltlab.ground.texts import plain
+
     count = len(error.mistakes)
-    lines = credentials.masked(str(error)).splitlines()
+    lines = plain(credentials.masked(str(error))).split("\n")
     print(f"boltlab {verb}: {count} mistake{'s' * (count > 1)} in the config, nothing was started\n", file=sys.stderr)
     print("\n".join(line if len(line) <= 400 else line[:399] + "…" for line in lines[:40]), file=sys.stderr)
     if len(lines) > 40:

@@ -50,19 +50,19 @@ def _stamp(file: Path | int) -> _Stamp:
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file of JSON, whole or not at all."""
+def write_json(path: Path, value: Any, sync: bool = False) -> None:
+    """Writes a file of JSON, whole or not at all; sync: see `whole`."""
     content = json.dumps(value, indent=1, ensure_ascii=False).encode()
-    with whole(path) as file:
+    with whole(path, sync) as file:
         file.write(content)
         file.flush()
         stamp = _stamp(file.fileno())  # not of what another process writes in its place
     _remember(path, stamp, content)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file of text, whole or not at all."""
-    with whole(path) as file:
+def write_whole(path: Path, text: str, sync: bool = False) -> None:
+    """Writes a file of text, whole or not at all; sync: see `whole`."""
+    with whole(path, sync) as file:
         file.write(text.encode())
 
 

@@ -62,7 +62,9 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
         said = _said(e)
         if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
-        print(f"boltlab {verb}: {said}", file=sys.stderr)
+        from boltlab.ground.texts import plain
+
+        print(f"boltlab {verb}: {plain(said)}", file=sys.stderr)
         return 1
 
 

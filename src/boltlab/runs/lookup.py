@@ -32,9 +32,14 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
 
 
 def shown(folder: Path) -> Path:
-    """The folder as it is printed: relative to the current one where it lies inside."""
+    """The folder as it is printed: relative to the current one where it lies inside, and plain, whatever its name."""
     here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    near = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    if str(near).isprintable():
+        return near
+    from boltlab.ground.texts import plain
+
+    return Path(plain(str(near)).replace("\n", " "))
 
 
 def started(summary: dict[str, Any]) -> float:

@@ -69,6 +69,7 @@ def environment(git: Git) -> dict[str, Any]:
         "git_dirty": git.dirty,
         "git_left_out": [*git.left_out[:100], *[f"… and {len(git.left_out) - 100} more"] * (len(git.left_out) > 100)],
         "command": [credentials.masked(argument) for argument in sys.argv],
+        "cwd": os.getcwd(),  # what relative paths in the config are relative to
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),

@@ -111,7 +111,7 @@ def write_config(folder: Path, config: DictConfig) -> DictConfig:
     config.run_dir = _HERE
     plain = credentials.plain(config)
     text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False).replace(_HERE, "${run_dir}")
-    write_whole(folder / "config.yaml", text)
+    write_whole(folder / "config.yaml", text, sync=True)
     config.run_dir = str(folder)
     return parse_config(folder, text, own=True)
 
@@ -137,7 +137,7 @@ def record_resume(
 
 
 def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
-    """The resolved config of a run, with `run_dir` where the folder stands now.
+    """The resolved config of a run, with `run_dir` where the folder stands now, and the data where the run found them.
 
     replaced: keys that the caller puts new values at; a reference to a secret there is left out, and where what stood
     there would write is no matter.
@@ -184,9 +184,11 @@ def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[
     credentials.forget_references(config, replaced)
     if not own:
         from boltlab.config.trust import refuse_untrusted
+        from boltlab.runs import places
 
         project.refuse_another(read_json(folder / "environment.json").get("project"), str(folder))
         refuse_untrusted(config, path, given=replaced)
+        places.settle(config, folder)
     config.run_dir = str(folder.resolve())
     return config
 
@@ -199,7 +201,7 @@ def refers_to_itself(text: str) -> bool:
 def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
     """Adds values to `summary.json`, whole or not at all."""
     summary = {**read_summary(folder), **values}
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary, sync=True)
     return summary
 
 
@@ -242,8 +244,13 @@ def recorded(folder: Path) -> Iterator[None]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """`summary.json`, or nothing where there is none or it is broken."""
-    return sound(read_json(folder / "summary.json"))
+    """`summary.json`; of one that is broken what else tells of it, or nothing; nothing where there is none."""
+    content = read_json(folder / "summary.json")
+    if content or not (folder / "summary.json").is_file():
+        return sound(content)
+    from boltlab.runs import lost_summary
+
+    return lost_summary.known(folder)
 
 
 def sound(summary: dict[str, Any]) -> dict[str, Any]:

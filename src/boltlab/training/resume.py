@@ -180,7 +180,7 @@ def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on
             " resume_changed=restart_epoch goes on with it"
         )
     data.replaced |= bool(others)
-    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}})
+    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}}, sync=True)
 
 
 def restart_epoch(content: dict[str, Any]) -> None:
