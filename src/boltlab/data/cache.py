@@ -1,7 +1,9 @@
 """Decoded images kept for later epochs and runs: on disk, shared by all processes of a machine, or in memory.
 
 A cache on disk is one folder, named by a hash of all that decides its content (the files' names, sizes and times, the
-size and format wanted, the decoder), so it never goes stale; an old one is never used again and may be deleted.
+size and format wanted, the decoder); an old one is never used again and may be deleted. The times are those of the last
+write, which rsync and tar set back, and of the last change of any kind (ctime), which only the file system sets. Where
+it keeps none (sshfs, object stores), pictures exchanged in size and time alike are not noticed.
 
     images.bin   the images one after another: uint8 [H,W,C] (raw) or JPEG files (jpeg); why one is unreadable, UTF-8
     index.bin    int64 little-endian [N,4]: offset and bytes in images.bin, height, width; height -1: unreadable
@@ -43,7 +45,7 @@ except ImportError:  # Windows
 Format = Literal["raw", "jpeg"]
 Entry = tuple[Any, int, int]  # what one image becomes: its bytes, height, width; or why it is unreadable, -1, 0
 
-VERSION = 2
+VERSION = 3
 SYNC_IMAGES = 256  # a killed build repeats so many at most
 SAMPLE = 32  # images read to estimate the size of all
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
@@ -217,13 +219,15 @@ def _key(files: list[str], parameters: dict[str, Any]) -> str:
     def look(file: str) -> str:
         try:
             found = os.stat(file)
-            return f"\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_mode}"
+            link = os.path.realpath(file) if os.path.islink(file) else ""
+            return f"\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_mode}\0{link}"
         except OSError as error:
             return f"\0{error.errno}"
 
     root = os.path.commonpath(files) if len(files) > 1 else os.path.dirname(files[0])
     lines = [file.removeprefix(root) + seen for file, seen in zip(files, of_each(files, look), strict=True)]
-    head = json.dumps([VERSION, os.path.realpath(root), parameters], sort_keys=True)
+    folders = [os.path.realpath(folder) for folder in sorted({os.path.dirname(file) for file in files})]  # links change
+    head = json.dumps([VERSION, os.path.realpath(root), folders, parameters], sort_keys=True)
     return hashlib.sha256("\n".join([head, *lines]).encode(errors="surrogateescape")).hexdigest()[:20]
 
 
