@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from boltlab.data.decode import Decode, plain_jpeg, read_pixels
+from boltlab.data.decode import MAX_PIXELS, Decode, jpeg_bytes, plain_jpeg, read_pixels
 from boltlab.data.loader import available_cores
 from boltlab.data.many_files import in_order, of_each, progress_bar
 from boltlab.data.memory import refuse_without_room
@@ -85,6 +85,7 @@ class ImageCache:
         quality: int = 90,
         progress: bool = True,
         fitted: Fitted | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> "ImageCache":
         """The cache of `files` below `folder`; built first, by all cores, unless it is there.
 
@@ -101,10 +102,12 @@ class ImageCache:
             parameters["quality"] = quality
         if fitted is not None:
             parameters |= asdict(fitted)
+        if max_pixels != MAX_PIXELS:
+            parameters["max_pixels"] = max_pixels
         entry = Path(folder) / _key(files, parameters)
 
         def make(file: str) -> Entry:
-            return _entry(file, channels, size, decode, quality if format == "jpeg" else None, fitted)
+            return _entry(file, channels, size, decode, quality if format == "jpeg" else None, fitted, max_pixels)
 
         try:
             if not (entry / "cache.json").exists():
@@ -141,12 +144,13 @@ class ImageCache:
         decode: Decode,
         progress: bool = True,
         processes: int = 1,
+        max_pixels: int = MAX_PIXELS,
     ) -> "ImageCache":
         """The same in this process's memory, raw. DataError, at once, if all `processes` of the machine that do so
         will not find room."""
 
         def make(file: str) -> Entry:
-            return _entry(file, channels, size, decode, None)
+            return _entry(file, channels, size, decode, None, max_pixels=max_pixels)
 
         refuse_without_room(len(files), _estimate(files, make), processes)
         images, lines = io.BytesIO(), []
@@ -185,17 +189,23 @@ class ImageCache:
 
 
 def _entry(
-    file: str, channels: int, size: int | None, decode: Decode, quality: int | None, fitted: Fitted | None = None
+    file: str,
+    channels: int,
+    size: int | None,
+    decode: Decode,
+    quality: int | None,
+    fitted: Fitted | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Entry:
     """The image as it is stored: raw where `quality` is None, else as JPEG."""
     data, pixels = b"", None
     try:
         if quality is not None and fitted is None:
-            data = Path(file).read_bytes()
-            pixels = plain_jpeg(data, channels)
+            data = jpeg_bytes(file)
+            pixels = plain_jpeg(data, channels, max_pixels)
         is_plain = pixels is not None
         if pixels is None:
-            pixels = read_pixels(file, channels, decode)
+            pixels = read_pixels(file, channels, decode, max_pixels)
     except (DataError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in PASSING):
