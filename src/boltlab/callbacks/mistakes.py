@@ -1,6 +1,7 @@
 """What a net gets wrong at test, its worst mistakes first, and whether its probabilities can be believed."""
 
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -137,6 +138,8 @@ class Mistakes(AtTest):
             tell(trainer, "log_image", "mistakes", [str(sheet)])
         if worst:
             shown = [item | {"picture": self.dir / item["picture"] if "picture" in item else None} for item in worst]
+            for item in shown:  # trackers take text, and a name may be no UTF-8
+                item["file"] = item["file"] and os.fsencode(item["file"]).decode(errors="backslashreplace")
             rows = [[item[name] for name in COLUMNS] for item in shown]
             tell(trainer, "log_table", "worst_mistakes", COLUMNS, rows)
 
