@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from boltlab.data.augment import Augment
+from boltlab.data.fingerprint import fingerprint
 from boltlab.data.image_folder import ImageFolder, check_folder, class_names
 from boltlab.data.loader import TensorData
 from boltlab.ground.errors import DataError
@@ -53,6 +54,29 @@ def test_three_folders(root):
         assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, split))
     x, _ = next(iter(data.train_dataloader()))
     assert (x.shape, x.dtype) == ((18, 3, 16, 16), torch.uint8)
+
+
+def test_a_class_folder_whose_name_is_no_text_has_one(root):
+    """Latin-1 bytes, as old archives hold them: configs, logs and trackers take text."""
+    for split in ("train", "val", "test"):
+        os.rename(os.fsencode(root / split / "dog"), os.fsencode(root / split) + b"/chi\xebn")
+    data = module(root)
+    assert data.class_names == ["cat", "chi\\xebn", "eel"] and "\n".join(data.class_names).encode()
+    assert {(colour, name) for colour, name in colours_and_labels(data, "test")} == {
+        (COLOURS["cat"], "cat"), (COLOURS["dog"], "chi\\xebn"), (COLOURS["eel"], "eel"),
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
+@pytest.mark.parametrize("options", [{}, {"cache": "memory"}, {"cache": "disk", "cache_format": "jpeg"}])
+def test_pipes_and_devices_among_the_images_are_named_and_skipped(root, options, tmp_path):
+    os.mkfifo(root / "test" / "cat" / "8.jpg")
+    (root / "test" / "dog" / "9.jpg").symlink_to("/dev/zero")
+    data = module(root, max_bad_files=2, cache_dir=str(tmp_path / "cache"), **options)
+    assert fingerprint(data, "test", contents=True)["files"] == 11
+    with pytest.warns(UserWarning, match="this is a pipe or a device, no file"):
+        assert len(list(colours_and_labels(data, "test"))) == 9
+    assert [reason for _, reason in check_folder(root)] == ["this is a pipe or a device, no file"] * 2
 
 
 def test_val_is_cut_from_train_and_test_falls_back_to_val_with_a_warning(tmp_path):

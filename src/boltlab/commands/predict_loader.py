@@ -55,7 +55,9 @@ def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str
             torch.save(checkpoint_file.plain(joined(batches, sizes)), file)
         print(f"{sum(sizes)} samples  {output}")
     else:
-        write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
+        write([to_json(table) if kind == "json" else to_csv(table)], options.output)
+        if options.output:
+            print(f"{sum(sizes)} samples  {options.output}")
     return 0
 
 

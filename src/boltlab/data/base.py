@@ -116,7 +116,8 @@ class DataModule(LightningDataModule):
         if isinstance(share, (int, float)) and not 0 <= share <= 1:
             problems.append(("device_memory_share", f"{share} is outside 0..1"))
         problems += fold_problems(arguments.get("folds"), arguments.get("fold"))
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0), ("max_samples", 1)):
+        at_least = {"batch_size": 1, "num_workers": 0, "max_bad_files": 0, "max_samples": 1, "max_pixels": 1}
+        for name, least in at_least.items():
             number = arguments.get(name)
             if isinstance(number, int) and number < least:
                 problems.append((name, f"{number} is less than {least}"))

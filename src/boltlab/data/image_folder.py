@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split
-from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
+from boltlab.data.decode import MAX_PIXELS, Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.layout import (
     EXTENSIONS,
@@ -46,6 +46,7 @@ class FolderData(Dataset[Any]):
     decode: Decode
     cache: Any = None  # an ImageCache of them
     fitted: bool = False  # whether the cache holds what evaluation sees
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,7 +56,7 @@ class FolderData(Dataset[Any]):
         try:
             if self.cache is not None:
                 return self.cache[index]
-            return read_pixels(self.files[index], self.channels, self.decode)
+            return read_pixels(self.files[index], self.channels, self.decode, self.max_pixels)
         except DataError as error:
             raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
 
@@ -169,8 +170,9 @@ class ImageFolder(ImageDataModule):
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        decode = check_decode(self.decode)
-        return FolderData(files, torch.tensor(labels, dtype=torch.int64), self._names, self.input_shape[0], decode)
+        found = torch.tensor(labels, dtype=torch.int64)
+        decode, channels = check_decode(self.decode), self.input_shape[0]
+        return FolderData(files, found, self._names, channels, decode, max_pixels=self.max_pixels)
 
     def source(self, split: Split, stored: bool) -> Any:
         data = self.dataset(split)
@@ -196,10 +198,19 @@ class ImageFolder(ImageDataModule):
         else:
             fitted = Fitted((height, width), self.resize, fastest)
         if self.cache == "memory":
-            images = ImageCache.in_memory(data.files, channels, size, data.decode, processes=processes)
+            images = ImageCache.in_memory(
+                data.files, channels, size, data.decode, processes=processes, max_pixels=self.max_pixels
+            )
         else:
             images = ImageCache.open(
-                data.files, channels, size, self.cache_format, self.cache_dir, data.decode, fitted=fitted
+                data.files,
+                channels,
+                size,
+                self.cache_format,
+                self.cache_dir,
+                data.decode,
+                fitted=fitted,
+                max_pixels=self.max_pixels,
             )
         stacked = None if stored else images.stacked()
         if stacked is not None and fits_in_memory(processes * stacked.nbytes):
@@ -281,13 +292,14 @@ def say_unused(parts: dict[Split, Path]) -> None:
 def class_folders(folder: Path) -> dict[str, Path]:
     """Class name: folder, sorted by name. Hidden folders (.ipynb_checkpoints) and links to a parent are no class.
 
-    Names are compared as Unicode NFC, for macOS writes "é" as two characters.
+    Names are compared as Unicode NFC, for macOS writes "é" as two characters. A byte that is no UTF-8 reads "\\xe9":
+    configs, logs and trackers take text.
     """
     parents = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
     found: dict[str, Path] = {}
     for path in folders(folder):
         if os.path.realpath(path) not in parents:
-            found[unicodedata.normalize("NFC", path.name)] = path
+            found[unicodedata.normalize("NFC", os.fsencode(path.name).decode(errors="backslashreplace"))] = path
     return dict(sorted(found.items()))
 
 
@@ -357,7 +369,9 @@ def _mismatch(split: Split, path: Path, names: list[str], all_of_them: bool) -> 
         yield f"{split} has {listed(unknown, None, 10)} besides"
 
 
-def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tuple[Path, str]]:
+def check_folder(
+    root: str | Path, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Path, str]]:
     """Decode every image below root and yield (path, reason) for each problem, as they are found."""
     parts: dict[Split, Path] = {}
     try:
@@ -372,13 +386,13 @@ def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tupl
             files = image_files(path, within=folder)
             if not files:
                 yield path, f"the folder of class {name!r} holds no image"
-            yield from _unreadable(files, channels)
+            yield from _unreadable(files, channels, max_pixels)
 
 
-def _unreadable(files: list[str], channels: int) -> Iterator[tuple[Path, str]]:
+def _unreadable(files: list[str], channels: int, max_pixels: int) -> Iterator[tuple[Path, str]]:
     def problem(file: str) -> str | None:
         try:
-            read_image(file, channels)
+            read_image(file, channels, max_pixels)
         except DataError as error:
             return str(error).removeprefix(f"{file}: ")
         return None

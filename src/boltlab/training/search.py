@@ -81,7 +81,8 @@ def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> s
 
     from boltlab.training import probe
 
-    samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
+    dataset = getattr(loader, "dataset", None)
+    samples = len(dataset) if hasattr(dataset, "__len__") else math.inf
     device = model.device
     share = MEMORY_SHARE.get(device.type, 0.5)
     budget = share * (probe.free_memory(device) or math.inf)
