@@ -83,7 +83,8 @@ def test_a_run_folder_is_complete_and_survives_being_moved(tmp_path):
     for name in ("config.yaml", "overrides.yaml", "environment.json", "git.patch", "summary.json"):
         assert (folder / name).is_file(), name
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment["packages"]["torch"] and environment["python"]
+    assert environment["packages"]["torch"] == importlib.metadata.version("torch")
+    assert environment["python"] == platform.python_version()
     moved = folder.rename(tmp_path / "elsewhere")
     config = runs.load_config(moved)
     assert config.run_dir == str(moved) and config.out == f"{moved}/x" and config.seed == 1

@@ -102,6 +102,8 @@ class WandbLogger(LightningWandbLogger):
             id=id,
         )
         self._dir, self._mode = Path(dir), mode
+        self._goes_on = kept.is_file()
+        self._known: set[tuple[str, int]] = set()  # what this part of the run logs again
         self._monitor, self._monitor_mode = monitor, monitor_mode
         self._checkpoints = log_model  # the base class would upload by its own rules
         self._timeout_seconds, self._finish_timeout_seconds = timeout_seconds, finish_timeout_seconds
@@ -126,7 +128,12 @@ class WandbLogger(LightningWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._experiment is None:
             metrics = {**metrics, "_timestamp": time.time()}
-        self._log(super().log_metrics, metrics, step)
+        if self._goes_on and step is not None:
+            from boltlab.loggers.resumed import earlier
+
+            self._goes_on = False
+            self._log(self._fill, earlier(self._dir, step))
+        self._log(self._log_new, metrics, step)
         if self._thread is None:
             if not self._steps:
                 timer = threading.Timer(_FIRST_STEP_SECONDS, self._begin)
@@ -135,6 +142,25 @@ class WandbLogger(LightningWandbLogger):
             self._steps.add(step)
             if len(self._steps) > 1:
                 self._begin()
+
+    def _fill(self, rows: dict[int, dict[str, float]]) -> None:
+        """Logs what earlier parts of the run have lost when they were killed."""
+        from boltlab.loggers.resumed import lacking
+        from boltlab.loggers.wandb_file import points
+
+        known = points(self._dir / "wandb", self.experiment.id)
+        if known is not None:
+            for step, values in lacking(rows, known).items():
+                super().log_metrics(values, step)
+            self._known = known
+
+    def _log_new(self, metrics: dict[str, Any], step: int | None) -> None:
+        if self._known and step is not None:
+            from boltlab.loggers.resumed import unknown
+
+            metrics = unknown(metrics, step, self._known)
+        if metrics.keys() - {"_timestamp"}:
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
