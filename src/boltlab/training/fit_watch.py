@@ -38,7 +38,7 @@ class FitWatch(Callback):
         self._trained: list[Tensor] = []
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        said = [uneven_windows(trainer, pl_module)]
+        said = [uneven_windows(trainer, pl_module), lone_sample(trainer, pl_module)]
         if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):  # type: ignore[attr-defined]
             from boltlab.training.stopped import timed
 
@@ -133,4 +133,22 @@ def uneven_windows(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | 
         f"trainer.accumulate_grad_batches={window}: of {batches} batches an epoch, the last window has fewer samples"
         " but is divided as a full one. Where the loss is a mean over samples, callbacks=[default,exact_mean] weighs"
         " them equally"
+    )
+
+
+def lone_sample(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | None:
+    """Says so where a batch of a single sample comes before a batch norm, which needs two values of each channel."""
+    loader: Any = trainer.train_dataloader
+    try:
+        size, samples = loader.batch_size * trainer.world_size, len(loader.dataset)
+        last = samples % size or size
+    except (AttributeError, TypeError):  # several loaders, or one without a length
+        return None
+    left_out = getattr(loader, "drop_last", False) or trainer.num_training_batches < samples / size
+    norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if last != 1 or left_out or not norms:
+        return None
+    return (
+        f"the last of the batches of {size} has 1 of the {samples} samples, too few for a batch norm of vectors:"
+        " another data.batch_size, or drop_last=True in a DataLoader of your own"
     )
