@@ -486,6 +486,22 @@ def test_a_key_of_the_wrong_form(tmp_path, caplog, monkeypatch):
     assert (mode, "API key must have" in warning) == ("offline", True)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "on"), ("WANDB_BASE_URL", "nonsense"), ("WANDB_API_KEY", "a b\nc"), ("NETRC", None)],
+)
+def test_a_setting_that_wandb_does_not_take_leaves_the_run_offline(tmp_path, caplog, monkeypatch, variable, value):
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"):  # put back after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if value is None:
+        (tmp_path / "netrc").write_text("machine api.wandb.ai login\n password\nfoo bar\n")
+        value = str(tmp_path / "netrc")
+    monkeypatch.setenv(variable, value)
+    mode, warning, _ = start(tmp_path, caplog)
+    assert mode == "offline" and "boltlab sync" in warning and "\n" not in warning
+
+
 @pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
 def test_disabled_writes_and_says_nothing(tmp_path, caplog, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from boltlab.ground import credentials
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json
+from boltlab.loggers.limits import of_mlflow
 from boltlab.loggers.place import no_answer, place
 from boltlab.loggers.resumed import Points, Rows, earlier, lacking, unknown
 
@@ -56,6 +57,8 @@ class MLFlowLogger(Logger):
     Raises:
         UserError: MLflow is not installed.
     """
+
+    check_arguments = staticmethod(of_mlflow)
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 from argparse import Namespace
@@ -17,6 +18,7 @@ from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from boltlab.ground.files import read_json
+from boltlab.loggers.limits import of_wandb
 from boltlab.loggers.place import place
 from boltlab.loggers.wandb_server import refusal
 
@@ -35,6 +37,7 @@ SAVED_FILES = ("environment.json", "git.patch")
 MAX_PLOTTED_CLASSES = 100  # W&B's plot gets a row for each cell of the matrix
 
 _FIRST_STEP_SECONDS = 10.0
+_SETTING = re.compile(r"^\d+ validation errors? for Settings|\[type=.*?\]|For further information.*")  # of pydantic
 
 _lock = threading.Lock()  # of what waits for a run that is not up yet
 _newest: "WandbLogger | None" = None  # the last one of this process
@@ -68,6 +71,8 @@ class WandbLogger(LightningWandbLogger):
         timeout_seconds: how long the server may take until the run is online.
         finish_timeout_seconds: how long the end of the run may wait for uploads; what is left stays below ``dir``.
     """
+
+    check_arguments = staticmethod(of_wandb)
 
     def __init__(
         self,
@@ -111,6 +116,7 @@ class WandbLogger(LightningWandbLogger):
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._steps: set[int | None] = set()  # logged before the thread was started
         self._thread: threading.Thread | None = None
+        self._refused = ""  # why the first start failed
         self._earlier: WandbLogger | None = None  # of another job of this process: its run comes first
 
     @property
@@ -276,7 +282,11 @@ class WandbLogger(LightningWandbLogger):
             self._earlier._up()
             self._earlier = None
         try:
-            self._run = self._start()
+            try:
+                self._run = self._start()
+            except Exception as error:
+                self._set_aside(error)
+                self._run = self._start()
         except Exception as error:  # a tracker must not stop a training
             log.warning("W&B does not record this run (%s)", _said(error))
             self._run = cast("RunDisabled", _DummyExperiment())
@@ -290,6 +300,16 @@ class WandbLogger(LightningWandbLogger):
                     return
             for call, arguments in waiting:
                 self._give(call, arguments)
+
+    def _set_aside(self, error: Exception) -> None:
+        """Has the run recorded offline, without what wandb does not take of the environment and of ~/.netrc."""
+        import wandb
+
+        self._refused = " ".join(_SETTING.sub("", str(error)).split())[:200] or type(error).__name__
+        for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"):
+            os.environ.pop(name, None)
+        os.environ["NETRC"] = os.devnull
+        wandb.teardown()
 
     def _start(self) -> "Run | RunDisabled":
         import wandb
@@ -368,6 +388,8 @@ class WandbLogger(LightningWandbLogger):
         """The mode of ``wandb.init``, and for "offline" why."""
         import wandb
 
+        if self._refused:
+            return "offline", self._refused
         if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
             return "disabled", ""
         asked = os.environ.get("WANDB_MODE") or (self._mode if self._mode != "auto" else wandb.setup().settings.mode)

@@ -193,7 +193,8 @@ def _cosine(start: float, end: float, progress: float) -> float:
 class Plateau(Schedule):
     """Times `gamma` after more than `patience_epochs` epochs in which the monitored metric got no better.
 
-    Looks at the metric once an epoch; the warm-up goes by steps. The rate does not fall below `minimum_lr`.
+    Looks at the metric once an epoch, where there is a new value of it: epochs without a validation do not count. The
+    warm-up goes by steps. The rate does not fall below `minimum_lr`.
     """
 
     monitor: str

@@ -1,7 +1,6 @@
 """The end of a command as an exit code: 0, 1 (failed), 2 (a mistake in the command or a config), 128 + a signal."""
 
 import atexit
-import errno
 import os
 import sys
 import threading
@@ -59,22 +58,12 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as e:
-        said = _said(e)
+        from boltlab.processes.explained import explained
+
+        said = explained(e)
         if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
         from boltlab.ground.texts import plain
 
         print(f"boltlab {verb}: {plain(said)}", file=sys.stderr)
         return 1
-
-
-def _said(error: Exception) -> str | None:
-    """What is printed of an error; None where its traceback is."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"cannot write {error.filename or 'a file'}: {error.strerror}"
-    # What Lightning says of a module, data module or callbacks that lack a step, a loader, a metric to monitor.
-    early = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric")
-    lightning = early or type(error).__name__ == "MisconfigurationException"
-    return " ".join(str(error).split()) if lightning else None

@@ -125,6 +125,10 @@ class _Training:
             values["best_checkpoint"] = os.path.relpath(best.best_model_path, folder)
         if final:
             values["final"] = final
+        if trainer.should_stop or "stopped_early" in before:
+            from boltlab.training import stopped
+
+            values |= stopped.early(trainer, folder)
         for callback in trainer.callbacks:
             values |= getattr(callback, "run_summary", dict)()
         seconds = before.get("fit_seconds", 0.0) + time.perf_counter() - self.began

@@ -24,6 +24,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     import torch
     from lightning.pytorch.callbacks import ProgressBar
 
+    from boltlab.training.fit_watch import measured_rarely
     from boltlab.training.loaders import Seam, prepare
     from boltlab.training.prepare import Prepare
     from boltlab.training.resume_state import Resume
@@ -58,6 +59,14 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         plugins=_plugins(config),
         **arguments,
     )
+    if any(hasattr(callback, "get_accumulate_grad_batches") for callback in callbacks):
+        from boltlab.training.accumulation import Counting
+
+        trainer.__class__ = Counting
+    if measured_rarely(trainer):
+        from boltlab.training.monitored import Monitored
+
+        trainer.callbacks.insert(1, Monitored(trainer))  # behind the one that knows the metrics of a resumed run
     if trainer.precision != "32-true":
         from boltlab.training import precision
 
