@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import io
 import os
 import re
 import sys
@@ -38,8 +37,6 @@ _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 (failed), 2 (a mistake in the command or a config) or 128 + a signal."""
     arguments = [_at_home(text) for text in (sys.argv[1:] if argv is None else argv)]
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be no text
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         _help()
         return 0 if arguments else 2

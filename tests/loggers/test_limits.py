@@ -21,7 +21,7 @@ def refuses(validator, *arguments, **keywords):
 def test_tags(tag):
     assert bool(limits.of_wandb({"tags": ["good", tag]})) == refuses(wandb.Settings, run_tags=[tag])
     validation = pytest.importorskip("mlflow.utils.validation")
-    assert bool(limits.of_mlflow({"tags": [tag]})) == refuses(validation._validate_tag_name, tag)
+    assert bool(limits.of_mlflow({"tags": [tag]})) == refuses(validation._validate_tag, tag, "")
 
 
 @pytest.mark.parametrize("name", PROJECTS)

@@ -30,6 +30,7 @@ from boltlab.config.types import (
     holds_built,
     in_words,
     show,
+    takes_numbers,
     type_problem,
 )
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
@@ -64,7 +65,7 @@ class Checker:
                 continue
             with suppress(OmegaConfBaseException):  # the walk names what does not resolve
                 value = _plain(self.config.get(key))
-                value, message = self._fitted(self.config, key, key, value, annotation)
+                value, message = self._fitted("", key, value, annotation)
                 if message:
                     self.unknown_roots.add(key)
                     is_group = value is None and annotation is dict
@@ -150,20 +151,21 @@ class Checker:
         # `optimizer: ${optimizer}` is checked where it stands, once, and not again where it is used.
         return Checker(self.config).walk(child, path)
 
-    def _fitted(self, parent: Any, key: str, path: str, value: Any, annotation: Any) -> tuple[Any, str | None]:
+    def _fitted(self, path: str, key: str, value: Any, annotation: Any) -> tuple[Any, str | None]:
         """A value as its annotation wants it, and what is wrong with it. What a variable of the environment holds is a
         text, and may stand for a number; what the command line says may look like a number, and stand for a text."""
         message = type_problem(value, annotation)
         if message is None or holds_built(value):
             return value, message
-        written = OmegaConf.to_container(parent, resolve=False)[key]
-        if "${oc.env:" in str(written):
-            value = from_environment(written, value)
+        parent = OmegaConf.select(self.config, path) if path else self.config
+        written: Any = OmegaConf.to_container(parent, resolve=False)
+        if "${oc.env:" in str(written[key]):
+            value = from_environment(written[key], value)
             message = type_problem(value, annotation)
             if message is None:
                 parent[key] = value
-        elif type_problem(in_words(value), annotation) is None:
-            self.texts.add(path)
+        elif type_problem(in_words(value), annotation) is None and not takes_numbers(annotation):
+            self.texts.add(f"{path}.{key}" if path else key)
         return value, message
 
     def _call(self, short: str, target: Any, arguments: dict[str, Any], path: str, partial: bool) -> None:
@@ -176,19 +178,23 @@ class Checker:
             if value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
                 continue
             if key in known:
-                parent = OmegaConf.select(self.config, path)
-                annotation = known[key].annotation
-                if short == "Trainer":
-                    annotation = BOUNDED.get(key, annotation)
-                arguments[key], message = self._fitted(parent, key, f"{path}.{key}", value, annotation)
-                value, message = arguments[key], message and f"{short} {message}"
-            else:
-                message = None if is_open else _unknown_argument(short, key, known)
-            if message:
-                whole = holds_built(value) or isinstance(value, dict)
-                self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
+                arguments[key] = self._argument(short, path, key, value, known[key].annotation)
+            elif not is_open:
+                self._add_of(f"{path}.{key}", value, _unknown_argument(short, key, known))
         for name in [] if partial else _missing(known, arguments):
             self.add(f"{path}.{name}", f"{short} needs it: give +{path}.{name}=…")
+
+    def _argument(self, short: str, path: str, key: str, value: Any, annotation: Any) -> Any:
+        """The value as the argument takes it."""
+        limited = BOUNDED.get(key, annotation) if short == "Trainer" else annotation
+        value, message = self._fitted(path, key, value, limited)
+        if message:
+            self._add_of(f"{path}.{key}", value, f"{short} {message}")
+        return value
+
+    def _add_of(self, where: str, value: Any, message: str) -> None:
+        whole = holds_built(value) or isinstance(value, dict)
+        self.add(where if whole else f"{where}={show(value)}", message)
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
         """Mistakes that only several values make. open_mode: the root's is at auto; modes: whether any matters."""

@@ -157,16 +157,28 @@ def _expected(value: Any, annotation: Any) -> str:
     writable = [name for name in others if name.split()[0] in _WRITABLE or "[" in name]
     names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
     message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
+    return message + _hint(value, literals, others)
+
+
+def _hint(value: Any, literals: list[Any], others: list[str]) -> str:
     near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
     if near:
-        message += f": did you mean {near[0]!r}?"
-    elif isinstance(value, float) and value.is_integer() and "int" in others:
-        message += f": write {int(value)}"
-    elif type(value) in (int, float, bool) and "str" in others:
-        message += "; a text that looks like another value stands in quotes"
-    elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
-        message += "; a number in quotes is text: drop the quotes"
-    return message
+        return f": did you mean {near[0]!r}?"
+    if isinstance(value, float) and value.is_integer() and "int" in others:
+        return f": write {int(value)}"
+    if type(value) in (int, float, bool) and "str" in others and not _has_numbers(others):
+        return "; a text that looks like another value stands in quotes"
+    if isinstance(value, str) and _has_numbers(others) and _is_number(value):
+        return "; a number in quotes is text: drop the quotes"
+    return ""
+
+
+def _has_numbers(names: list[str]) -> bool:
+    return any(name.split()[0] in ("int", "float") for name in names)
+
+
+def takes_numbers(annotation: Any) -> bool:
+    return _has_numbers(_alternatives(annotation)[1])
 
 
 _WRITABLE = ("bool", "int", "float", "str", "Path", "list", "dict", "null")

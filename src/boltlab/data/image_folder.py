@@ -21,6 +21,7 @@ from boltlab.data.images import ImageBatches, ImageDataModule
 from boltlab.data.layout import (
     EXTENSIONS,
     folders,
+    no_folds,
     refuse_other_level,
     split_of,
     splits_by_name,
@@ -170,9 +171,9 @@ class ImageFolder(ImageDataModule):
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        found = torch.tensor(labels, dtype=torch.int64)
+        numbers = torch.tensor(labels, dtype=torch.int64)
         decode, channels = check_decode(self.decode), self.input_shape[0]
-        return FolderData(files, found, self._names, channels, decode, max_pixels=self.max_pixels)
+        return FolderData(files, numbers, self._names, channels, decode, max_pixels=self.max_pixels)
 
     def source(self, split: Split, stored: bool) -> Any:
         data = self.dataset(split)
@@ -242,13 +243,6 @@ def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown
     if not done:
         raise DataError("no image of the split can be read; boltlab doctor lists the reasons")
     return TensorData(x[:done], y[:done])
-
-
-def no_folds(val: Path) -> str:
-    return (
-        f"{val} is a validation set of its own, and folds divide the samples that train and val share: leave folds out,"
-        f" or take a root without {val.name}"
-    )
 
 
 def split_folders(root: Path, classes: Collection[str] = ()) -> dict[Split, Path]:

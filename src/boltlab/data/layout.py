@@ -117,3 +117,10 @@ def without_classes(folder: Path) -> str:
     if found := sorted(set(tables)):
         said += f", which {listed(found, None)} may tell (docs/images.md has the few lines that do it)"
     return said
+
+
+def no_folds(val: Path) -> str:
+    return (
+        f"{val} is a validation set of its own, and folds divide the samples that train and val share: leave folds out,"
+        f" or take a root without {val.name}"
+    )

@@ -23,12 +23,14 @@ class _Kept(io.FileIO):
             os.dup2(nowhere, self.fileno())  # for what is started from here, too
             os.close(nowhere)
             if self.fileno() == 1 and (self.says_all or e.errno != errno.EPIPE):
-                print(f"boltlab: stdout takes no more ({e.strerror}); it goes on without", file=sys.stderr, flush=True)
+                print(
+                    f"boltlab: stdout takes no more ({e.strerror}); it continues without", file=sys.stderr, flush=True
+                )
             return memoryview(content).nbytes
 
 
 def keep_going(says_all: bool) -> None:
-    """Has this process, and those that are forked from it, go on where nobody takes what they print.
+    """Has this process, and those that are forked from it, continue where nobody takes what they print.
 
     says_all: that a pipe has no reader is said too; for what prints and ends, that is how it is used.
     """
@@ -43,4 +45,5 @@ def keep_going(says_all: bool) -> None:
         elif type(stream) is io.TextIOWrapper:
             file = io.BufferedWriter(_Kept(number, says_all))
             by_line = stream.line_buffering or number == 2
-            setattr(sys, name, io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=by_line))
+            errors = "surrogateescape" if stream.errors == "strict" else stream.errors  # a file's name may be no text
+            setattr(sys, name, io.TextIOWrapper(file, stream.encoding, errors, line_buffering=by_line))

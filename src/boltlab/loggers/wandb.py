@@ -4,7 +4,6 @@ import copy
 import itertools
 import logging
 import os
-import re
 import threading
 import time
 from argparse import Namespace
@@ -20,7 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from boltlab.ground.files import read_json
 from boltlab.loggers.limits import of_wandb
 from boltlab.loggers.place import place
-from boltlab.loggers.wandb_server import refusal
+from boltlab.loggers.resumed import Rows, earlier, unknown
+from boltlab.loggers.wandb_server import refusal, set_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,6 @@ SAVED_FILES = ("environment.json", "git.patch")
 MAX_PLOTTED_CLASSES = 100  # W&B's plot gets a row for each cell of the matrix
 
 _FIRST_STEP_SECONDS = 10.0
-_SETTING = re.compile(r"^\d+ validation errors? for Settings|\[type=.*?\]|For further information.*")  # of pydantic
 
 _lock = threading.Lock()  # of what waits for a run that is not up yet
 _newest: "WandbLogger | None" = None  # the last one of this process
@@ -135,8 +134,6 @@ class WandbLogger(LightningWandbLogger):
         if self._experiment is None:
             metrics = {**metrics, "_timestamp": time.time()}
         if self._goes_on and step is not None:
-            from boltlab.loggers.resumed import earlier
-
             self._goes_on = False
             self._log(self._fill, earlier(self._dir, step))
         self._log(self._log_new, metrics, step)
@@ -149,21 +146,16 @@ class WandbLogger(LightningWandbLogger):
             if len(self._steps) > 1:
                 self._begin()
 
-    def _fill(self, rows: dict[int, dict[str, float]]) -> None:
+    def _fill(self, rows: Rows) -> None:
         """Logs what earlier parts of the run have lost when they were killed."""
-        from boltlab.loggers.resumed import lacking
-        from boltlab.loggers.wandb_file import points
+        from boltlab.loggers import wandb_file
 
-        known = points(self._dir / "wandb", self.experiment.id)
-        if known is not None:
-            for step, values in lacking(rows, known).items():
-                super().log_metrics(values, step)
-            self._known = known
+        lost, self._known = wandb_file.lost(self._dir / "wandb", self.experiment.id, rows)
+        for step, values in lost.items():
+            super().log_metrics(values, step)
 
     def _log_new(self, metrics: dict[str, Any], step: int | None) -> None:
         if self._known and step is not None:
-            from boltlab.loggers.resumed import unknown
-
             metrics = unknown(metrics, step, self._known)
         if metrics.keys() - {"_timestamp"}:
             super().log_metrics(metrics, step)
@@ -285,7 +277,7 @@ class WandbLogger(LightningWandbLogger):
             try:
                 self._run = self._start()
             except Exception as error:
-                self._set_aside(error)
+                self._refused = set_aside(error)
                 self._run = self._start()
         except Exception as error:  # a tracker must not stop a training
             log.warning("W&B does not record this run (%s)", _said(error))
@@ -300,16 +292,6 @@ class WandbLogger(LightningWandbLogger):
                     return
             for call, arguments in waiting:
                 self._give(call, arguments)
-
-    def _set_aside(self, error: Exception) -> None:
-        """Has the run recorded offline, without what wandb does not take of the environment and of ~/.netrc."""
-        import wandb
-
-        self._refused = " ".join(_SETTING.sub("", str(error)).split())[:200] or type(error).__name__
-        for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"):
-            os.environ.pop(name, None)
-        os.environ["NETRC"] = os.devnull
-        wandb.teardown()
 
     def _start(self) -> "Run | RunDisabled":
         import wandb

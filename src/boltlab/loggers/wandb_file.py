@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from boltlab.loggers.resumed import Points
+from boltlab.loggers.resumed import Points, Rows, lacking
 
 _BLOCK = 32768  # bytes of a block of W&B's file
 _HEADER = 7  # and of its header, and of the one before each piece of a record: checksum, 2 bytes of length, kind
@@ -17,8 +17,14 @@ def points(dir: Path, id: str) -> Points | None:
     return {point for path in files for point in _points(path)} if files else None
 
 
+def lost(dir: Path, id: str, rows: Rows) -> tuple[Rows, Points]:
+    """Of what was logged, what the files lack, and what they have of what comes next."""
+    known = points(dir, id)
+    return ({}, set()) if known is None else (lacking(rows, known), known)
+
+
 def _points(path: Path) -> Iterator[tuple[str, int]]:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for content in _contents(path.read_bytes()):
         record: Any = Record.FromString(content)

@@ -81,7 +81,7 @@ def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> s
 
     from boltlab.training import probe
 
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     samples = len(dataset) if hasattr(dataset, "__len__") else math.inf
     device = model.device
     share = MEMORY_SHARE.get(device.type, 0.5)

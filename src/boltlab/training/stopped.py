@@ -30,7 +30,8 @@ def _reason(trainer: Any, folder: Path) -> str | None:
         values = f"{stopping.wait_count} value{'s' * (stopping.wait_count > 1)}"
         return f"early stopping: {stopping.monitor} got no better than {best:.4g}{since}, for {values}"
     for timer in (c for c in trainer.callbacks if isinstance(c, Timer)):
-        if timer.time_remaining() is not None and timer.time_remaining() <= 0:
+        left = timer.time_remaining()
+        if left is not None and left <= 0:
             return f"trainer.max_time is over{_scheduled(trainer)}"
     return None
 

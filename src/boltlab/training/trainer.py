@@ -24,7 +24,6 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     import torch
     from lightning.pytorch.callbacks import ProgressBar
 
-    from boltlab.training.fit_watch import measured_rarely
     from boltlab.training.loaders import Seam, prepare
     from boltlab.training.prepare import Prepare
     from boltlab.training.resume_state import Resume
@@ -59,14 +58,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         plugins=_plugins(config),
         **arguments,
     )
-    if any(hasattr(callback, "get_accumulate_grad_batches") for callback in callbacks):
-        from boltlab.training.accumulation import Counting
-
-        trainer.__class__ = Counting
-    if measured_rarely(trainer):
-        from boltlab.training.monitored import Monitored
-
-        trainer.callbacks.insert(1, Monitored(trainer))  # behind the one that knows the metrics of a resumed run
+    _count(trainer)
     if trainer.precision != "32-true":
         from boltlab.training import precision
 
@@ -84,6 +76,20 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _no
     return trainer
+
+
+def _count(trainer: Any) -> None:
+    """What Lightning counts for all epochs alike: the steps of changing windows, the age of a monitored value."""
+    from boltlab.training.fit_watch import measured_rarely
+
+    if any(hasattr(callback, "get_accumulate_grad_batches") for callback in trainer.callbacks):
+        from boltlab.training.accumulation import Counting
+
+        trainer.__class__ = Counting
+    if measured_rarely(trainer):
+        from boltlab.training.monitored import Monitored
+
+        trainer.callbacks.insert(1, Monitored(trainer))  # behind the one that knows the metrics of a resumed run
 
 
 def _load(trainer: Any, load: Any, adapt: Any, *arguments: Any, **keywords: Any) -> None:
