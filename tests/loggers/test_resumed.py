@@ -19,6 +19,12 @@ TRACKERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def service():  # W&B's writes into the folder of the test that has started it
+    yield
+    pytest.importorskip("wandb").teardown()
+
+
 def tracker(name):
     pytest.importorskip(name)
     kind, options = TRACKERS[name]
