@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -46,9 +47,11 @@ def test_a_run_leaves_everything_in_its_folder(boltlab):
     summary = runs.read_summary(folder)
     assert summary["status"] == "finished" and summary["epochs"] == 2 and summary["steps"] == 12
     assert {"test_acc", "test_f1", "test_loss", "test_top5"} <= set(summary["test"])
-    assert summary["samples_per_second"] > 0 and 0 <= summary["data_wait_share"] <= 1
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
+    rates, waits = ([float(row[n]) for row in rows if row[n]] for n in ("samples_per_second", "data_wait_share"))
+    assert summary["samples_per_second"] == pytest.approx(statistics.harmonic_mean(rates), rel=0.01)
+    assert min(waits) - 1e-3 <= summary["data_wait_share"] <= max(waits) + 1e-3
     logged = [float(row["val_acc"]) for row in rows if row.get("val_acc")]
     assert len(logged) == 2 and max(logged) == pytest.approx(summary["best"]["val_acc"], abs=1e-4)
     (test_acc,) = [float(row["test_acc"]) for row in rows if row.get("test_acc")]

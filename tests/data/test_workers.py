@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from warm import differences, only_run, outcome
 
+from boltlab import runs
 from boltlab.data.watch import watch
 
 pytestmark = [
@@ -277,7 +278,8 @@ def test_a_signal_to_all_processes_ends_as_one_to_the_run(start):
     os.killpg(child.pid, signal.SIGTERM)
     assert child.wait().code == 143 and nothing_is_left(child), child.stderr
     assert child.stderr.splitlines()[-1] == "boltlab train: stopped by SIGTERM"
-    assert (only_run() / "checkpoints" / "last.ckpt").exists()
+    steps = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == runs.read_summary(only_run())["steps"] > 0
 
 
 @pytest.mark.faults

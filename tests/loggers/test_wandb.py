@@ -416,7 +416,7 @@ def test_the_logger_is_copied_with_its_run(tmp_path):
     logger = WandbLogger(tmp_path, mode="offline")
     logger.log_metrics({"loss": 1.0}, 0)
     copied = pickle.loads(pickle.dumps(logger))
-    assert copied.version == logger.version is not None
+    assert copied.version == logger.version == (tmp_path / ".wandb-id").read_text()
     logger.finish()
 
 
