@@ -94,7 +94,7 @@ class Checker:
                     with suppress(OmegaConfBaseException):  # the walk names what does not resolve
                         plain[key] = _plain(data[key])
                 values = discover(plain)
-                data.update({key: values[key] for key in wanted if key in values})
+                data.update({key: values[key] for key in wanted if key in values and not _has_syntax(values[key])})
         except ConfigError:
             pass  # the walk names it with its key path
         except UserError as e:
@@ -242,6 +242,12 @@ class Checker:
 
 def _unknown_argument(short: str, key: str, known: dict[str, inspect.Parameter]) -> str:
     return suggest(f"{short} takes no argument {key!r}", key, list(known), f"it takes: {', '.join(known)}")
+
+
+def _has_syntax(value: Any) -> bool:
+    """Whether names found in data would be read as a config's syntax. They stand in no config, then: the data module
+    finds them again where it is built, and its state holds them."""
+    return isinstance(value, list) and any("${" in str(text) or text == "???" for text in value)
 
 
 def _plain(value: Any) -> Any:
