@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from waiting import HANG, until
 
 import boltlab
@@ -123,6 +124,25 @@ def test_regression_on_a_table(boltlab):
     code, out, _ = boltlab("train", "data=diabetes", "model=mlp_regressor", "trainer.max_epochs=1", "logger=csv")
     assert code == 0 and "test_r2" in out and "test_acc" not in out
     assert set(runs.read_summary(only_run())["best"]) == {"val_mse"}
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "csv"])
+def test_data_with_one_class_are_trained_and_measured(boltlab, kind):
+    folder = Path("found")
+    folder.mkdir()
+    if kind == "csv":
+        (folder / "t.csv").write_text("a,b,kind\n" + "".join(f"{i % 7},{i % 3},x\n" for i in range(60)))
+        given, tested = ("data.path=found/t.csv", "data.target=kind", "data.task=classification"), 60 * 0.2
+    else:
+        for index in range(10):
+            (folder / "cat").mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (25 * index, 0, 0)).save(folder / "cat" / f"{index}.png")
+        given, tested = ("data.root=found", "data.input_shape=[3,8,8]", "augment=none"), 10 * 0.1
+    code, out, err = boltlab("train", f"data={kind}", *QUICK, *given, "data.num_workers=0")
+    assert code == 0 and "one class only" in out.split("epoch 1")[0], err
+    counts = (only_run() / "confusion_matrix.csv").read_text().splitlines()[1]
+    assert counts == f"{'x' if kind == 'csv' else 'cat'},{tested:.0f}"
+    assert boltlab("eval", "run=latest")[0] == 0
 
 
 def test_what_the_class_refuses_is_a_mistake_of_its_key(boltlab):

@@ -599,6 +599,15 @@ def test_data_that_the_project_ships_are_found_from_any_folder(tmp_path):
         assert compose("train", [*words, *given]).config.data.path == "examples/houses.csv"
 
 
+@pytest.mark.parametrize("data", [["data=diabetes"], ["data=houses"], ["data=houses", "data.target=rooms"]])
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+def test_a_classifier_on_data_without_classes_is_refused_once(data, model):
+    with pytest.raises(ConfigError) as error:
+        compose("train", [*data, f"model={model}"])
+    assert [mistake.where for mistake in error.value.mistakes] == ["model"]
+    assert "needs classes, and " in str(error.value) and "such as model=mlp_regressor" in str(error.value)
+
+
 @pytest.mark.parametrize("data", ["digits", "mnist", "synthetic"])
 @pytest.mark.parametrize("model", ["linear_regressor", "mlp_regressor"])
 def test_a_regressor_on_data_with_classes_is_refused(data, model):

@@ -56,7 +56,8 @@ class ConfusionMatrix(AtTest):
         if not count:
             return
         counts, names = self._counts or self._new(count, pl_module), class_names(trainer, count)
-        matrix = counts.compute().cpu()  # on every process: this is where they are summed
+        # On every process: this is where they are summed. Of one class, it is a number.
+        matrix = counts.compute().cpu().reshape(count, count)
         self._counts = None
         if trainer.is_global_zero:
             self.dir.mkdir(parents=True, exist_ok=True)

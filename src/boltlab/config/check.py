@@ -139,7 +139,8 @@ class Checker:
         try:
             child = parent[key]
         except OmegaConfBaseException as e:
-            self.add(path, str(e).splitlines()[0])
+            if not self._needs_classes(parent, key):
+                self.add(path, str(e).splitlines()[0])
             return UNKNOWN
         if not OmegaConf.is_config(child):
             written = str(parent._get_node(key)._value())
@@ -188,9 +189,19 @@ class Checker:
         """The value as the argument takes it."""
         limited = BOUNDED.get(key, annotation) if short == "Trainer" else annotation
         value, message = self._fitted(path, key, value, limited)
-        if message:
+        if message and not (value is None and self._needs_classes(OmegaConf.select(self.config, path), key)):
             self._add_of(f"{path}.{key}", value, f"{short} {message}")
         return value
+
+    def _needs_classes(self, parent: Any, key: Any) -> bool:
+        """Says once of a model that needs classes that the data have none."""
+        if str(parent._get_node(key)._value()) != "${data.num_classes}":
+            return False
+        data = str(self.config.data.get("_target_")).rpartition(".")[2]
+        said = f"needs classes, and {data} has none here: choose one that predicts numbers, such as model=mlp_regressor"
+        if Mistake("model", said) not in self.found:
+            self.add("model", said)
+        return True
 
     def _add_of(self, where: str, value: Any, message: str) -> None:
         whole = holds_built(value) or isinstance(value, dict)

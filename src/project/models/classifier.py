@@ -101,6 +101,11 @@ class Classifier(Supervised):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.num_classes == 1 and self.trainer.is_global_zero:
+            print(
+                "the data have one class only: every prediction is right",
+                flush=True,
+            )
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.mixers and len(getattr(data, "input_shape", (0, 0, 0))) != 3:
             raise UserError("model.mixup_alpha and cutmix_alpha mix images, this data holds none: 0")
