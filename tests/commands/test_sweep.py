@@ -111,7 +111,7 @@ def test_the_same_command_adds_trials_and_none_is_drawn_twice(boltlab):
     command = ("sweep", *QUICK, *LR, "trainer.max_epochs=1", "workers=1")
     assert boltlab(*command, "sweep.trials=2")[0] == 0
     code, out, _ = boltlab(*command, "sweep.trials=4")
-    assert code == 0 and "goes on" in out
+    assert code == 0 and "resumes" in out
     drawn = [t.params["optimizer.lr"] for t in known()]
     assert len(drawn) == len(set(drawn)) == 4
     code, out, _ = boltlab(*command, "sweep.trials=4")
@@ -202,7 +202,7 @@ def test_after_the_time_limit_nothing_begins_not_even_in_a_worker_that_is_requeu
     again.leave(again.take())  # what waits is at work nowhere
     for function in ("write", "show"):
         monkeypatch.setattr(f"boltlab.sweeps.report.{function}", lambda _: None)
-    assert command._end(again) == 0 and "1 of 2 trials; the same command goes on" in capsys.readouterr().out
+    assert command._end(again) == 0 and "1 of 2 trials; the same command resumes" in capsys.readouterr().out
 
 
 FAULTY = """

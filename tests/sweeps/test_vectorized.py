@@ -137,7 +137,7 @@ def test_the_same_command_begins_again_what_was_stopped(boltlab, monkeypatch):
     assert runs.read_summary(folder() / "3")["status"] == "interrupted"
     before = [t.params for t in known()]
     code, out, err = boltlab("sweep", *asked)
-    assert code == 0 and "goes on" in out, (out, err)
+    assert code == 0 and "resumes" in out, (out, err)
     assert [t.params for t in known()] == before and {t.state.name for t in known()} == {"COMPLETE"}
     assert len(calls) == 5 + 3
 

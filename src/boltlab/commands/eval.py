@@ -176,7 +176,7 @@ _CALLED = {
 
 
 def same_kind(trained: Any, evaluated: Any) -> None:
-    """Refuses data that the model cannot be held against.
+    """Refuses data that the model cannot be compared with.
 
     Raises:
         UserError: other shape, other classes, or the same classes in another order: labels would be shifted.

@@ -31,7 +31,7 @@ BEFORE = "finished before"
 def main(overrides: list[str]) -> int:
     """Runs the grid; returns 0 if every job has finished.
 
-    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on; where all of them
+    The newest sweep whose jobs are these ones, each with the config that is composed now, is resumed; where all of them
     are finished, it is only shown. The code may be another one: what made jobs fail is often mended there, and each run
     records its commit.
 
@@ -140,7 +140,7 @@ class _Sweep:
     def run(self) -> int:
         if (self.top / "jobs.json").exists():
             done = f"{len(self.before)} of {len(self.jobs)} jobs are finished"
-            print(f"{runs.shown(self.top)} goes on: {done} (another name=… begins a new sweep)", flush=True)
+            print(f"{runs.shown(self.top)} resumes: {done} (another name=… begins a new sweep)", flush=True)
         self.write()
         try:
             if self.launcher is not None:

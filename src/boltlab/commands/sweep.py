@@ -97,7 +97,7 @@ def _run(spec: Spec, command: list[str]) -> int:
         done = f"all trials of this command are done ({study.total})"
         print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)
         return _end(study)
-    print(f"{runs.shown(top)}{' goes on' if goes_on else ''}", flush=True)
+    print(f"{runs.shown(top)}{' resumes' if goes_on else ''}", flush=True)
     if spec.launcher is not None:
         _launch(spec.launcher, study, options.storage, spec.workers(2))
         if not getattr(spec.launcher, "wait", True):
@@ -232,5 +232,5 @@ def _end(study: Study) -> int:
     if at_work:
         print(f"{len(at_work)} trials are at work elsewhere: {', '.join(map(str, at_work))}")
     elif done < study.total:
-        print(f"{done} of {study.total} trials; the same command goes on")
+        print(f"{done} of {study.total} trials; the same command resumes")
     return 0

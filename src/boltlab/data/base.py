@@ -72,7 +72,7 @@ class DataModule(LightningDataModule):
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     device: torch.device = field(init=False, default=torch.device("cpu"))  # where no Trainer says it
     on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
-    replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
+    replaced: bool = field(init=False, default=False)  # and says here that a run resumes with other data than before
     whole: bool = field(init=False, default=False)  # `eval` sets it: data not trained on are not divided
     # What was fitted on the training samples, tensors and plain values: every checkpoint holds it, and where it comes
     # from one, a `load` applies it instead of fitting anew.

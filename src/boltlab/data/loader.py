@@ -174,7 +174,7 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration goes on there, if it is one of the same epoch."""
+        """The next iteration continues there, if it is one of the same epoch."""
         self.refuse_other_data(state)
         self.bad_files = set(state.get("bad_files", ()))
         self._resume = dict(state)
@@ -188,7 +188,7 @@ class Loader:
         for key, value in ours.items():
             if state.get(key, value) != value:
                 what = f"{state[key]} training samples, now there are {value}" if key == "samples" else "other labels"
-                raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch goes on with them")
+                raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch resumes with them")
 
     def __iter__(self) -> Iterator[Any]:
         self._delivered = self._start()

@@ -38,7 +38,7 @@ class MLFlowLogger(Logger):
     training. A server that does not answer at the start is one warning, and the run goes into ``database``; one that
     fails later is one warning, and nothing more is sent (``metrics.csv`` has it all). What waits is sent in one call.
 
-    Where a run was killed and goes on, what MLflow lacks is sent from ``metrics.csv``. It takes nothing back: of steps
+    Where a run was killed and resumes, what MLflow lacks is sent from ``metrics.csv``. It takes nothing back: of steps
     that are done again it keeps the first values, which are the same where nothing was changed.
 
     Parameters are named by their path (``optimizer/lr``); what a run comes to (``best/val_acc``, ``test/acc``) are
@@ -47,7 +47,7 @@ class MLFlowLogger(Logger):
     Args:
         tracking_uri: a server's address, or ``sqlite:///path``; None is ``MLFLOW_TRACKING_URI``, else ``database``.
             Name and password of a server are MLflow's own variables ``MLFLOW_TRACKING_USERNAME`` and ``…_PASSWORD``.
-        dir: the run folder; a run that goes on in it is the same MLflow run.
+        dir: the run folder; a run that resumes in it is the same MLflow run.
         artifact_dir: where files go that belong to a run in an SQLite file; a server has its own place.
         database: ``sqlite:///path``.
         log_model: "best" keeps the best checkpoint as an artifact at the end of the training, "all" ``last`` too.
@@ -259,7 +259,7 @@ class MLFlowLogger(Logger):
                 self._log_file(self._dir / name)
 
     def _log_parameters(self, params: dict[str, Any] | Namespace) -> None:
-        """MLflow keeps a run's parameters as they were first logged: one that goes on logs none again."""
+        """MLflow keeps a run's parameters as they were first logged: a resumed one logs none again."""
         from mlflow.entities import Param
 
         if self._goes_on:

@@ -1,4 +1,4 @@
-"""Each value once in every tracker, where a run was killed and goes on: metrics.csv says what was logged until then."""
+"""Each value once in every tracker, where a run was killed and resumes: metrics.csv says what was logged until then."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ Points = set[tuple[str, int]]  # metric and step: a value that a tracker has
 
 
 def earlier(dir: Path, step: int | None) -> Rows:
-    """What metrics.csv of a run folder has up to `step`, where the run goes on: what is later is done again. None: all
+    """What metrics.csv of a run folder has up to `step`, where the run resumes: what is later is done again. None: all
     it has."""
     if not (dir / "metrics.csv").is_file():
         return {}

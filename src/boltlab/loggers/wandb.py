@@ -31,7 +31,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 log = logging.getLogger(__name__)
 
-RUN_ID = ".wandb-id"  # of the run folder: a run that goes on is the same W&B run
+RUN_ID = ".wandb-id"  # of the run folder: a resumed run is the same W&B run
 SAVED_FILES = ("environment.json", "git.patch")
 
 MAX_PLOTTED_CLASSES = 100  # W&B's plot gets a row for each cell of the matrix
@@ -345,7 +345,7 @@ class WandbLogger(LightningWandbLogger):
             except wandb.Error as error:
                 mode, reason = "offline", _said(error)
                 if self._wandb_init["id"]:
-                    wandb.teardown()  # its service calls the id of a run that goes on taken
+                    wandb.teardown()  # its service calls the id of a resumed run taken
         return self._init(mode), mode, reason
 
     def _init(self, mode: Mode, init_timeout: float = 60.0) -> "Run | RunDisabled":  # a busy machine starts it late

@@ -65,7 +65,7 @@ def refuse_links(folder: Path) -> None:
     """Raises UserError: something in the folder is a link: whoever sent it could have any file of yours overwritten."""
     for path in (folder, *folder.iterdir(), *(folder / "checkpoints").glob("*")):
         if path.is_symlink() and path != folder:
-            raise UserError(f"{path} is a link to {path.readlink()}: a run goes on in a folder of its own files only")
+            raise UserError(f"{path} is a link to {path.readlink()}: a run resumes in a folder of its own files only")
 
 
 def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run") -> Path:

@@ -184,11 +184,11 @@ def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[
     credentials.forget_references(config, replaced)
     if not own:
         from boltlab.config.trust import refuse_untrusted
-        from boltlab.runs import places
+        from boltlab.runs import data_places
 
         project.refuse_another(read_json(folder / "environment.json").get("project"), str(folder))
         refuse_untrusted(config, path, given=replaced)
-        places.settle(config, folder)
+        data_places.settle(config, folder)
     config.run_dir = str(folder.resolve())
     return config
 

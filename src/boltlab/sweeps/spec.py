@@ -151,7 +151,7 @@ def _refuse(fixed: list[str], space: dict[str, Any], options: Any) -> None:
             Mistake("init_from=latest", "is another trial of this sweep in all trials but one: name the run")
         )
     if any(text.startswith("resume=") and text != "resume=null" for text in fixed):
-        mistakes.append(Mistake("resume", "goes on with one run; the same sweep command goes on with a sweep"))
+        mistakes.append(Mistake("resume", "resumes one run; the same sweep command resumes a sweep"))
     if mistakes:
         raise ConfigError(mistakes)
 

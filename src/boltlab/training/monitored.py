@@ -6,6 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from boltlab.training import lightning_private
+
 
 class Monitored(Callback):
     """Lightning keeps the last value of each metric, and its ModelCheckpoint, EarlyStopping and plateau schedulers take
@@ -16,6 +18,7 @@ class Monitored(Callback):
     """
 
     def __init__(self, trainer: "pl.Trainer") -> None:
+        lightning_private.check(pl.callbacks, lightning_private.OF_CALLBACKS)
         self.trainer, self.validations, self.step = trainer, 0, -1
         self.names: set[str] = set()  # what validations log
         self.looked: dict[str, int] = {}  # at which validation, by who looks once at each

@@ -18,7 +18,7 @@ from boltlab.data.base import DataModule, Split
 from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 from boltlab.data.tabular import TableDataModule
 from boltlab.ground.errors import DataError, UserError
-from boltlab.runs import places
+from boltlab.runs import data_places
 from boltlab.training.load import fitted
 from boltlab.training.plain import take_over
 
@@ -71,7 +71,7 @@ def _configs(config: DictConfig, content: dict[str, Any], run: Path) -> tuple[di
     """Of the data of the training, and of those of the evaluation."""
     then = content["config"]
     before = OmegaConf.create({"data": then.get("data") or {}, "log_dir": then.get("log_dir")})
-    places.settle(before, run)
+    data_places.settle(before, run)
     trained: Any = OmegaConf.to_container(before.data)
     evaluated: Any = OmegaConf.to_container(config.data)
     refuse_untrusted({"data": trained}, "the checkpoint's config")
@@ -99,7 +99,7 @@ def _told_apart(
 
 
 def _compare(data: DataModule, run: Path, at: dict[str, Any], split: Split) -> None:
-    """Holds a split that was loaded against what the run has recorded of its data.
+    """Compares a split that was loaded with what the run has recorded of its data.
 
     Raises:
         DataError: it is another; only a line where no key tells such data from others.

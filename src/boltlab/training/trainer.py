@@ -34,7 +34,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     for text in (
-        "Checkpoint directory .* exists and is not empty",  # of a run that goes on; its folder is locked
+        "Checkpoint directory .* exists and is not empty",  # of a resumed run; its folder is locked
         "The `srun` command is available",  # of a machine with Slurm, whoever has started the processes
         ".*smaller than the logging interval",  # epoch values are logged whatever the interval is
     ):
