@@ -106,7 +106,7 @@ class WandbLogger(LightningWandbLogger):
             id=id,
         )
         self._dir, self._mode = Path(dir), mode
-        self._goes_on = kept.is_file()
+        self._began = False  # metrics were logged
         self._known: set[tuple[str, int]] = set()  # what this part of the run logs again
         self._monitor, self._monitor_mode = monitor, monitor_mode
         self._checkpoints = log_model  # the base class would upload by its own rules
@@ -133,8 +133,8 @@ class WandbLogger(LightningWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._experiment is None:
             metrics = {**metrics, "_timestamp": time.time()}
-        if self._goes_on and step is not None:
-            self._goes_on = False
+        if not self._began and step is not None:
+            self._began = True
             self._log(self._fill, earlier(self._dir, step))
         self._log(self._log_new, metrics, step)
         if self._thread is None:

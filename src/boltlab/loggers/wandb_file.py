@@ -11,16 +11,11 @@ _HEADER = 7  # and of its header, and of the one before each piece of a record: 
 _WHOLE, _FIRST, _LAST = 1, 2, 4  # kinds of pieces; others lie between the first and the last one
 
 
-def points(dir: Path, id: str) -> Points | None:
-    """What the earlier parts of a W&B run have, by the files that wandb keeps of them; None where there are none."""
-    files = list(dir.glob(f"*run-*-{id}/*.wandb"))
-    return {point for path in files for point in _points(path)} if files else None
-
-
 def lost(dir: Path, id: str, rows: Rows) -> tuple[Rows, Points]:
-    """Of what was logged, what the files lack, and what they have of what comes next."""
-    known = points(dir, id)
-    return ({}, set()) if known is None else (lacking(rows, known), known)
+    """Of what was logged, what the files of a run's earlier parts lack, and what they have of what comes next. A part
+    that was killed before W&B was up has no file."""
+    known = {point for path in dir.glob(f"*run-*-{id}/*.wandb") for point in _points(path)}
+    return lacking(rows, known), known
 
 
 def _points(path: Path) -> Iterator[tuple[str, int]]:
