@@ -140,3 +140,26 @@ def test_a_command_ends_with_its_code_where_what_it_prints_has_no_reader(stream)
     done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=writer, stderr=-1, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (3, b"")
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
+
+
+@pytest.mark.parametrize("where", ["| head -1", ">&-", pytest.param("> /dev/full", marks=FULL)])
+def test_a_listing_ends_well_where_nobody_takes_it(tmp_path, where):
+    command = f"set -o pipefail; {sys.executable} -m boltlab --help {where}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert ("stdout takes no more (No space left on device)" in done.stderr) == ("full" in where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["| head -1", ">&-", pytest.param("> /dev/full", marks=FULL)])
+def test_a_training_goes_on_where_nobody_takes_what_it_prints(tmp_path, where):
+    options = "data=digits model=linear logger=csv trainer.accelerator=cpu trainer.max_epochs=1"
+    command = f"set -o pipefail; {sys.executable} -m boltlab train {options} {where}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    (folder,) = Path("logs/train").iterdir()
+    assert '"status": "finished"' in (folder / "summary.json").read_text()
+    assert ("stdout takes no more" in done.stderr) == (where != ">&-")

@@ -116,3 +116,15 @@ def test_the_model_that_the_readme_adds(boltlab, added):
     code, _, err = boltlab("train", "model=residual_mlp", "logger=csv", "trainer.max_epochs=2")
     assert code == 0, err
     assert package.load()(package.load().net.stem.weight.new_zeros(1, 1, 28, 28)).shape == (1, 10)
+
+
+def test_every_check_of_the_docs_is_in_the_source_and_has_its_test():
+    root = Path(__file__).resolve().parents[1]
+    text = (root / "docs" / "checks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|*]+ \| `([^|]+)` \| `(\S+)::(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) == text.count("::") > 30
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (root / "src").rglob("*.py"))
+    for words, file, name in rows:
+        tests = (root / file).read_text(encoding="utf-8")
+        assert f"def {name}(" in tests, f"{file} has no {name}"
+        assert words in source or words in tests, f"nothing says {words!r}"

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 (failed), 2 (a mistake in the command or a config) or 128 + a signal."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = [_at_home(text) for text in (sys.argv[1:] if argv is None else argv)]
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         _help()
         return 0 if arguments else 2
@@ -78,19 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _at_home(argument: str) -> str:
+    """The argument, each value that begins with ~ or ~user as the shell would have it, which looks at whole words."""
+    return re.sub(r"(?<=[=\[,\"'])~[\w.-]*(?=[/,\]\"']|$)", lambda found: os.path.expanduser(found[0]), argument)
+
+
 def _run(verb: str, rest: list[str], marks: bool) -> int:
     options = [] if marks else [a for a in rest if a.startswith("-")]
     sweep = {"-m", "--multirun"}.intersection(options)
     flags = [a for a in options if a not in sweep]
-    if rest[:2] in (["--cfg", "job"], ["-c", "job"]):
-        from omegaconf import OmegaConf
+    if any(flag.partition("=")[0] in _HYDRA_FLAGS for flag in flags):
+        from boltlab.commands import printed
 
-        from boltlab.config.compose import compose
-
-        print(OmegaConf.to_yaml(compose(verb, rest[2:], check=False).config), end="")
-        return 0
-    if flags and flags[0] in _HYDRA_FLAGS:
-        _hydra(verb, rest)
+        if not printed.main(verb, rest):
+            _hydra(verb, rest)
         return 0
     if flags:
         print(f"boltlab {verb}: there is no option {flags[0]!r}; overrides are key=value", file=sys.stderr)
@@ -153,8 +155,10 @@ def _complete(rest: list[str]) -> int:
 
 def cli() -> NoReturn:
     """The program `boltlab`."""
+    from boltlab.ground.output import keep_going
     from boltlab.processes.exits import leave
 
+    keep_going(says_all=sys.argv[1:2] in (["train"], ["sweep"], ["reproduce"]))
     leave(main())
 
 

@@ -22,7 +22,8 @@ def test_fit_and_test_leave_a_whole_run_folder(make_trainer, tiny_module, tiny_d
     trainer = make_trainer()
     data = tiny_data()
     trainer.fit(tiny_module(), datamodule=data)
-    trainer.test(datamodule=data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), verbose=False)
+    best = str(run_dir / "checkpoints" / "best.ckpt")
+    (tested,) = trainer.test(datamodule=data, ckpt_path=best, verbose=False)
     for logger in trainer.loggers:
         getattr(logger, "finish", lambda: None)()
 
@@ -36,7 +37,7 @@ def test_fit_and_test_leave_a_whole_run_folder(make_trainer, tiny_module, tiny_d
     table = list(csv.DictReader((run_dir / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in table] == ["1", "3", "5", "7", "8"]
     assert all(row[name] for row in table[1:4:2] for name in ("train_acc", "val_acc", "lr", "samples_per_second"))
-    assert table[-1]["test_acc"]
+    assert float(table[-1]["test_acc"]) == tested["test_acc"]
     out = capsys.readouterr().out
     assert "FLOPs/sample" in out
     assert "epoch 2/2  train_loss" in out

@@ -1,3 +1,4 @@
+import csv
 import io
 import re
 import sys
@@ -21,19 +22,20 @@ def terminal(monkeypatch):
     return console
 
 
-def test_without_a_terminal_an_epoch_is_one_plain_line(make_trainer, tiny_module, tiny_data, capsys):
+def test_without_a_terminal_an_epoch_is_one_plain_line(make_trainer, tiny_module, tiny_data, run_dir, capsys):
     progress = ProgressLines(["train_loss", "val_loss", "val_acc", "val_acc", "missing"])
     trainer = make_trainer("trainer.max_epochs=3", callbacks=[Throughput(), progress])
     trainer.fit(tiny_module(), datamodule=tiny_data())
+    with (run_dir / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val_acc"]]
     trainer.test(trainer.lightning_module, datamodule=tiny_data(), verbose=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    number, clock = r"\d+\.\d{4}", r"(\d+\.\d s|\d+:\d\d)"
+    clock = r"(\d+\.\d s|\d+:\d\d)"
     for epoch, line in enumerate(lines, 1):
         left = "" if epoch == 3 else f"  {clock} left"
-        expected = (
-            rf"epoch {epoch}/3  train_loss {number}  val_loss {number}  val_acc {number}  [\d,]+ samples/s  {clock}"
-        )
+        values = "  ".join(f"{n} {float(rows[epoch - 1][n]):.4f}" for n in ("train_loss", "val_loss", "val_acc"))
+        expected = rf"epoch {epoch}/3  {re.escape(values)}  [\d,]+ samples/s  {clock}"
         assert re.fullmatch(expected + left, line), line
 
 
@@ -83,7 +85,8 @@ def test_the_terminal_is_usable_after_an_exception(make_trainer, tiny_module, ti
     with pytest.raises(RuntimeError, match="broken"):
         make_trainer(callbacks=[ProgressLines()]).fit(Failing(), datamodule=tiny_data())
     assert sys.stdout is stdout
-    assert terminal.file.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in terminal.file.getvalue()
+    text = terminal.file.getvalue()
+    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0  # the cursor, which was hidden, is shown
 
 
 def test_other_processes_are_silent(make_trainer, tiny_module, tiny_data, capsys, monkeypatch):

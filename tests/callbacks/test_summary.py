@@ -33,7 +33,7 @@ def test_nothing_of_the_model_is_touched():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(16, 2))
     net[1].eval()
     state, random_state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    assert summarize(net, (1, 4, 4))[0].flops
+    assert summarize(net, (1, 4, 4))[0].flops == 2 * (4 * 4 * 9 + 16 * 2)  # a multiplication and an addition each
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in net] == [True, False, True, True, True]
     assert all(p.grad is None and p.device.type == "cpu" and p.requires_grad for p in net.parameters())

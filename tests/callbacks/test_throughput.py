@@ -78,7 +78,7 @@ def test_slow_data_shows_as_waiting_slow_steps_do_not_and_validation_does_not_co
 def test_the_profiler_is_given_back(make_trainer, tiny_module, tiny_data):
     trainer, _ = fit(make_trainer, tiny_module(), tiny_data(), "trainer.profiler=simple")
     assert "start" not in vars(trainer.profiler)
-    assert trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]
+    assert len(trainer.profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]) == 2 * 4
 
 
 def test_the_samples_of_a_batch():

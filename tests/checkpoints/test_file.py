@@ -1,12 +1,15 @@
 import errno
+import hashlib
 import io
 import os
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import tempfile
 import textwrap
+import tracemalloc
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -307,6 +310,40 @@ def test_a_malicious_file_with_a_hash_that_fits_is_refused_too(tmp_path, monkeyp
     ):
         read(tmp_path / "hashed.ckpt")
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_not_unpacked(tmp_path, hashed):
+    path = tmp_path / "best.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as inner:
+        for _ in range(200):
+            inner.write(bytes(1 << 20))
+    if hashed:  # as anybody can
+        packed = path.read_bytes()[:-2]
+        digest = hashlib.sha256(packed + b"\0\0").hexdigest().encode()
+        path.write_bytes(packed + struct.pack("<H", 71) + b"sha256:" + digest)
+    tracemalloc.start()
+    try:
+        for reader in (read, checkpoint_file.read_foreign):
+            with pytest.raises(CheckpointError, match=r"unpacks to 209\.7 MB, as nothing does that torch.save writes"):
+                reader(path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "best.ckpt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(kind)
+    for reader in (read, checkpoint_file.read_foreign):
+        with pytest.raises(CheckpointError, match=r"best\.ckpt: this is a pipe or a device"):
+            reader(path)
+    assert "this is a pipe or a device" in verify(path)
 
 
 def test_what_is_harmless_imports_nothing(tmp_path):

@@ -52,9 +52,8 @@ def test_a_folder_that_cannot_hold_checkpoints_is_found_before_the_first_epoch(b
 
 
 def test_a_disk_that_is_full_before_a_run_ends_it_before_the_first_epoch(boltlab, disk, monkeypatch):
-    monkeypatch.setattr(
-        runs.provenance, "_git", lambda *arguments, **variables: None
-    )  # a patch of this clone may fill it alone
+    # A patch of this clone may fill it alone.
+    monkeypatch.setattr(runs.provenance, "_state", lambda: runs.Git(None, None, b""))
     small = disk(40)
     code, _, err = boltlab("train", *QUICK, "model=mlp", "trainer.max_epochs=1", f"log_dir={small}")
     assert code == 1 and err.count("\n") == 1

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import shutil
@@ -174,7 +175,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(boltlab, ends, ca
         assert code == 130
     (sweep,) = sweeps()
     assert jobs(sweep, "status")[::2] == ["finished", "not started"] and jobs(sweep, "folder")[2] is None
-    assert jobs(sweep, "status")[1] in ("interrupted", "failed")
+    assert jobs(sweep, "status")[1] == ("failed" if isinstance(stop, Stop) else "interrupted")
     assert "not started" in out and not (sweep / "2").exists()
     ends.clear()
     assert boltlab(*command)[0] == 0
@@ -224,3 +225,39 @@ def test_a_sweep_that_was_killed_goes_on_with_the_same_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
     assert done.returncode == 0, done.stderr
     assert sweeps() == [sweep] and jobs(sweep, "status") == ["finished before", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("where", "signum", "lost"),
+    [
+        ("boltlab.config.compose.groups", signal.SIGTERM, "another error"),
+        ("boltlab.training.start.settle_weights", signal.SIGHUP, "nothing"),
+        ("boltlab.runs.record.parse_config", signal.SIGTERM, "another error"),
+        ("boltlab.runs.record.parse_config", signal.SIGINT, "nothing"),
+    ],
+)
+def test_a_stop_while_a_config_is_composed_or_read_is_never_lost(boltlab, ends, monkeypatch, where, signum, lost):
+    """Whatever the code that a signal finds makes of it: the exit code is the signal's, and the job goes on later."""
+    module, _, name = where.rpartition(".")
+    original, calls = getattr(importlib.import_module(module), name), []
+
+    def found(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) == 1:
+            try:
+                os.kill(os.getpid(), signum)
+            except BaseException:
+                if lost == "another error":
+                    raise SystemError("returned a result with an exception set") from None
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(where, found)
+    command = ("train", "-m", *QUICK, "seed=1,2")
+    assert boltlab(*command)[0] == 128 + signum
+    assert "finished" not in [status for sweep in grids() for status in jobs(sweep, "status")]
+    assert boltlab(*command)[0] == 0 and len(grids()) == 1
+    assert jobs(grids()[0], "status", "folder") == [("finished", "0"), ("finished", "1")]
+
+
+def grids():
+    return sweeps() if Path("logs/train").exists() else []

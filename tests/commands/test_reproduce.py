@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -255,6 +256,26 @@ def test_code_packages_and_machine_that_differ_are_listed(boltlab, run):
     lines = [line.split()[0] for line in out.splitlines() if line]
     assert lines.index("python") < lines.index("cpu") < lines.index("torch") < lines.index("aaa")
     assert count() == 1 and "nothing was trained" in out
+
+
+@pytest.mark.parametrize(
+    "commit", ["$(touch pwned)", "main; touch pwned", "--exec=touch", "0123456\n", "ABCDEFG", 7, ["a"]]
+)
+def test_what_is_no_commit_stands_in_no_command(boltlab, run, commit):
+    edit_json(run / "environment.json", git_commit=commit)
+    code, out, _ = boltlab("reproduce", f"run={run}", "dry_run=true")
+    assert code == 0 and "code          the run has recorded no commit: " in out
+    assert "worktree" not in out and " apply " not in out
+
+
+def test_a_key_of_others_is_quoted_for_the_shell(boltlab, run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["x; $(y) 'z'"] = "${oc.env:A}'; touch pwned; '"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    err = boltlab("reproduce", f"run={run}")[2]
+    assert shlex.split(err.partition("give it again: ")[2].splitlines()[0]) == [
+        "data.x; $(y) 'z'=${oc.env:A}'; touch pwned; '"
+    ]
 
 
 def test_a_folder_from_others_builds_nothing_that_is_not_trusted(boltlab, run):

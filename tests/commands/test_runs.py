@@ -25,7 +25,7 @@ def make_run(run, /, config=None, verb="train", **summary):
     """A run folder under `logs` as training leaves it."""
     folder = Path("logs") / verb / run
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints" / "best.ckpt").write_bytes(run.encode() * 1000)
+    (folder / "checkpoints" / "best.ckpt").write_bytes(os.fsencode(run) * 1000)
     config = {"seed": 0, "mode": "max", "name": None, "tags": [], **(config or {})}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     summary = {"status": "finished", "started": 1.7e9, "data": "mnist", "model": "lenet", **summary}
@@ -63,7 +63,11 @@ def test_runs_lists_the_newest_first_with_its_status(boltlab):
     lines = [line for line in out.splitlines() if "digits" in line]
     assert code == 0 and len(lines) == 2
     assert "second" in lines[0] and "failed" in lines[0]
-    assert "first" in lines[1] and "finished" in lines[1] and "linear" in lines[1] and "val_acc 0." in lines[1]
+    assert "first" in lines[1] and "finished" in lines[1] and "linear" in lines[1]
+    accuracy = runs.read_summary(sorted(runs.folders("logs"), key=lambda f: "first" not in f.name)[0])["best"][
+        "val_acc"
+    ]
+    assert f"val_acc {accuracy:.4f}" in lines[1]
     assert "second" in boltlab("runs", "limit=1")[1] and "first" not in boltlab("runs", "limit=1")[1]
 
 
@@ -494,7 +498,7 @@ def test_rm_removes_runs_and_sweeps(boltlab):
     code, out, err = boltlab("runs", "rm", "a", "logs/train/b", "sweep_x", "logs/train/sweep_y/0", "yes=true")
     assert code == 0 and "removed 5 runs" in out, err
     assert [row.run for row in history.rows("logs")] == ["sweep_y/1", "c"]
-    assert sorted(path.name for path in Path("logs").iterdir()) == [".index-train.json", "train"]
+    assert sorted(path.name for path in Path("logs").iterdir()) == [".index-train.json", ".removing", "train"]
     assert sorted(path.name for path in Path("logs/train").iterdir()) == ["c", "sweep_y"]
 
 
@@ -636,10 +640,11 @@ def test_an_archived_run_comes_back_as_it_was(boltlab, name):
     (folder / "latest").symlink_to("checkpoints/best.ckpt")
     os.link(folder / "jobs.json" if name == "sweep_x" else folder / "config.yaml", folder / "second")
     before, rows = contents(folder), [row.values for row in history.rows("logs")]
+    others = [row.run for row in history.rows("logs") if not f"{row.run}/".startswith(f"{name}/")]
     code, out, err = boltlab("runs", "archive", str(folder))
     assert code == 0, err
     assert not folder.exists() and f"logs/archive/train/{name}.tar.gz" in out
-    assert len(history.rows("logs")) < len(rows)
+    assert [row.run for row in history.rows("logs")] == others
     command = out.splitlines()[-1].partition("bring it back: ")[2].split()
     assert command[:2] == ["tar", "-xzf"] and command[3] == "-C"
     with tarfile.open(command[2]) as packed:
@@ -670,6 +675,49 @@ def test_a_run_goes_only_when_its_archive_reads_back_the_same(boltlab, monkeypat
     code, _, err = boltlab("runs", "archive", "a")
     assert code == 1 and "No space left on device" in err
     assert (folder / "config.yaml").exists() and list(Path("logs/archive/train").iterdir()) == []
+
+
+@pytest.mark.parametrize("action", ["rm", "archive"])
+def test_what_a_command_that_was_killed_has_left_goes(boltlab, action):
+    make_run("a")
+    half = Path("logs/archive/train/.b.tar.gz-0a1b2c")
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"half")
+    Path("logs/.removed-01234567/checkpoints").mkdir(parents=True)
+    code, _, err = boltlab("runs", action, "a", "yes=true")
+    assert code == 0, err
+    assert not half.exists() and not list(Path("logs").glob(".removed-*")) and not Path("logs/train/a").exists()
+
+
+ODD = "a\x1b[2Jb\rc\udcff"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "rm status=finished",
+        "archive status=finished",
+        "rm a",
+        "diff a a",
+        "archive a log_dir=logs",
+        "tag a x",
+        "note a x",
+    ],
+)
+def test_no_name_of_a_folder_moves_the_cursor(boltlab, words):
+    make_run(ODD, status="finished")
+    make_run(f"{ODD}2", status="finished")
+    _, out, err = boltlab("runs", *words.split())
+    assert "\ufffd[2Jb" in out + err and (out + err).replace("\n", "").isprintable()
+
+
+def test_no_cell_of_a_csv_is_a_formula(boltlab):
+    cells = {"name": "=1+1", "data": "@SUM(A1)", "model": "+x", "reason": "-2+3", "host": "\tx", "start_of": "-1e-3"}
+    make_run("a", note="plain", best={"val_acc": -0.5}, **cells)
+    row = next(csv.DictReader(boltlab("runs", "format=csv")[1].splitlines()))
+    assert row["best_val_acc"] == "-0.5" and row["start_of"] == "-1e-3"
+    assert [row[key] for key in ("name", "data", "model", "reason")] == ["'=1+1", "'@SUM(A1)", "'+x", "'-2+3"]
+    assert json.loads(boltlab("runs", "format=json")[1])[0]["name"] == "=1+1"
 
 
 def test_no_archive_is_written_over(boltlab):

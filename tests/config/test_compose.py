@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
+import yaml
 from annotated_types import Ge, Gt, Lt, MultipleOf
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, TypeAdapter
 
 from boltlab.config import overrides as command_line
-from boltlab.config import roots, sources
+from boltlab.config import roots, sources, words
 from boltlab.config.compose import _hydra_compose, compose
 from boltlab.config.edit import edit
+from boltlab.config.locate import locate
 from boltlab.config.types import _fits, type_problem
+from boltlab.ground import credentials
 from boltlab.ground.errors import ConfigError
 
 ROOT_KEYS = (
@@ -69,6 +73,7 @@ MISTAKES = {
     "trainer.max_epochs=ten": ("trainer.max_epochs=ten", "Trainer takes int, null"),
     "optimizer.lr=fast": ("optimizer.lr=fast", "AdamW takes float"),
     "optimizer.lr='0.1'": ("optimizer.lr=0.1", "AdamW takes float; a number in quotes is text: drop the quotes"),
+    "optimizer.lr=-1": ("optimizer.lr=-1", "AdamW: Invalid learning rate: -1"),
     "optimizer.lr=": ("optimizer.lr=", "is empty: give a value, or optimizer.lr=null for none"),
     "data.batch_size=32.5": ("data.batch_size=32.5", "Digits takes int"),
     "seed=abc": ("seed=abc", "takes int from 0 below 4294967296"),
@@ -99,9 +104,20 @@ MISTAKES = {
     "run_dir=here": ("run_dir=here", "is filled in by the run; log_dir=… and name=… choose where it goes"),
     "hydra/launcher=joblib": (
         "hydra/launcher=joblib",
-        "has no effect here: log_dir=… and name=… choose the run folder",
+        "is a group here: launcher=joblib, ray or slurm, with its keys, launcher.…=…",
     ),
-    "hydra.run.dir=here": ("hydra.run.dir=here", "has no effect here: log_dir=… and name=… choose the run folder"),
+    "hydra.launcher.n_jobs=2": ("hydra.launcher.n_jobs=2", words.HYDRA["launcher"]),
+    "hydra/sweeper=optuna": ("hydra/sweeper=optuna", words.HYDRA["sweeper"]),
+    "+experiment=mnist_mlp": (
+        "+experiment=mnist_mlp",
+        "is a group, whose choice is given without a +: experiment=mnist_mlp",
+    ),
+    "++optimizer=sgd": ("++optimizer=sgd", "is a group, whose choice is given without a +: optimizer=sgd"),
+    "+optimizer@foo=sgd": ('foo="…"', f"there is no key 'foo'; keys: {ROOT_KEYS}"),
+    "trainer.max_epochs=1.0": ("trainer.max_epochs=1.0", "Trainer takes int, null: write 1"),
+    "data.batch_size=64.": ("data.batch_size=64.0", "Digits takes int: write 64"),
+    r"name='a\${seed}b'": ("name=a${seed}b", "holds ${, which a saved config may not: the run could not be read"),
+    r"tags=['\${x}']": ("tags.0=${x}", "holds ${, which a saved config may not: the run could not be read"),
     # values that do not go together
     "callbacks=none": ("test=true", "tests a checkpoint, and no callback saves one: callbacks=[best], or test=false"),
     "trainer.max_epochs=0": ("trainer.max_epochs=0", "leaves no checkpoint to test: test=false"),
@@ -163,6 +179,63 @@ def test_all_mistakes_are_listed_at_once_and_fit_a_screen(boltlab):
     for where in given:
         assert f"\n  {where}\n" in err
     assert len(err.splitlines()) < 24 and "Traceback" not in err
+
+
+OUT_OF_RANGE = {
+    "trainer.accumulate_grad_batches=0": "Trainer takes int from 1",
+    "trainer.check_val_every_n_epoch=0": "Trainer takes int from 1, null",
+    "trainer.gradient_clip_val=-1": "Trainer takes float from 0, null",
+    "trainer.val_check_interval=1.5": "Trainer takes int from 1, float above 0 up to 1, ",
+    "scheduler.warmup_steps=-1": "OneCycle takes int from 0, null",
+    "scheduler.div_factor=0": "OneCycle takes float above 0",
+    "model.label_smoothing=2": "Classifier takes float from 0 up to 1",
+    "model.num_classes=0": "Classifier takes int from 1",
+    "model.l1=NaN": "Classifier takes float from 0",
+    "data.val_fraction=-0.5": "",
+    "data.num_workers=-1": "",
+    "timeout_seconds=NaN": "takes float above 0",
+}
+OF_OPTIMIZERS = {
+    "adamw": {"lr": -1.0, "betas": [2, 0.9], "weight_decay": -0.1},
+    "sgd": {"momentum": -0.5, "lr": -0.1},
+    "rmsprop": {"alpha": -1.0},
+}
+
+
+def test_a_number_out_of_range_is_named_before_anything_is_made(boltlab):
+    numbers = [given for given in OUT_OF_RANGE if not given.startswith("data")]
+    code, out, err = boltlab("train", *numbers)
+    assert (code, out) == (2, "") and err.startswith(f"boltlab train: {len(numbers)} mistakes"), err
+    for given in numbers:
+        assert f"\n  {given}\n      {OUT_OF_RANGE[given]}" in err
+    code, _, err = boltlab("train", *(given for given in OUT_OF_RANGE if given not in numbers))
+    assert code == 2 and all(f"  {given}\n" in err for given in OUT_OF_RANGE if given not in numbers)
+    assert not Path("logs").exists()
+
+
+@pytest.mark.parametrize("choice", OF_OPTIMIZERS)
+def test_a_number_that_an_optimizer_refuses_is_refused_as_torch_does(choice):
+    kind = locate(compose("train", [f"optimizer={choice}"], check=False).config.optimizer._target_)
+    for key, value in OF_OPTIMIZERS[choice].items():
+        with pytest.raises(ValueError, match="Invalid") as of_torch:
+            kind([torch.nn.Parameter(torch.zeros(1))], **{key: value})
+        with pytest.raises(ConfigError) as caught:
+            compose("train", [f"optimizer={choice}", f"optimizer.{key}={value}".replace(" ", "")])
+        (mistake,) = caught.value.mistakes
+        assert mistake.where.startswith(f"optimizer.{key}=") and mistake.message == f"{kind.__name__}: {of_torch.value}"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_an_optimizer_takes_finite_numbers(value):
+    with pytest.raises(ConfigError, match="SGD takes a finite number"):
+        compose("train", ["optimizer=sgd", f"optimizer.lr={value}"])
+
+
+def test_a_range_without_a_step_is_refused(boltlab):
+    code, _, err = boltlab("train", "-m", "seed=range(0,10,0)", "optimizer.lr=range(0.1,1,0.0)")
+    assert code == 2 and err.count("never ends: the step of range(start,stop,step) is 0") == 2
+    with pytest.raises(ValueError, match="never ends"):
+        command_line.sweep_values("seed", "range(0,10,0)")
 
 
 def test_folds_that_cannot_be(boltlab, small_data):
@@ -228,6 +301,29 @@ def test_a_mistyped_key_in_an_experiment_file(configs):
 @pytest.mark.parametrize("path", ["/a=b", "/a,b", "/a b", "/数据/图", "/it's", "C:/x"])
 def test_a_quoted_path_arrives_as_it_is(path):
     assert compose("train", [f'data_dir="{path}"']).config.data_dir == path
+
+
+HOME_PATHS = {
+    "data_dir=~/a": "data_dir",
+    'data_dir="~/a"': "data_dir",
+    "data_dir='~/a'": "data_dir",
+    "+data.root=~/a": "data.root",
+    "tags=[x,~/a]": "tags.1",
+}
+
+
+@pytest.mark.parametrize("given", HOME_PATHS)
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(boltlab, monkeypatch, tmp_path, given):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code, out, _ = boltlab("train", "--cfg", "job", given)
+    assert code == 0 and OmegaConf.select(OmegaConf.create(out), HOME_PATHS[given]) == str(tmp_path / "home" / "a")
+
+
+def test_a_path_of_a_file_that_begins_with_a_tilde_is_in_the_home_folder(configs, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (configs / "local" / "default.yaml").write_text("# @package _global_\nlog_dir: ~/logs/${name}\nname: a~/b\n")
+    config = compose("train", ["tags=['~x','a~/b']"], check=False).config
+    assert (config.log_dir, config.name, list(config.tags)) == ("/home/me/logs/a~/b", "a~/b", ["~x", "a~/b"])
 
 
 def test_a_plus_adds_an_argument_that_the_yaml_does_not_show():
@@ -489,3 +585,144 @@ def test_a_list_of_defaults_passes_over_what_is_missing_and_nothing_else(configs
         (configs / group / "default.yaml").write_text(text)
     sources._stand_in_for_what_is_missing()
     assert capsys.readouterr().err == "optimizer=default names gone, which is not there: skipped\n"
+
+
+def test_data_that_the_project_ships_are_found_from_any_folder(tmp_path):
+    shipped = Path(os.environ["BOLTLAB_PROJECT"]) / "examples" / "houses.csv"
+    words = ["data=houses", "model=linear_regressor"]
+    assert compose("train", words).config.data.path == str(shipped)
+    with pytest.raises(ConfigError, match="does not exist"):  # of a command, a path is relative to where it is given
+        compose("train", [*words, "data.path=examples/houses.csv"])
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples" / "houses.csv").write_bytes(shipped.read_bytes())
+    for given in ([], ["data.path=examples/houses.csv"]):
+        assert compose("train", [*words, *given]).config.data.path == "examples/houses.csv"
+
+
+@pytest.mark.parametrize("data", [["data=diabetes"], ["data=houses"], ["data=houses", "data.target=rooms"]])
+@pytest.mark.parametrize("model", ["linear", "mlp"])
+def test_a_classifier_on_data_without_classes_is_refused_once(data, model):
+    with pytest.raises(ConfigError) as error:
+        compose("train", [*data, f"model={model}"])
+    assert [mistake.where for mistake in error.value.mistakes] == ["model"]
+    assert "needs classes, and " in str(error.value) and "such as model=mlp_regressor" in str(error.value)
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist", "synthetic"])
+@pytest.mark.parametrize("model", ["linear_regressor", "mlp_regressor"])
+def test_a_regressor_on_data_with_classes_is_refused(data, model):
+    with pytest.raises(ConfigError, match=r"Regressor predicts a number, and \w+ has 10 classes"):
+        compose("train", [f"data={data}", f"model={model}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=${oc.env:GIVEN}", "data.seed", 7),
+        ('seed="${oc.decode:${oc.env:GIVEN}}"', "seed", 7),
+        ("optimizer.lr=${oc.env:GIVEN}", "optimizer.lr", 1e-3),
+        ("test=${oc.env:GIVEN}", "test", False),
+        ("data.batch_size=${oc.env:GIVEN}", "data.batch_size", 64),
+        ("name=${oc.env:GIVEN}", "name", "007"),
+    ],
+)
+def test_a_variable_holds_what_the_key_takes(monkeypatch, override, key, value):
+    texts = {7: "7", 1e-3: "1e-3", False: "false", 64: "64"}
+    monkeypatch.setenv("GIVEN", texts.get(value, str(value)))
+    config = credentials.plain(compose("train", ["data=digits", "model=linear", override]).config)
+    for part in key.split("."):
+        config = config[part]
+    assert (type(config), config) == (type(value), value)
+
+
+@pytest.mark.parametrize("given", ["7.5", "", "seven"])
+def test_a_variable_that_holds_something_else_is_a_mistake(boltlab, monkeypatch, given):
+    monkeypatch.setenv("SEED", given)
+    code, _, err = boltlab("train", "seed=${oc.env:SEED}")
+    assert code == 2 and "1 mistake " in err and "takes int from 0" in err and "quotes" not in err
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("name=2024_01_15", "name", "2024_01_15"),
+        ("name=1e3", "name", "1e3"),
+        ("name=true", "name", "true"),
+        ("tags=[2024_01,a,-1.50,inf]", "tags", ["2024_01", "a", "-1.50", "inf"]),
+        ("data.class_names=[0,1,2_0,3,4,5,6,7,8,9]", "data.class_names", ["0", "1", "2_0", *"3456789"]),
+        ("seed=1_0", "seed", 10),
+    ],
+)
+def test_a_key_that_takes_text_gets_what_was_typed(override, key, value):
+    composed = compose("train", ["data=digits", "model=linear", override])
+    assert OmegaConf.select(composed.config, key) == value
+    assert compose("train", composed.overrides).config == composed.config  # as a run has them recorded
+
+
+def test_each_job_of_a_grid_gets_the_text_that_was_typed():
+    whole = compose("train", ["data=digits", "model=linear", "name=2024_01,1_0,x", "seed=1_0,2"], sweep=True)
+    names = [job[2:] for job in command_line.grid(whole.overrides)]
+    assert names == [[f"name={name}", f"seed={seed}"] for name in ('"2024_01"', '"1_0"', "x") for seed in (10, 2)]
+
+
+def test_a_run_is_found_by_a_name_of_digits():
+    assert compose("eval", ["run=123456"]).config.run == "123456"
+    assert compose("eval", ["run=2024_01"]).config.run == "2024_01"
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        (["seed=range(0,100000000)"], 10**8),
+        (["seed=range(0,100,0.0001)"], 10**6),
+        (["seed=1,2,3", "data.batch_size=range(1,50001)"], 150_000),
+        (["seed=range(100000000,0,-1)"], 10**8),
+    ],
+)
+def test_a_grid_of_too_many_jobs_is_refused_before_they_are_listed(boltlab, values, count):
+    code, _, err = boltlab("train", "-m", *values)
+    assert code == 2 and f"makes {count:,} jobs, more than 10,000: fewer values, or max_jobs={count}" in err
+    assert not Path("logs").exists()
+
+
+def test_how_many_jobs_a_grid_may_have_is_a_key(boltlab):
+    assert "makes 3 jobs, more than 2" in boltlab("train", "-m", "seed=1,2,3", "max_jobs=2")[2]
+    assert "takes int: how many jobs" in boltlab("train", "-m", "seed=1,2,3", "max_jobs=many")[2]
+    assert "mistake in" not in boltlab("train", "-m", "seed=1,2,3", "max_jobs=3", "--cfg", "job")[2]
+    for values in ("1,2,3", "range(1,10,3)", "range(5,0,-2)", "range(0,1,0.25)", "choice(1,2)", "range(3,1)", "4"):
+        override = command_line.read(f"seed={values}")
+        listed = list(override.sweep_iterator()) if override.is_sweep_override() else [4]
+        assert command_line.job_count([f"seed={values}"]) == len(listed)
+    assert command_line.job_count(["seed=range(0,inf)"]) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "values"),
+    [
+        (("train", "-m", "--cfg", "job", "seed=5,6", "optimizer.lr=0.1,0.2"), "# the first of 4 jobs\n", {"seed": 5}),
+        (("train", "seed=5,6", "--cfg=job", "-m"), "# the first of 2 jobs\n", {"seed": 5}),
+        (("sweep", "--cfg", "job", "seed=5,6,7"), "# the first of 3 points\n", {"seed": 5, "test": False}),
+        (("sweep", "--cfg", "job", "optimizer.lr=interval(0.1,1)"), "# the first of endless points\n", {"seed": 0}),
+        (("train", "-c", "job", "seed=5", "--resolve"), "", {"seed": 5}),
+    ],
+)
+def test_cfg_prints_the_first_config_and_how_many_there_are(boltlab, arguments, said, values):
+    code, out, err = boltlab(*arguments)
+    assert (code, err) == (0, "") and out.startswith(said)
+    config = yaml.safe_load(out)
+    assert {key: config[key] for key in values} == values
+    assert config["data"]["seed"] == (5 if "--resolve" in arguments else "${seed}")
+
+
+@pytest.mark.parametrize("flags", [("--cfg", "job"), ("--cfg", "all"), ("--info", "defaults"), ("--cfg", "job", "-m")])
+@pytest.mark.parametrize("override", ["data=digist", "sed=3"])
+def test_hydras_flags_name_mistakes_as_a_training_does(boltlab, override, flags):
+    code, out, err = boltlab("train", *flags, override)
+    assert (code, out) == (2, "") and err == boltlab("train", override)[2] and "HYDRA_FULL_ERROR" not in err
+
+
+def test_a_part_of_the_config_is_printed(boltlab):
+    code, out, _ = boltlab("train", "seed=3", "--cfg", "job", "-p", "data", "--resolve")
+    assert code == 0 and yaml.safe_load(out)["seed"] == 3 and out.startswith("# @package data\n")
+    assert "--package dta" in boltlab("train", "--cfg", "job", "-p", "dta")[2]
+    assert boltlab("train", "-m", "--info", "plugins")[0] == 2

@@ -22,7 +22,7 @@ from PIL import Image
 import boltlab as package
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
-from boltlab.config import trust
+from boltlab.config import places
 from boltlab.config.compose import compose
 from boltlab.config.roots import ROOTS
 from boltlab.config.sources import CONFIG_DIR, config_dirs, groups
@@ -261,7 +261,7 @@ def test_a_launcher_is_asked_for_on_the_command_line_only(name):
 
 
 def test_every_choice_and_recipe_composes_to_a_trusted_config(monkeypatch):
-    monkeypatch.setattr(trust, "FOLDERS", ("x",))
+    monkeypatch.setattr(places, "FOLDERS", ("x",))
     known = {group: choices for group, choices in groups().items() if group in ROOTS["train"]}
     given = []
     for number in range(max(map(len, known.values()))):  # the n-th choice of every group at once
@@ -513,6 +513,7 @@ def test_a_list_is_no_config(tmp_path):
         runs.load_config(tmp_path)
 
 
+LIGHTNING = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
 ELSEWHERE = {
     "callbacks.x": {"_target_": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "dirpath": "/elsewhere"},
     "callbacks.y": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "${run_dir}/../../elsewhere"},
@@ -520,16 +521,43 @@ ELSEWHERE = {
     "logger.x": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "elsewhere"},
     "trainer.profiler": {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "/elsewhere"},
     "trainer": {"_target_": "lightning.pytorch.Trainer", "default_root_dir": "${run_dir}x"},
+    "callbacks.position": {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "_args_": ["elsewhere"]},
+    "callbacks.second": {"_target_": "boltlab.callbacks.Last", "_args_": [["${run_dir}"], "/elsewhere"]},
+    "logger.name": {**LIGHTNING, "save_dir": "${run_dir}", "name": "../../elsewhere"},
+    "logger.version": {**LIGHTNING, "save_dir": "${run_dir}", "version": "/elsewhere"},
+    "logger.prefix": {**LIGHTNING, "save_dir": "${run_dir}", "sub_dir": "a/../../.."},
+    "logger.home": {**LIGHTNING, "save_dir": "${run_dir}", "name": "~/elsewhere"},
+    "logger.mlflow": {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "database": "sqlite:////elsewhere.db"},
+    "logger.relative": {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "database": "sqlite:///elsewhere.db"},
+    "logger.file": {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "tracking_uri": "file:///elsewhere"},
+    "logger.store": {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "tracking_uri": "elsewhere"},
+    "logger.artifacts": {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "artifact_dir": "/elsewhere"},
+    "data": {"_target_": "boltlab.data.image_folder.ImageFolder", "cache": "disk", "cache_dir": "/"},
+    "data.": {"_target_": "project.data.torchvision_images.TorchvisionImages", "data_dir": "/elsewhere"},
 }
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_a_config_from_outside_writes_in_its_own_folder_only(place):
     config = ELSEWHERE[place]
-    for part in reversed(place.split(".")):
+    for part in reversed(place.rstrip(".").split(".")):
         config = {part: config}
-    with pytest.raises(UserError, match=r"outside of the run's folder|leads out of its folder"):
+    with pytest.raises(UserError, match=r"outside of the run's folder"):
         refuse_untrusted(config, "x")
+    refuse_untrusted(config, "x", given=[*config])  # what the command line says again is its own affair
+
+
+def test_what_the_runs_of_a_log_folder_share_is_no_place_outside(tmp_path):
+    logger = {"_target_": "boltlab.loggers.mlflow.MLFlowLogger", "tracking_uri": "http://there/x", "dir": "${run_dir}"}
+    for logs, ok in (("logs", True), (str(tmp_path), True), (str(tmp_path / "train"), False), ("/", False)):
+        config = {"log_dir": logs, "logger": {"mlflow": {**logger, "database": f"sqlite:///{logs}/mlflow.db"}}}
+        config["logger"]["mlflow"]["artifact_dir"] = f"{logs}/mlflow"
+        config["data"] = {"cache": "disk", "cache_dir": "data/cache", "data_dir": str(tmp_path)}
+        if ok:
+            refuse_untrusted(config, tmp_path / "train" / "run" / "config.yaml")
+            continue
+        with pytest.raises(UserError, match=r"logger\.mlflow\.database.*\n.*outside(.*\n)+.*artifact_dir"):
+            refuse_untrusted(config, tmp_path / "train" / "run" / "config.yaml")
 
 
 def test_a_config_that_refers_to_itself_is_refused_before_it_grows(tmp_path):

@@ -113,6 +113,61 @@ def test_any_change_of_files_or_parameters_is_another_cache(tmp_path, files):
     assert folder([files[0] + ".jpeg", *files[1:]]) != renewed.folder
 
 
+@pytest.fixture
+def alike(tmp_path):
+    """Two pictures of one size in bytes and one time, a black and a white one, in a folder each."""
+    paths = [tmp_path / "images" / name / "0.bmp" for name in ("black", "white")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (6, 4), path.parent.name).save(path)
+        os.utime(path, ns=(0, 10**18))
+    return paths
+
+
+def brightness(paths, folder):
+    cache = ImageCache.open(list(map(str, paths)), 3, None, "raw", folder, "pillow")
+    return [int(cache[i].mean()) for i in range(len(paths))]
+
+
+@pytest.mark.parametrize("way", ["rsync", "rename", "hard link"])
+def test_pictures_exchanged_with_their_times_kept_are_another_cache(tmp_path, alike, way):
+    assert brightness(alike, tmp_path / "cache") == [0, 255]
+    contents = [path.read_bytes() for path in alike]
+    if way == "rsync":
+        for path, content in zip(alike, reversed(contents), strict=True):
+            path.write_bytes(content)
+            os.utime(path, ns=(0, 10**18))
+    else:
+        for number, path in enumerate(alike):
+            path.rename(tmp_path / f"{number}.bmp")
+        for number, path in enumerate(reversed(alike)):
+            move = os.link if way == "hard link" else os.rename
+            move(tmp_path / f"{number}.bmp", path)
+    assert [path.stat().st_mtime_ns for path in alike] == [10**18] * 2
+    assert brightness(alike, tmp_path / "cache") == [255, 0]
+
+
+@pytest.mark.parametrize("of", ["files", "folders"])
+def test_links_exchanged_are_another_cache(tmp_path, alike, of, monkeypatch):
+    """Also where no time tells what they lead to apart."""
+    links = [tmp_path / name / "0.bmp" for name in ("a", "b")]
+
+    def key(first, second):
+        for link, target in zip(links, (first, second), strict=True):
+            if of == "folders":
+                link.parent.unlink(missing_ok=True)
+                link.parent.symlink_to(target.parent)
+            else:
+                link.parent.mkdir(exist_ok=True)
+                link.unlink(missing_ok=True)
+                link.symlink_to(target)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda path: SimpleNamespace(st_size=1, st_mtime_ns=1, st_ctime_ns=1, st_mode=1))
+            return cache_module._key(list(map(str, links)), {})
+
+    assert key(*alike) == key(*alike) != key(*reversed(alike))
+
+
 @pytest.mark.parametrize("image_format", ["raw", "jpeg", "memory"])
 def test_an_unreadable_image_is_an_error_only_where_it_is_read(tmp_path, files, image_format):
     Path(files[1]).write_bytes(b"")

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from boltlab.data.augment import Augment
+from boltlab.data.fingerprint import fingerprint
 from boltlab.data.image_folder import ImageFolder, check_folder, class_names
 from boltlab.data.loader import TensorData
 from boltlab.ground.errors import DataError
@@ -55,6 +56,29 @@ def test_three_folders(root):
     assert (x.shape, x.dtype) == ((18, 3, 16, 16), torch.uint8)
 
 
+def test_a_class_folder_whose_name_is_no_text_has_one(root):
+    """Latin-1 bytes, as old archives hold them: configs, logs and trackers take text."""
+    for split in ("train", "val", "test"):
+        os.rename(os.fsencode(root / split / "dog"), os.fsencode(root / split) + b"/chi\xebn")
+    data = module(root)
+    assert data.class_names == ["cat", "chi\\xebn", "eel"] and "\n".join(data.class_names).encode()
+    assert {(colour, name) for colour, name in colours_and_labels(data, "test")} == {
+        (COLOURS["cat"], "cat"), (COLOURS["dog"], "chi\\xebn"), (COLOURS["eel"], "eel"),
+    }  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes among the files here")
+@pytest.mark.parametrize("options", [{}, {"cache": "memory"}, {"cache": "disk", "cache_format": "jpeg"}])
+def test_pipes_and_devices_among_the_images_are_named_and_skipped(root, options, tmp_path):
+    os.mkfifo(root / "test" / "cat" / "8.jpg")
+    (root / "test" / "dog" / "9.jpg").symlink_to("/dev/zero")
+    data = module(root, max_bad_files=2, cache_dir=str(tmp_path / "cache"), **options)
+    assert fingerprint(data, "test", contents=True)["files"] == 11
+    with pytest.warns(UserWarning, match="this is a pipe or a device, no file"):
+        assert len(list(colours_and_labels(data, "test"))) == 9
+    assert [reason for _, reason in check_folder(root)] == ["this is a pipe or a device, no file"] * 2
+
+
 def test_val_is_cut_from_train_and_test_falls_back_to_val_with_a_warning(tmp_path):
     fill(tmp_path / "train", number=10)
     data = module(tmp_path, val_fraction=0.2)
@@ -79,6 +103,128 @@ def test_class_folders_straight_in_root(tmp_path):
     assert set(module(tmp_path, val_fraction=0.25, test_fraction=0.2, split_seed=3).dataset("test").files) == files[2]
     for split in ("train", "val", "test"):
         assert all(COLOURS[name] == colour for colour, name in colours_and_labels(data, split))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Val", "Test"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "valid", "test"),
+        ("seg_train", "seg_val", "seg_test"),
+        ("train2017", "val2017", "test2017"),
+        ("TrainImages", "DevImages", "testImages"),
+    ],
+)
+def test_splits_are_known_by_their_words(tmp_path, names):
+    for name, number in zip(names, (6, 2, 3), strict=True):
+        fill(tmp_path / name, number=number)
+    data = module(tmp_path)
+    for name, split, number in zip(names, ("train", "val", "test"), (6, 2, 3), strict=True):
+        expected = sorted(str(path) for path in (tmp_path / name).rglob("*.png"))
+        assert data.dataset(split).files == expected and len(expected) == 3 * number
+    assert list(check_folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize("names", [("Bus", "Train", "valley"), ("valid", "invalid"), ("dev", "prod", "test")])
+def test_classes_named_as_splits_are_classes_where_the_config_says_so(tmp_path, names):
+    fill(tmp_path, names, number=10)
+    with pytest.raises(DataError, match=r"is a class.*data.class_names=\["):
+        class_names(tmp_path)
+    data = module(tmp_path, class_names=sorted(names), num_classes=len(names))
+    assert sum(data.class_counts(split) for split in ("train", "val", "test")).tolist() == [10] * len(names)
+    shutil.move(tmp_path, tmp_path.with_name("inner"))
+    shutil.move(tmp_path.with_name("inner"), tmp_path / "train")
+    fill(tmp_path / "test", names, number=2)  # the splits bear such names, the classes too
+    data = module(tmp_path, class_names=sorted(names), num_classes=len(names))
+    assert data.class_counts("test").tolist() == [2] * len(names)
+
+
+ONE, TWO = unicodedata.normalize("NFC", "\u00e9"), unicodedata.normalize("NFD", "\u00e9")
+LAYOUTS = {  # folders to fill with the classes, and what is said of them
+    "around the classes": (["dataset"], r"'dataset', and 'cat', 'dog', 'eel' stand in .*data.root=\S+/dataset\b"),
+    "around the splits": (["a/b/train", "a/b/Val"], r"'a', and 'Val', 'train' stand in .*data.root=\S+/a/b\b"),
+    "beside macOS's own": (["pets/train", "__MACOSX/pets"], r"'pets', and 'train' stand in .*data.root=\S+/pets\b"),
+    "in each split": (["seg_train/seg_train", "seg_test/seg_test"], r"stand in \S+/seg_train/seg_train: move what"),
+    "splits in the classes": (["x/train", "x/test", "y/train", "y/test"], r"'x', 'y', and \S+/x has train, test: the"),
+    "val twice": (["train", "val", "validation"], "'train', 'val', 'validation', more than one folder for a split"),
+    "train twice": (["Train", "training"], "'Train', 'training', more than one folder for a split"),
+    "two sets of splits": (["train_a", "test_a", "train_b", "test_b"], "'test_a', 'test_b', 'train_a', 'train_b', m"),
+    "no train": (["Valid", "Test"], "has Valid, Test, but no folder 'train'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_another_layout_is_refused_with_what_was_found(tmp_path, layout):
+    places, said = LAYOUTS[layout]
+    for place in places:
+        fill(tmp_path / place)
+    with pytest.raises(DataError, match=said):
+        class_names(tmp_path)
+    assert [bool(re.search(said, reason)) for path, reason in check_folder(tmp_path) if path == tmp_path] == [True]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_two_forms_of_one_name_are_refused(tmp_path, split):
+    for folder in ("train", "val"):
+        fill(tmp_path / folder, [ONE, "x"])
+    fill(tmp_path / split, [TWO])
+    if len(list((tmp_path / split).iterdir())) < 3:
+        pytest.skip("this file system takes both for one name")
+    said = f"{split} has two folders named '{ONE}', in two forms of Unicode: join them"
+    with pytest.raises(DataError, match=said):
+        class_names(tmp_path)
+    assert said in dict(check_folder(tmp_path))[tmp_path]
+    with pytest.raises(DataError, match=said):  # the classes are known, as those of a run
+        module(tmp_path, class_names=["x", ONE], num_classes=2).dataset("train")
+
+
+@pytest.mark.parametrize(("root", "other"), [(".", "holdout"), (".", "trainval"), ("train", "test")])
+def test_a_folder_with_the_same_classes_that_is_no_split_is_named(tmp_path, root, other):
+    fill(tmp_path / "train", number=10)
+    fill(tmp_path / other)
+    fill(tmp_path / "unlabelled", ["0"])
+    with pytest.warns(UserWarning, match=f"not used: '{other}' beside \\S+train, with the same classes"):
+        module(tmp_path / root, val_fraction=0.2).dataset("train")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize("table", ["val_annotations.txt", "labels.csv", None])
+@pytest.mark.parametrize("inside", [".", "images"])
+def test_images_without_class_folders_are_named_with_the_cure(tmp_path, split, table, inside):
+    for folder in ("train", "val", "test"):
+        fill(tmp_path / folder)
+    shutil.rmtree(tmp_path / split)
+    fill(tmp_path / split, [inside], number=2)
+    if table:
+        (tmp_path / split / table).write_text("0.png,cat")
+    if split == "train" and inside == "images":  # which would be the one class
+        with pytest.raises(DataError, match="val lacks 'images'|no class folder"):
+            class_names(tmp_path)
+        return
+    with pytest.raises(DataError) as error:
+        class_names(tmp_path)
+    assert "its images stand in no class folder: move or link each into that of its class" in str(error.value)
+    assert (f"which {table!r} may tell" in str(error.value)) == bool(table)
+    assert (f"boltlab predict input={tmp_path / 'test'}" in str(error.value)) == (split == "test")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_the_lines_of_the_docs_sort_images_by_a_table(tmp_path, monkeypatch, delimiter):
+    text = (Path(__file__).parents[2] / "docs" / "images.md").read_text(encoding="utf-8")
+    (code,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "flat").mkdir()
+    rows = ["image,label"]
+    for index, (name, colour) in enumerate(sorted(COLOURS.items()) * 10):
+        Image.new("RGB", (20, 20), colour).save(tmp_path / "flat" / f"{index}.png")
+        rows.append(f"{index},{name}" if index % 2 else f"{index}.png,{name}")  # with the suffix or without
+    (tmp_path / "labels.csv").write_text("\n".join(rows).replace(",", delimiter))
+    exec(code.replace('delimiter=","', f"delimiter={delimiter!r}"), {})
+    data = module(tmp_path / "sorted")
+    found = [pair for split in ("train", "val", "test") for pair in colours_and_labels(data, split)]
+    assert len(found) == 30 and all(COLOURS[name] == colour for colour, name in found)
 
 
 @pytest.mark.parametrize("layout", ["", "train"])

@@ -101,19 +101,35 @@ def test_a_data_set_of_ones_own_draws_by_sample():
     assert not same(runs[0], list(again))
 
 
+class Samples:
+    """The same as a data set of (image, label), without `pixels`."""
+
+    def __init__(self, x, bad=()):
+        self.source, self.labels = Pixels(x, bad), torch.arange(len(x))
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.source.pixels(index)).permute(2, 0, 1), self.labels[index]
+
+
+@pytest.mark.parametrize("source", [Pixels, Samples])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_samples_are_skipped_up_to_the_limit(workers):
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork.*:DeprecationWarning")
+def test_unreadable_samples_are_skipped_up_to_the_limit(workers, source):
     x = images(20, 3, 16, 16)
     with pytest.warns(UserWarning, match="skipped .* of at most 2.: .*jpg: broken"):
-        seen = [y for _, y in loader(Pixels(x, bad={3, 4}), workers, max_bad_files=2, **AUGMENT)]
+        seen = [y for _, y in loader(source(x, bad={3, 4}), workers, max_bad_files=2, **AUGMENT)]
     assert sorted(torch.cat(seen).tolist()) == sorted(set(range(20)) - {3, 4})
-    good = {int(i): a for xs, ys in loader(Pixels(x), workers, **AUGMENT) for a, i in zip(xs, ys, strict=True)}
+    whole = TensorData(x, torch.arange(20))
+    good = {int(i): a for xs, ys in loader(whole, **AUGMENT) for a, i in zip(xs, ys, strict=True)}
     with pytest.warns(UserWarning, match="skipped"):
-        batches = list(loader(Pixels(x, bad={3, 4}), workers, max_bad_files=2, **AUGMENT))
+        batches = list(loader(source(x, bad={3, 4}), workers, max_bad_files=2, **AUGMENT))
     for xs, ys in batches:
         assert all(torch.equal(a, good[int(i)]) for a, i in zip(xs, ys, strict=True))  # draws stay with samples
     with pytest.raises(DataError, match="max_bad_files=N skips"):
-        list(loader(Pixels(x, bad={3}), workers))
+        list(loader(source(x, bad={3}), workers))
 
 
 def test_loader_threads_work_alone_and_the_caller_keeps_its_threads():

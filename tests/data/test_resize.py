@@ -1,5 +1,6 @@
 import os
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
+from boltlab.data import resize as resize_module
 from boltlab.data.images import ImageDataModule
 from boltlab.data.resize import crop_resize, fit, normalized, shrunk, to_batch
 
@@ -85,6 +87,35 @@ def test_fit_has_the_geometry_of_the_reference(got, resize, channels):
     away = difference(fit(pixels, (32, 48), resize), reference)
     assert away.shape == (32, 48, channels)
     assert away.max() <= 1 and away.mean() < 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("resize", [None, 256])
+@pytest.mark.parametrize("got", [(1, 20_000), (20_000, 1), (2, 9_001), (9_000, 3)])
+def test_a_long_narrow_image_takes_no_more_memory_than_what_is_shown(got, resize, channels):
+    """What is shown is scaled from its own part of the image, as Pillow does with a box."""
+    pixels, size = picture(got, channels), (224, 224)
+    tracemalloc.start()
+    try:
+        found = fit(pixels, size, resize)
+        assert tracemalloc.get_traced_memory()[1] < 3 << 20
+    finally:
+        tracemalloc.stop()
+    side = 224 / (resize or 224) * min(got)  # of the source that is shown
+    top, left = ((had - side) / 2 for had in got)
+    reference = pillow(pixels).resize(size, Image.Resampling.BILINEAR, (left, top, left + side, top + side))
+    away = difference(found, reference)
+    assert away.mean() < 0.6 and away.max() <= 3  # an enlarged pixel's edge, moved by half a pixel
+
+
+def test_an_image_that_is_not_enlarged_beyond_the_bound_is_scaled_whole(monkeypatch):
+    pixels = picture((30, 3_000))
+    before = fit(pixels, (224, 224))
+    monkeypatch.setattr(resize_module, "MOST_PIXELS", 0)
+    away = difference(fit(pixels, (224, 224)), before)
+    monkeypatch.setattr(resize_module, "_middle", None)
+    monkeypatch.setattr(resize_module, "MOST_PIXELS", 2**24)
+    assert np.array_equal(fit(pixels, (224, 224)), before) and away.mean() < 2  # half a pixel of the enlarged image
 
 
 def test_shrunk_only_shrinks():

@@ -1,4 +1,6 @@
 import importlib.util
+import re
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -122,6 +124,72 @@ def test_what_is_wrong_is_named(tmp_path, text, options, message):
         classes(tmp_path, text, **options).dataset("train")
 
 
+NUMBERS = np.random.default_rng(0).normal(size=(30, 3)).round(3)
+LABELS = ["NA", "None", "yes"] * 10
+
+
+def lines(delimiter=",", decimal=".", header="a,b,c,kind", end=""):
+    rows = [[*(str(number).replace(".", decimal) for number in row), label]
+            for row, label in zip(NUMBERS, LABELS, strict=True)]  # fmt: skip
+    return "\n".join(delimiter.join(row) + end for row in [header.split(","), *rows]) + "\n"
+
+
+QUOTED = re.sub(r"(-?\d+)\.(\d+)", r'"\1,\2"', lines())
+FORMS = {  # a file as people have it, what is said of it, and the keys that read it
+    "semicolons": (lines(";"), r"'data.delimiter=\";\"'", {"delimiter": ";"}),
+    "decimal commas": (lines(";", ","), r"'data.delimiter=\";\"'", {"delimiter": ";", "decimal": ","}),
+    "decimal commas, quoted": (QUOTED, r"'data.decimal=\",\"'", {"decimal": ","}),
+    "tabs": (lines("\t"), "'data.delimiter=tab'", {"delimiter": "tab"}),
+    "bars": (lines("|"), r"'data.delimiter=\"\|\"'", {"delimiter": "|"}),
+    "a comment on top": ("# made by hand\n" + lines(), "data.skip_lines=1", {"skip_lines": 1}),
+    "Excel's first line": ("sep=;\n" + lines(";"), "data.delimiter", {"skip_lines": 1, "delimiter": ";"}),
+    "a comment with as many cells": ("# a,b,c,by hand\n" + lines(), "data.skip_lines=1", {"skip_lines": 1}),
+    "a comma at each line's end": (lines(end=","), None, {}),
+    "a comma at each row's end": (lines(end=",").replace("kind,", "kind"), None, {}),
+    "classes called NA": (lines(), "20 missing values, the first in line 2: 'NA'; if that is a class: 'data.mis", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_as_people_have_it_is_read_or_named_with_the_key_that_reads_it(tmp_path, form):
+    text, said, keys = FORMS[form]
+    options = {"target": "kind", "task": "classification", "missing": [""]}
+    if said is not None:
+        first = options if keys else {**options, "missing": CSV.__dataclass_fields__["missing"].default_factory()}
+        with pytest.raises(DataError, match=said):
+            CSV(path=table(tmp_path, text), **first).table()
+    data = CSV(path=table(tmp_path, text), **options, **keys)
+    x, y = data.table()
+    assert data.class_names == sorted(set(LABELS)) and [data.class_names[label] for label in y] == LABELS
+    assert np.array_equal(x.numpy(), NUMBERS) and data.input_shape == (3,)
+
+
+@pytest.mark.parametrize("cell", ["1.234,5", "1.234", "1_000", '"1,234.5"'])
+def test_a_number_that_could_be_two_is_refused(tmp_path, cell):
+    text = f"x;y\n{cell};1\n2;3\n"
+    with pytest.raises(DataError, match="line 2: .* is not a number"):
+        CSV(path=table(tmp_path, text), target="y", task="regression", delimiter=";", decimal=",").table()
+
+
+def test_a_class_in_two_forms_of_unicode_is_refused(tmp_path):
+    text = "x,kind\n" + "".join(f"{n},{unicodedata.normalize(('NFC', 'NFD')[n % 2], 'é')}\n" for n in range(20))
+    with pytest.raises(DataError, match="column 'kind' writes 'é' in two forms of Unicode, which would be two classes"):
+        classes(tmp_path, text, features=None)
+
+
+@pytest.mark.parametrize("name", ["", "Id"])
+@pytest.mark.parametrize("start", [0, 1, 1000])
+def test_an_index_among_the_features_is_named(tmp_path, capsys, name, start):
+    rows = [f"{start + n},{n * n % 7},{'ab'[n > 9]}" for n in range(20)]
+    path = table(tmp_path, "\n".join([f"{name},x,kind", *rows]))
+    CSV(path=path, target="kind", task="classification").dataset("train")
+    said = f"{path}: column {name!r} numbers the rows; data.features=[…] leaves out an index\n"
+    assert said in capsys.readouterr().out
+    CSV(path=path, target="kind", task="classification", features=["x"]).dataset("train")
+    CSV(path=path, target="kind", task="classification", features=[name, "x"]).dataset("train")
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("line", [2, 11, 25, 41])  # of train, val or test, wherever the split puts it
 @pytest.mark.parametrize("cell", ["1e300", "-1e39", "3.5e38", "nan", "inf", "1e999"])
 @pytest.mark.parametrize("column", ["x", "y"])
@@ -188,6 +256,26 @@ def test_a_measured_number_as_the_class_is_refused(boltlab, tmp_path):
     code, _, err = boltlab("train", *arguments)
     assert code == 1 and "cannot split 60 off 300 samples: each of the 281 classes keeps one" in err
     assert "262 of them have no other: '0.19', '0.2', '0.21' and 259 more" in err and "data.task=regression" in err
+
+
+ONE = {  # what is wrong with the file or the arguments -> the exit code, and the words of its only line
+    "data.path=none.csv": (2, "data.path=none.csv does not exist"),
+    "data.target=z": (2, "has no column 'z'"),
+    "data.features=[y]": (2, "data.target=y is also among data.features"),
+    "x,y\n1,a\ntwo,b\n": (1, "column 'x', line 3: 'two' is not a number"),
+    "x,y\n1,a\n2,b\n": (1, "cannot split"),
+}
+
+
+@pytest.mark.parametrize("wrong", ONE)
+def test_one_mistake_of_the_data_is_one_line_and_leaves_nothing(boltlab, tmp_path, wrong):
+    path = table(tmp_path, wrong if "\n" in wrong else "x,y\n1,a\n2,b\n")
+    given = [f"data.path='{path}'", "data.target=y", "data.task=classification", "model=linear", "logger=none"]
+    code, _, err = boltlab("train", "data=csv", *given, *([] if "\n" in wrong else [wrong]))
+    expected, words = ONE[wrong]
+    assert code == expected and words in err and "auto" not in err and "Traceback" not in err
+    assert err.startswith("boltlab train: 1 mistake ") or code == 1
+    assert not list(Path("logs").rglob("config.yaml")) and not any(Path("logs/train").glob("*"))
 
 
 def test_a_class_that_is_trained_on_alone_is_named_once(boltlab, tmp_path):

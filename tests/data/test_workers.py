@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 from warm import differences, only_run, outcome
 
+from boltlab import runs
 from boltlab.data.watch import watch
 
 pytestmark = [
@@ -69,6 +70,9 @@ def not_shared(rows):
 
 def cannot_be_pickled(rows):
     return [*not_shared(rows), lambda: None]
+
+def late(worker_id):
+    happens("slow")
 
 class Own(pl.LightningDataModule):
     on_load = None
@@ -274,7 +278,8 @@ def test_a_signal_to_all_processes_ends_as_one_to_the_run(start):
     os.killpg(child.pid, signal.SIGTERM)
     assert child.wait().code == 143 and nothing_is_left(child), child.stderr
     assert child.stderr.splitlines()[-1] == "boltlab train: stopped by SIGTERM"
-    assert (only_run() / "checkpoints" / "last.ckpt").exists()
+    steps = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == runs.read_summary(only_run())["steps"] > 0
 
 
 @pytest.mark.faults
@@ -287,6 +292,16 @@ def test_ctrl_c_in_a_terminal_leaves_the_workers_to_the_run(start, tmp_path):
     os.killpg(child.pid, signal.SIGINT)
     assert child.wait().code == 130 and nothing_is_left(child), child.stderr
     assert torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_workers_that_start_when_the_run_is_killed_end_too(start, tmp_path, context):
+    options = f'\'{{"worker_init_fn":late,"multiprocessing_context":"{context}"}}\''
+    child = start(*own(options=options), PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    child.wait_for(Path("happened"))
+    child.send(signal.SIGKILL)
+    assert child.wait().code == -9 and nothing_is_left(child)
 
 
 # Python for `before`: this process alone sees a /dev/shm of that size.

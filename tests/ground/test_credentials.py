@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from waiting import HANG
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.ground import credentials
+from boltlab.runs import patch
 
 QUICK = ["model=linear", "trainer.max_epochs=1", "trainer.accelerator=cpu"]
 
@@ -48,6 +50,59 @@ def test_a_config_that_holds_a_secret_is_refused(boltlab, monkeypatch, override,
     assert where in err
     assert "${oc.env:" in err
     assert not Path("logs").exists()
+
+
+LINES = Path(__file__).with_name("lines_with_secrets.txt").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if not line.startswith("#")])
+def test_lines_with_secrets_as_people_have_them(monkeypatch, line):
+    kind, marked = line.split("\t")
+    secrets, text = re.findall("‹(.*?)›", marked), re.sub("[‹›]", "", marked)
+    key, _, value = text.partition("=")
+    if kind == "message":
+        assert credentials.masked(text) != text and not any(secret in credentials.masked(text) for secret in secrets)
+    elif kind in ("file", "patch"):
+        assert credentials.private(text) if kind == "file" else patch.in_code(f"a = 1\n{text}\n")
+    else:
+        if kind == "variable":
+            monkeypatch.setenv(key, value)
+            key, value = "name", f"a{value}b"
+        ((where, message),) = credentials.mistakes(OmegaConf.create({"a": {key: [value]}}))
+        assert f"a.{key}.0=" in where and not any(secret in where + message for secret in secrets)
+
+
+def test_what_is_shipped_raises_no_alarm():
+    root = Path(runs.__file__).parents[3]
+    texts = {
+        path: path.read_text()
+        for top in ("configs", "src", "scripts")
+        for path in (root / top).rglob("*.*")
+        if path.suffix in (".yaml", ".py", ".sh")
+    }
+    assert len(texts) > 250
+    assert [str(path) for path, text in texts.items() if patch.in_code(text)] == []
+    assert [
+        str(path) for path, text in texts.items() if path.suffix == ".yaml" and credentials.masked(text) != text
+    ] == []
+    assert [str(path) for path in texts if credentials.private(str(path))] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.pad_token=<pad>",
+        "model.tokens=12",
+        "url=http://host/x?page=2&size=3",
+        "name=resnet18_imagenet1k_v1_2026-11-30",
+        "key=d41d8cd98f00b204e9800998ecf8427e",
+        "target=lightning.pytorch.callbacks.GradientAccumulationScheduler",
+    ],
+)
+def test_what_only_looks_like_a_secret(text):
+    key, _, value = text.partition("=")
+    assert credentials.masked(text) == text and list(credentials.mistakes(OmegaConf.create({key: value}))) == []
+    assert not patch.in_code(text)
 
 
 def test_what_no_secret_is(monkeypatch, tmp_path):
@@ -197,10 +252,9 @@ def test_a_run_with_a_reference_goes_on_where_it_is_given_again(boltlab, monkeyp
     assert (code, f"give it again: '{given}'" in err) == (1, True)
     code, _, err = boltlab("train", "resume=latest", "trainer.max_epochs=2", given)
     assert code == 0, err
-    for verb in ("eval", "predict"):
-        inputs = ["input=nothing.jpg"] * (verb == "predict")
-        code, _, err = boltlab(verb, "run=latest", *inputs)
-        assert "interpolation" not in err
+    assert boltlab("eval", "run=latest")[0] == 0
+    code, _, err = boltlab("predict", "run=latest", "input=nothing.jpg")
+    assert code == 1 and "input=nothing.jpg names no image" in err
     folder = next(runs.folders("logs"))
     assert (
         OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))["logger"]["metrics"]["dir"]

@@ -416,7 +416,7 @@ def test_the_logger_is_copied_with_its_run(tmp_path):
     logger = WandbLogger(tmp_path, mode="offline")
     logger.log_metrics({"loss": 1.0}, 0)
     copied = pickle.loads(pickle.dumps(logger))
-    assert copied.version == logger.version is not None
+    assert copied.version == logger.version == (tmp_path / ".wandb-id").read_text()
     logger.finish()
 
 
@@ -484,6 +484,22 @@ def test_a_key_of_the_wrong_form(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     mode, warning, _ = start(tmp_path, caplog)
     assert (mode, "API key must have" in warning) == ("offline", True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "on"), ("WANDB_BASE_URL", "nonsense"), ("WANDB_API_KEY", "a b\nc"), ("NETRC", None)],
+)
+def test_a_setting_that_wandb_does_not_take_leaves_the_run_offline(tmp_path, caplog, monkeypatch, variable, value):
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY"):  # put back after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    if value is None:
+        (tmp_path / "netrc").write_text("machine api.wandb.ai login\n password\nfoo bar\n")
+        value = str(tmp_path / "netrc")
+    monkeypatch.setenv(variable, value)
+    mode, warning, _ = start(tmp_path, caplog)
+    assert mode == "offline" and "boltlab sync" in warning and "\n" not in warning
 
 
 @pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])

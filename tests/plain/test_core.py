@@ -15,7 +15,7 @@ from waiting import HANG
 import boltlab
 
 PACKAGE = Path(boltlab.__file__).parent
-MOST_LINES = 9_100  # of boltlab itself, as `wc` counts them
+MOST_LINES = 9_900  # of boltlab itself, as `wc` counts them
 
 CODE = """
 import sys

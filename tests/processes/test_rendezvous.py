@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - it keeps for good the rank that it finds when it is imported
 import pytest
@@ -71,6 +72,24 @@ def test_nodes_with_different_numbers_of_processes_are_refused(variables, capsys
         started_by.outside()
     assert led(lambda: 0) == 1
     assert "--ntasks-per-node" in capsys.readouterr().err
+
+
+IN_PART = [
+    {"RANK": "0", "WORLD_SIZE": "2"},
+    {"RANK": "0"},
+    {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node1"},
+    {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+    {"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+]
+
+
+@pytest.mark.parametrize("given", IN_PART, ids=str)
+def test_variables_that_name_others_in_part_are_refused(variables, boltlab, given):
+    variables(given)
+    code, _, err = boltlab("train", "data=digits")
+    assert code == 2 and "RANK=" in err and "of the environment: " in err and not Path("logs").exists()
+    missing = {"WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} - given.keys()
+    assert all(name in err for name in missing)
 
 
 def test_variables_of_slurm_become_those_of_torch(variables):

@@ -1,4 +1,5 @@
 import enum
+import hashlib
 import http.server
 import pickle
 import threading
@@ -11,6 +12,8 @@ import torch
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.checkpoints.fetch import fetch
 from boltlab.checkpoints.file import CheckpointError
+from boltlab.commands import grid
+from boltlab.config import overrides
 from boltlab.runs import checkpoints
 from boltlab.training.load import load
 
@@ -144,13 +147,36 @@ def test_a_checkpoint_behind_an_address_is_as_little_trusted_as_any_other(tmp_pa
     torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "web" / "evil.ckpt")
     (tmp_path / "web" / "raw").write_bytes(pickle.dumps(Evil()))
     path = checkpoints.which_file(f"{server}/good%20file.ckpt?download=1", log_dir=tmp_path / "logs")
-    assert path == tmp_path / "logs" / "fetched" / "good_file.ckpt"
+    sha256 = hashlib.sha256((tmp_path / "web" / "good file.ckpt").read_bytes()).hexdigest()
+    assert path == tmp_path / "logs" / "fetched" / f"good_file-{sha256[:16]}.ckpt"
     assert checkpoint_file.read(path)["epoch"] == 3
     assert "0.0 MB" in capsys.readouterr().out
     for name in ("evil.ckpt", "raw"):
         with pytest.raises(CheckpointError, match=r"It would import .*nothing of it was run"):
             load(f"{server}/{name}", log_dir=tmp_path / "logs")
     assert not (tmp_path / "executed").exists()
+
+
+def test_files_of_addresses_that_end_alike_stay_apart(tmp_path, server):
+    """Also one that the server exchanges: a run that began with the old one, or waits for its turn, keeps it."""
+    kept = {}
+    for value, place in ((1.0, "a/best.ckpt"), (2.0, "b/best.ckpt"), (3.0, "b/best.ckpt"), (4.0, "c/best.ckpt?run=1")):
+        file = tmp_path / "web" / place.partition("?")[0]
+        checkpoint_file.write({"state_dict": {"weight": torch.tensor(value)}}, file)
+        kept[value] = checkpoints.which_file(f"{server}/{place}", log_dir=tmp_path / "logs")
+    for value, path in kept.items():
+        assert checkpoint_file.read(path)["state_dict"]["weight"].item() == value
+    assert set((tmp_path / "logs" / "fetched").iterdir()) == set(kept.values())
+
+
+def test_each_job_of_a_grid_begins_with_the_weights_of_its_own_address(tmp_path, server, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value, place in ((1.0, "a"), (2.0, "b")):
+        checkpoint_file.write({"state_dict": {"weight": torch.tensor(value)}}, tmp_path / "web" / place / "best.ckpt")
+    addresses = ",".join(f"'{server}/{place}/best.ckpt'" for place in "ab")
+    jobs = grid._compose_all(overrides.grid(["data=digits", "model=linear", "logger=none", f"init_from={addresses}"]))
+    files = [Path(job.config.init_from) for job in jobs]
+    assert [checkpoint_file.read(path)["state_dict"]["weight"].item() for path in files] == [1.0, 2.0]
 
 
 def test_what_cannot_be_fetched_is_named_and_leaves_nothing(tmp_path, server):

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from boltlab.config.overrides import as_override, read, split_space
+from boltlab.config.overrides import as_override, given, read, split_space, sweep_values
 from boltlab.ground.errors import ConfigError
 from boltlab.sweeps import space as spaces
 
@@ -44,7 +44,7 @@ def test_what_hydra_writes_is_what_is_drawn(written, inside, kind):
     (dimension,) = spaces.parse({"x.y": written})
     values = [point["x.y"] for point in drawn([dimension])]
     assert all(inside(value) and type(value) is kind for value in values)
-    assert len(set(values)) == min(dimension.size(), len(set(values))) and len(set(values)) > 1
+    assert 1 < len(set(values)) <= dimension.size()
     assert all(inside(kind(edge) if kind in (int, float) else edge) for edge in dimension.edges())
 
 
@@ -135,3 +135,23 @@ def test_the_command_line_is_divided_into_what_is_fixed_and_what_is_not():
 def test_sizes_of_a_grid_multiply():
     space = spaces.parse({"a": "1,2", "b": "range(0,10,2)", "c": "int(interval(1,3))"})
     assert spaces.size(space) == 2 * 5 * 3 == len(list(itertools.product(range(2), range(5), range(3))))
+
+
+def test_a_range_without_an_end_in_sight_is_refused_before_it_is_listed():
+    for text in ("range(0,100000000)", "range(0,1,1e-9)", "range(0,inf)"):
+        with pytest.raises(ValueError, match="values: give interval"):
+            sweep_values("seed", text)
+    assert sweep_values("seed", "range(0,9,4)").high == 8
+
+
+def test_a_choice_keeps_what_may_be_a_text():
+    assert sweep_values("data.target", "choice(1_0,2,x)").texts == ("1_0", "2", "x")
+    assert sweep_values("optimizer.lr", "choice(1e-3,0.01)").texts == ("0.001", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [("logs", "x=logs"), ("/a/b c", "x=/a/b c"), ("äöü", "x='äöü'"), ("a,b", "x='a,b'"), ("123", "x='123'")],
+)
+def test_a_text_is_given_on_with_quotes_only_where_it_needs_them(text, override):
+    assert given("x", text) == override and read(override).value() == text

@@ -4,9 +4,11 @@ import math
 import time
 
 import pytest
+import yaml
 from waiting import HANG
 
 from boltlab import runs
+from boltlab.ground.errors import UserError
 from boltlab.sweeps import worker as workers
 from boltlab.sweeps.study import FINAL, RETRY, Study
 from boltlab.sweeps.table import best_of
@@ -61,6 +63,7 @@ class Run:
 def make_run(overrides, folder):
     folder.mkdir()
     (folder / "config.yaml").touch()
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(overrides))
     runs.write_summary(folder, status="queued")
 
 
@@ -130,3 +133,54 @@ def test_after_the_time_limit_only_what_has_begun_goes_on(opened, work, begun):
     study = opened(3)
     assert [run.trial for run in work(study, deadline=time.time() - 1)] == ["0"] * begun
     assert [t.state.name for t in study.trials()] == ["COMPLETE" if begun else "RUNNING"]
+
+
+def damaged(path, before):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+
+
+LOSSES = {
+    "gone": (None, lambda path, before: path.unlink()),
+    "another file": (None, lambda path, before: path.write_bytes(b"no database\n" * 500)),
+    "damaged": (None, damaged),
+    "older copy": (None, lambda path, before: path.write_bytes(before)),
+    "damaged journal": ("journal", damaged),
+    "journal cut off": ("journal", lambda path, before: path.write_bytes(before[:-9])),
+}
+SPACE = {"opt": "choice(sgd,adam)", "lr": "tag(log,interval(1e-4,1e-1))"}
+SPACE |= {"width": "int(interval(1,99))", "m": {"values": "interval(0,1)", "when": "opt=sgd"}}
+
+
+def of_runs(top):
+    """The values of each trial as its run was given them, and its best accuracy."""
+    found = {}
+    for folder in top.glob("[0-9]*"):
+        given = dict(text.split("=") for text in yaml.safe_load((folder / "overrides.yaml").read_text()))
+        given = {key: value if key == "opt" else float(value) for key, value in given.items()}
+        values = workers.column(folder, "val_acc")
+        found[int(folder.name)] = given, max(values, default=None)
+    return found
+
+
+@pytest.mark.parametrize(("storage", "lose"), LOSSES.values(), ids=LOSSES)
+def test_a_lost_study_is_named_and_made_anew_from_the_runs(tmp_path, work, storage, lose):
+    asked, path = ASKED | {"space": SPACE}, tmp_path / ("study.journal" if storage else "study.db")
+    work(Study(tmp_path, asked, 1, storage), {"0": [0.1, 0.2]})
+    before = path.read_bytes()
+    first = Study(tmp_path, asked, 4, storage)
+    work(first, {"1": [0.9, 0.7], "2": [0.4], "3": -9})
+    known = of_runs(tmp_path)
+    assert [known[number][1] for number in range(5)] == [0.2, 0.9, 0.4, None, 0.5]  # the last is the dead one again
+    first.study._storage.remove_session()
+    lose(path, before)
+
+    with pytest.raises(UserError, match="rebuild=true makes it anew from the runs there, another name=… begins a new"):
+        Study(tmp_path, asked, 6, storage)
+    again = Study(tmp_path, asked, 6, storage, anew=True)
+    assert sorted(run.folder.name for run in work(again)) == ["3", "5"]
+    assert {t.number: (t.params, t.values[0]) for t in again.trials()} == of_runs(tmp_path)
+    assert of_runs(tmp_path).items() >= (known | {3: (known[3][0], 0.5)}).items()
+    assert best_of(again, again.trials()).number == 1
+    assert Study(tmp_path, asked, 6, storage).take() is None

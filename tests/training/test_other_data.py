@@ -274,16 +274,20 @@ def fill(folder, number, seed, classes=("cat", "dog", "eel"), suffix=".png"):
             Image.fromarray(pixels.astype(np.uint8)).save(f"{folder}/{name}/{index}{suffix}")
 
 
-def accuracy(run, *folders):
-    """Of all images below, by numpy."""
+def answers(run, paths):
+    """The class of each image, by numpy."""
     weight, bias = weights(run)
     config = trained_config(run)["data"]
     mean, std = (np.array(config[name]).reshape(-1, 1, 1) for name in ("mean", "std"))
-    right = []
-    for path in (path for folder in folders for path in Path(folder).glob("*/*.*")):
+    for path in paths:
         pixels = np.asarray(Image.open(path), dtype=np.float64).transpose(2, 0, 1) / 255
         logits = weight @ ((pixels - mean) / std).ravel() + bias
-        right.append(sorted(("cat", "dog", "eel"))[logits.argmax()] == path.parent.name)
+        yield ("cat", "dog", "eel")[logits.argmax()]
+
+
+def accuracy(run, *folders):
+    paths = [path for folder in folders for path in Path(folder).glob("*/*.*")]
+    right = [found == path.parent.name for found, path in zip(answers(run, paths), paths, strict=True)]
     return np.mean(right), len(right)
 
 
@@ -356,8 +360,75 @@ def test_a_folder_without_classes_is_refused(boltlab, trained_on_images):
 
 
 def test_predict_names_the_classes_of_the_run(boltlab, trained_on_images):
+    run = next(runs.folders("logs"))
     fill("b", 1, 1, ["fox", "ant", "bee"])
     code, out, err = boltlab("predict", "run=latest", "input=a/dog/0.png", "data=image_folder", "data.root=b",
                              "data.class_names=[ant,bee,fox]", "data.num_classes=3", FOLDER[1])  # fmt: skip
     assert code == 0, err
-    assert next(csv.DictReader(out.splitlines()))["class"] in ("cat", "dog", "eel")
+    assert next(csv.DictReader(out.splitlines()))["class"] == next(answers(run, [Path("a/dog/0.png")]))
+
+
+# Relative paths
+
+
+def accuracy_of_table(run, path, rows):
+    """Of these rows of a table, by numpy, standardized by the training rows of the table `kept.csv`."""
+    table = {"target": "kind", "task": "classification"}
+    x = numbers("kept.csv", "a", "b")[training_rows("kept.csv", **table)]
+    weight, bias = weights(run)
+    logits = (numbers(path, "a", "b")[rows] - x.mean(0)) / x.std(0) @ weight.T + bias
+    labels = np.array([sorted(KINDS).index(kind) for (kind,) in column(path, "kind")])[rows]
+    return (logits.argmax(1) == labels).mean()
+
+
+@pytest.fixture
+def in_project(boltlab, tmp_path, monkeypatch):
+    """A run of project/a.csv, and another a.csv in the folder `elsewhere`, which is the current one."""
+    for name in ("project", "elsewhere"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    flowers("a.csv", 300, 0, seed=0)
+    shutil.copy("a.csv", "../elsewhere/kept.csv")
+    run = run_of(boltlab, *GROUP, "data.path=a.csv").resolve()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    flowers("a.csv", 300, 5, seed=1)
+    return run
+
+
+def eval_from(boltlab, run, *arguments):
+    code, out, err = boltlab("eval", f"run={run}", "logger=none", *arguments)
+    return (code, err) if code else (metrics()["test_acc"], out)
+
+
+@pytest.mark.parametrize("moved", ["", "project", "all but the runs"])
+def test_a_relative_path_leads_to_what_it_led_to_in_the_training(boltlab, in_project, tmp_path, moved):
+    run, rows = in_project, CSV(path="kept.csv", target="kind", task="classification")
+    rows = rows.three_splits(rows.table()[1], rows.test_fraction)["test"].numpy()
+    if moved == "project":  # as on another machine
+        (tmp_path / "project").rename(tmp_path / "there")
+        run = tmp_path / "there" / run.relative_to(tmp_path / "project")
+    elif moved:
+        run = shutil.move(run, tmp_path / "elsewhere" / "run")
+    found, _ = eval_from(boltlab, run)
+    assert found == pytest.approx(accuracy_of_table(Path(run), "kept.csv", rows), abs=1e-6)
+    code, _, err = boltlab("train", f"resume={run}", "trainer.max_epochs=4", "data.num_workers=0")
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("change", ["gone", "another", "one cell", "gone, with a link"])
+def test_other_data_are_evaluated_only_where_they_are_asked_for(boltlab, in_project, tmp_path, change):
+    trained_on, here = tmp_path / "project" / "a.csv", Path("a.csv")
+    if change.startswith("gone"):
+        trained_on.unlink()
+        if "link" in change:
+            trained_on.symlink_to(here.absolute())
+    else:
+        here = trained_on
+        text = here.read_text().splitlines()
+        text[7] = "0.5" + text[7][text[7].index(",") :]
+        here.write_text("\n".join(text)) if change == "one cell" else flowers(here, 300, 5, seed=1)
+    code, said = eval_from(boltlab, in_project)
+    assert code == 1 and "the data are not those that" in said and "data.path=" in said and "evaluates them" in said
+    found, out = eval_from(boltlab, in_project, f"data.path={here}")
+    assert f"all 300 samples of {here}, not the data trained on" in out
+    assert found == pytest.approx(accuracy_of_table(in_project, here, slice(None)), abs=1e-6)

@@ -56,7 +56,8 @@ class ConfusionMatrix(AtTest):
         if not count:
             return
         counts, names = self._counts or self._new(count, pl_module), class_names(trainer, count)
-        matrix = counts.compute().cpu()  # on every process: this is where they are summed
+        # On every process: this is where they are summed. Of one class, it is a number.
+        matrix = counts.compute().cpu().reshape(count, count)
         self._counts = None
         if trainer.is_global_zero:
             self.dir.mkdir(parents=True, exist_ok=True)
@@ -70,6 +71,9 @@ class ConfusionMatrix(AtTest):
 
 def write_numbers(matrix: Tensor, class_names: list[str], folder: Path) -> None:
     """``matrix``: int64 [true class, predicted class]."""
+    from boltlab.ground.texts import cell
+
+    class_names = [cell(name) for name in class_names]
     with (folder / "confusion_matrix.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["true \\ predicted", *class_names])

@@ -24,7 +24,7 @@ class Freeze(Callback):
     "last_layer" stands for the module with parameters that comes last. `norms_in_eval`: a batch norm that is frozen
     keeps its statistics, too, and normalizes with them.
 
-    What is frozen follows from the epoch alone, so a resumed run goes on with the same. A frozen parameter stays in the
+    What is frozen follows from the epoch alone, so a resumed run has the same. A frozen parameter stays in the
     optimizer, whose groups, schedule and checkpoints are those of any other run, but it has no gradient and every
     optimizer passes over it: no weight decay, no momentum, and its moments begin when it is trained. (Lightning's
     BaseFinetuning adds parameter groups instead, which a schedule made before does not know.)
@@ -63,7 +63,7 @@ class Freeze(Callback):
                 raise UserError(f"callbacks.freeze.train_from: {message}")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: the optimizer is made of what is trained. And the next hook is left out where a run goes on in
+        # Not earlier: the optimizer is made of what is trained. And the next hook is left out where a run resumes in
         # the middle of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 

@@ -1,4 +1,4 @@
-"""checkpoints/last.ckpt: the newest state, from which a run goes on exactly; also written when it is stopped."""
+"""checkpoints/last.ckpt: the newest state, from which a run resumes exactly; also written when it is stopped."""
 
 import os
 import secrets
@@ -121,7 +121,7 @@ class Last(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if not whole and trainer.global_step == trainer.max_steps:
-            return  # saved where it was: a longer run goes on in the middle of the epoch
+            return  # saved where it was: a longer run resumes in the middle of the epoch
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         ends |= trainer.global_step == trainer.max_steps
         if self._due or ends or (trainer.current_epoch + 1) % self.every_n_epochs == 0:

@@ -1,6 +1,7 @@
 """What a net gets wrong at test, its worst mistakes first, and whether its probabilities can be believed."""
 
 import math
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -137,7 +138,7 @@ class Mistakes(AtTest):
             tell(trainer, "log_image", "mistakes", [str(sheet)])
         if worst:
             shown = [item | {"picture": self.dir / item["picture"] if "picture" in item else None} for item in worst]
-            rows = [[item[name] for name in COLUMNS] for item in shown]
+            rows = [[_text(item[name]) for name in COLUMNS] for item in shown]
             tell(trainer, "log_table", "worst_mistakes", COLUMNS, rows)
 
     def _picture(self, data: Any, split: Any, worst: list[dict[str, Any]]) -> Path | None:
@@ -168,6 +169,11 @@ class Mistakes(AtTest):
             picture.save(self.dir / item["picture"])
         titles: Any = [(item["true"], f"{item['probability']:.0%} {item['predicted']}") for item in worst]
         return draw_images(pixels, titles, self.dir / "mistakes.png")
+
+
+def _text(value: Any) -> Any:
+    """Trackers take text, and the name of a file may be no UTF-8."""
+    return os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value
 
 
 def _places(places: Tensor, loaders: Any, processes: int) -> Tensor:

@@ -29,6 +29,7 @@ _MARK = b"sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
 _COMMENT_LENGTH = struct.pack("<H", _COMMENT_BYTES)  # stands right before the comment
 _CHUNK = 1 << 20
+MOST_UNPACKED = 100  # times the size of a file
 # What a writer that was killed leaves: see `files.whole`, its name in older versions, and `loggers.csv`.
 _LEFTOVER = re.compile(
     r"\.(.+\.(ckpt|json|yaml)|trial)\.[0-9a-f]{8}|\.(summary|config|jobs|data)-[0-9a-f]{6}|metrics\.csv\.new"
@@ -183,7 +184,7 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, cut short, changed, or holding more than tensors and plain values.
     """
-    with _refusal(f"cannot read the checkpoint {path}"), path.open("rb") as file:
+    with _refusal(f"cannot read the checkpoint {path}"), files.opened(path) as file:
         if problem := _problem(file):
             raise CheckpointError(f"the checkpoint {path} {problem}{_foreign(file, path)}")
         content = _load_plain(file, path, map_location)  # of the file that was hashed, whatever stands there by now
@@ -222,13 +223,15 @@ def read_foreign(path: Path) -> Any:
         CheckpointError: no such file, no such format, or one that holds more than tensors and plain values; the
             message says what it would import, and nothing of it was run.
     """
-    with _refusal(f"cannot read the checkpoint {path}"), path.open("rb") as file:
+    with _refusal(f"cannot read the checkpoint {path}"), files.opened(path) as file:
         if _marked(file) and (problem := _problem(file)):
             raise CheckpointError(f"{path} {problem}")
         return _load_plain(file, path, "cpu")
 
 
 def _load_plain(file: IO[bytes], path: Path, map_location: Any) -> Any:
+    if bomb := _bomb(file):
+        raise CheckpointError(f"{path} {bomb}")
     file.seek(0)
     try:
         return torch.load(file, map_location=map_location, weights_only=True)
@@ -241,10 +244,21 @@ def _load_plain(file: IO[bytes], path: Path, map_location: Any) -> Any:
         raise CheckpointError(f"{path} {why}{_foreign(file, path)}") from e
 
 
+def _bomb(file: IO[bytes]) -> str:
+    """What is wrong with an archive that would fill the memory; torch.save packs without compressing."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except Exception:  # no archive, or one that was made to be odd: torch says so
+        return ""
+    large = size > MOST_UNPACKED * file.seek(0, os.SEEK_END)
+    return f"unpacks to {megabytes(size)}, as nothing does that torch.save writes" if large else ""
+
+
 def verify(path: Path) -> str | None:
     """Says what is wrong with a checkpoint file; None where its content and its hash agree. Runs nothing from it."""
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             return _problem(file)
     except OSError as e:
         return f"cannot be read: {e.strerror}"
@@ -277,6 +291,8 @@ def _foreign(file: IO[bytes], path: Path) -> str:
     """What a file that is refused would import, and how a person who trusts it takes its weights over."""
     if path.suffix == ".safetensors":
         return ". It is called a safetensors file: init_from= takes it as it is"
+    if bomb := _bomb(file):
+        return f". It {bomb}"
     from boltlab.checkpoints.pickles import imports
 
     convert = f"boltlab checkpoint convert {path} output=plain.ckpt"

@@ -20,7 +20,7 @@ def imports(file: IO[bytes]) -> list[str]:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
     file.seek(0)
     found: set[str] = set()
-    with suppress(Exception):  # where a pickle ends and something else goes on
+    with suppress(Exception):  # where a pickle ends and something else follows
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
                 for name in archive.namelist():

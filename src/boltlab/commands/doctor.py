@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -273,7 +274,8 @@ def check_data(data: DictConfig) -> list[Row]:
     check_folder = getattr(importlib.import_module(str(data._target_).rpartition(".")[0]), "check_folder", None)
     if check_folder is None:
         return [Row("data", "ok", f"{data._target_} is no folder of files: nothing to check")]
-    problems = list(check_folder(data.root))
+    limit = {key: data[key] for key in ("max_pixels",) if key in data and key in signature(check_folder).parameters}
+    problems = list(check_folder(data.root, **limit))
     if not problems:
         return [Row("data", "ok", f"every file under {data.root} can be read")]
     cure = "Mend or remove the file; data.max_bad_files=N leaves out up to N of them in training."

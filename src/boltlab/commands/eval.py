@@ -116,7 +116,8 @@ def measure(folder_name: str, config: DictConfig) -> None:
         content = checkpoint_file.read(checkpoints.find(Path(asked["evaluated"]), asked["checkpoint"]))
         model = restore(content)
         same_kind(content["config"].get("data") or {}, OmegaConf.to_container(config.data))
-        (data, said), split = other_data.build_data(config, content, Path(asked["evaluated"])), asked["split"]
+        given, split = keys(asked["start"]["overrides"]), asked["split"]
+        data, said = other_data.build_data(config, content, Path(asked["evaluated"]), given)
         trainer = make_trainer(config)
         if said and trainer.is_global_zero:
             data.on_load = partial(other_data.tell, data, said)
@@ -175,7 +176,7 @@ _CALLED = {
 
 
 def same_kind(trained: Any, evaluated: Any) -> None:
-    """Refuses data that the model cannot be held against.
+    """Refuses data that the model cannot be compared with.
 
     Raises:
         UserError: other shape, other classes, or the same classes in another order: labels would be shifted.

@@ -6,17 +6,18 @@ logs/train/<date>_<time>_sweep_<name>-<id>/
 """
 
 import hashlib
+import math
 import re
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.config.compose import Composed, compose
-from boltlab.config.overrides import grid
+from boltlab.config.overrides import MOST_JOBS, grid, job_count
 from boltlab.ground import credentials, signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.ground.texts import line, print_table
@@ -30,7 +31,7 @@ BEFORE = "finished before"
 def main(overrides: list[str]) -> int:
     """Runs the grid; returns 0 if every job has finished.
 
-    The newest sweep whose jobs are these ones, each with the config that is composed now, goes on; where all of them
+    The newest sweep whose jobs are these ones, each with the config that is composed now, is resumed; where all of them
     are finished, it is only shown. The code may be another one: what made jobs fail is often mended there, and each run
     records its commit.
 
@@ -43,7 +44,9 @@ def main(overrides: list[str]) -> int:
 
 
 def _main(overrides: list[str]) -> int:
+    overrides = _bounded(overrides)
     whole = compose("train", overrides, sweep=True)
+    overrides = whole.overrides
     training.say_unused(whole)
     jobs = _compose_all(grid(overrides))
     launcher = launched.take(jobs)
@@ -58,6 +61,30 @@ def _main(overrides: list[str]) -> int:
         return 0
     with runs.lock(top):
         return _Sweep(top, overrides, jobs, known, launcher).run()
+
+
+def first(overrides: list[str]) -> tuple[DictConfig, str]:
+    """The config of the first job, of which only keys and choices are checked, and how many jobs there are."""
+    whole = compose("train", _bounded(overrides), sweep=True, check=False)
+    jobs = grid(whole.overrides)
+    return compose("train", jobs[0], check=False).config, f"the first of {len(jobs):,} jobs"
+
+
+def _bounded(overrides: list[str]) -> list[str]:
+    """The overrides without `max_jobs=`.
+
+    Raises:
+        ConfigError: they make more jobs than that, or it is no number.
+    """
+    rest = [text for text in overrides if not text.startswith("max_jobs=")]
+    most = next((text for text in reversed(overrides) if text.startswith("max_jobs=")), f"max_jobs={MOST_JOBS}")
+    number = most.partition("=")[2]
+    if not number.isdecimal():
+        raise ConfigError([Mistake(most, "takes int: how many jobs a grid may have")])
+    if (count := job_count(rest)) > int(number):
+        cure = f"fewer values, or max_jobs={count}" if count < math.inf else "a range with an end"
+        raise ConfigError([Mistake("-m", f"makes {count:,} jobs, more than {int(number):,}: {cure}")])
+    return rest
 
 
 def _compose_all(combinations: list[list[str]]) -> list[Composed]:
@@ -113,7 +140,7 @@ class _Sweep:
     def run(self) -> int:
         if (self.top / "jobs.json").exists():
             done = f"{len(self.before)} of {len(self.jobs)} jobs are finished"
-            print(f"{runs.shown(self.top)} goes on: {done} (another name=… begins a new sweep)", flush=True)
+            print(f"{runs.shown(self.top)} resumes: {done} (another name=… begins a new sweep)", flush=True)
         self.write()
         try:
             if self.launcher is not None:
@@ -170,10 +197,11 @@ class _Sweep:
             return
         print(f"\n{heading}", flush=True)
         try:
-            if newest is not None and status.resumable:
-                training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
-            else:  # one that failed starts anew, and what it left stays as it is
-                training.run(job, _fresh(self.top, number))
+            with signals.heard():
+                if newest is not None and status.resumable:
+                    training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
+                else:  # one that failed starts anew, and what it left stays as it is
+                    training.run(job, _fresh(self.top, number))
             self.write()
         except UserError as e:
             self.failed(number, str(e))

@@ -5,9 +5,11 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import ExitStack
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -44,54 +46,73 @@ def main(overrides: list[str]) -> int:
     if kind not in ("csv", "json"):
         raise ConfigError([Mistake(f"output={options.output}", "must end in .csv or .json")])
     files = find_files(list(options.input) if not isinstance(options.input, str) else [options.input])
-    rows = _rows(edit(trained, for_run, settled=True), folder, files, options)
-    write(to_json(rows) if kind == "json" else to_csv(rows), options.output, f"{len(rows)} files")
-    bad = [row for row in rows if row["error"]]
-    for row in bad:
-        print(f"not read  {row['error']}", file=sys.stderr)
-    return 1 if len(bad) == len(rows) else 0
+    bad: Counter[str] = Counter()
+    rows = _noted(_rows(edit(trained, for_run, settled=True), folder, files, options), bad)
+    write(to_json(rows) if kind == "json" else to_csv(rows), options.output)
+    if options.output:
+        print(f"{len(files)} files{f', {bad.total()} not read' if bad else ''}  {options.output}")
+    return 1 if bad.total() == len(files) else 0
 
 
-def _rows(config: Any, folder: Path, files: list[Path], options: Any) -> list[dict[str, Any]]:
+def _noted(rows: Iterable[dict[str, Any]], bad: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows, while those of unreadable files are told and counted."""
+    for row in rows:
+        if row["error"]:
+            print(f"not read  {row['error']}", file=sys.stderr)
+            bad["files"] += 1
+        yield row
+
+
+def _rows(config: Any, folder: Path, files: list[str], options: Any) -> Iterator[dict[str, Any]]:
     """A row a file, made by as many processes as were asked for, or were started from outside."""
     asked = {key: options[key] for key in ("checkpoint", "batch_size", "device", "devices", "top_k")}
     outside = started_by.outside()
     if outside is not None:
         asked["devices"] = outside.size
     if asked["devices"] > 1:
-        return list(together(config, folder, files, asked, None if outside is None else options.log_dir))
-    return list(predict(config, folder, files, **asked))
+        return together(config, folder, files, asked, None if outside is None else options.log_dir)
+    return predict(config, folder, files, **asked)
 
 
 def _takes_images(config: Any) -> bool:
     return len(config.data.get("input_shape") or ()) == 3 and bool(config.data.get("class_names"))
 
 
-def find_files(inputs: list[str]) -> list[Path]:
+def find_files(inputs: list[str]) -> list[str]:
     """The image files that files, folders (searched to the bottom) and globs name, sorted, each once.
+
+    In folders, what is hidden (".name") is left out, as in training. A link that leads nowhere is a file here: reading
+    it says what it is.
 
     Raises:
         UserError: an input names nothing.
     """
-    from boltlab.data.image_folder import EXTENSIONS
-
-    found: list[Path] = []
+    found: set[str] = set()
     for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            here = [p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file()]
-        elif path.exists():
+        path = os.path.expanduser(text)
+        if os.path.isdir(path):
+            here = list(_below(path))
+        elif os.path.lexists(path):
             here = [path]
         else:
-            here = [Path(name) for name in glob.glob(text, recursive=True) if Path(name).is_file()]
+            here = [name for name in glob.glob(path, recursive=True) if not os.path.isdir(name)]
         if not here:
             raise UserError(f"input={text} names no image: give a file, a folder or a glob in quotes")
-        found += here
-    return sorted(set(found))
+        found.update(str(Path(name)) for name in here)
+    return sorted(found, key=lambda name: name.replace(os.sep, "\0"))  # folder by folder
+
+
+def _below(folder: str) -> Iterator[str]:
+    from boltlab.data.image_folder import EXTENSIONS
+
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        shown = (name for name in names if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in shown if name.lower().endswith(EXTENSIONS))
 
 
 def together(
-    config: Any, folder: Path, files: list[Path], asked: dict[str, Any], where: str | None
+    config: Any, folder: Path, files: list[str], asked: dict[str, Any], where: str | None
 ) -> Iterator[dict[str, Any]]:
     """The rows of `predict` in `asked["devices"]` processes, which take the batches that one would take, in turn.
 
@@ -101,12 +122,13 @@ def together(
     with tempfile.TemporaryDirectory(prefix="boltlab-predict-", dir=where) as name:
         shared = Path(name).resolve()
         config = runs.write_config(shared, config)
-        named = {"folder": str(folder), "files": list(map(str, files))}
+        named = {"folder": str(folder), "files": files}
         (shared / "asked.json").write_text(json.dumps(named | asked))
         launch(predict_part, shared, config)
-        parts = [iter(json.loads(_part(shared, rank).read_text())) for rank in range(asked["devices"])]
-    for batch in range(-(-len(files) // asked["batch_size"])):
-        yield from islice(parts[batch % len(parts)], asked["batch_size"])
+        with ExitStack() as opened:
+            parts = [opened.enter_context(_part(shared, rank).open()) for rank in range(asked["devices"])]
+            for batch in range(-(-len(files) // asked["batch_size"])):
+                yield from map(json.loads, islice(parts[batch % len(parts)], asked["batch_size"]))
 
 
 def predict_part(folder_name: str, config: Any) -> None:
@@ -114,19 +136,19 @@ def predict_part(folder_name: str, config: Any) -> None:
     shared, rank = Path(folder_name), int(os.environ["RANK"])
     with signals.caught():
         asked = json.loads((shared / "asked.json").read_text())
-        asked |= {"folder": Path(asked["folder"]), "files": list(map(Path, asked["files"])), "rank": rank}
-        rows = list(predict(config, **asked))
-        _part(shared, rank).write_text(json.dumps(rows))
+        asked |= {"folder": Path(asked["folder"]), "rank": rank}
+        with _part(shared, rank).open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in predict(config, **asked))
 
 
 def _part(shared: Path, rank: int) -> Path:
-    return shared / f"rows-{rank}.json"
+    return shared / f"rows-{rank}.jsonl"
 
 
 def predict(
     config: Any,
     folder: Path,
-    files: list[Path],
+    files: list[str],
     checkpoint: str | None,
     batch_size: int,
     device: str,
@@ -161,7 +183,7 @@ def predict(
     data = build(config, "data")
     names = list(fitted(content)["class_names"] or config.data.class_names)
 
-    def load(path: Path) -> Any:
+    def load(path: str) -> Any:
         try:
             return data.eval_pixels(path)
         except DataError as e:
@@ -178,28 +200,38 @@ def predict(
                 probabilities = iter(model.predict_step((batch,), 0).float().cpu())
             for path, image in zip(part, images, strict=True):
                 if isinstance(image, DataError):
-                    yield {"file": str(path), "class": None, "probability": None, "top_k": [], "error": str(image)}
+                    yield {"file": path, "class": None, "probability": None, "top_k": [], "error": str(image)}
                     continue
                 values, indices = next(probabilities).topk(min(top_k, len(names)))
                 best = [
                     {"class": names[i], "probability": round(v, 6)}
                     for v, i in zip(values.tolist(), indices.tolist(), strict=True)
                 ]
-                yield {"file": str(path), **best[0], "top_k": best, "error": None}
+                yield {"file": path, **best[0], "top_k": best, "error": None}
 
 
-def to_csv(rows: list[dict[str, Any]]) -> str:
-    """CSV with a header; the second to k-th class stand in columns of their own."""
-    width = max([len(row["top_k"]) for row in rows], default=0)
-    more = [f"{name}_{rank}" for rank in range(2, width + 1) for name in ("class", "probability")]
-    lines = []
+def to_csv(rows: Iterator[dict[str, Any]]) -> Iterator[str]:
+    """CSV with a header, a line at a time; the second to k-th class stand in columns of their own."""
+    first: list[dict[str, Any]] = []  # up to the one that shows how many classes there are
     for row in rows:
-        others = [value for one in row["top_k"][1:] for value in (one["class"], one["probability"])]
-        others += [None] * (len(more) - len(others))
-        lines.append([row["file"], row["class"], row["probability"], *others, row["error"]])
-    return as_csv(["file", "class", "probability", *more, "error"], lines)
+        first.append(row)
+        if row["top_k"]:
+            break
+    others = len(first[-1]["top_k"][1:]) if first else 0
+    more = [f"{name}_{rank + 2}" for rank in range(others) for name in ("class", "probability")]
+    yield as_csv(["file", "class", "probability", *more, "error"], [])
+    for row in chain(first, rows):
+        best = [value for one in row["top_k"][1:] for value in (one["class"], one["probability"])]
+        cells = best or [None] * len(more)
+        yield as_csv([row["file"], row["class"], row["probability"], *cells, row["error"]], [])
 
 
-def to_json(rows: list[dict[str, Any]]) -> str:
-    """A JSON list of the rows."""
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+def to_json(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """A JSON list of the rows, a row at a time."""
+    before = "[\n"
+    for row in rows:
+        # A byte of a name that is no UTF-8 becomes an escape, which JSON reads back to the same name.
+        text = json.dumps([row], indent=1, ensure_ascii=False).encode(errors="backslashreplace").decode()
+        yield before + text[2:-2]
+        before = ",\n"
+    yield "\n]\n"

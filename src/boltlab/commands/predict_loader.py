@@ -55,7 +55,9 @@ def main(trained: DictConfig, folder: Path, options: DictConfig, given: list[str
             torch.save(checkpoint_file.plain(joined(batches, sizes)), file)
         print(f"{sum(sizes)} samples  {output}")
     else:
-        write(to_json(table) if kind == "json" else to_csv(table), options.output, f"{sum(sizes)} samples")
+        write([to_json(table) if kind == "json" else to_csv(table)], options.output)
+        if options.output:
+            print(f"{sum(sizes)} samples  {options.output}")
     return 0
 
 
@@ -93,7 +95,7 @@ def predicted(
     trained.trainer.update({"strategy": "auto", "accelerator": accelerator, "enable_progress_bar": False})
     config = edit(trained, for_run, settled=True)
     model = restore(content)
-    data, _ = build_data(config, content, folder)
+    data, _ = build_data(config, content, folder, keys(for_run))
     plain.need("predict", model, data, "predict_step", "predict_dataloader", "test_dataloader")
     loader = "test_dataloader" if plain.lacks("predict_dataloader", data, model) else "predict_dataloader"
     trainer, sizes = make_trainer(config), _Sizes()

@@ -8,27 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from boltlab.ground.errors import UserError
+from boltlab.ground.files import whole
+from boltlab.ground.texts import cell
 
 
-def write(text: str, output: str | None, what: str) -> None:
-    """Writes predictions to the file `output`, or prints them where there is none."""
+def write(parts: Iterable[str], output: str | None) -> None:
+    """Writes predictions, as they come, to the file `output`, or prints them where there is none.
+
+    The file stands in its place when it is whole; after an error, what stood there before does. Names of files that are
+    not UTF-8 are written as they are.
+
+    Raises:
+        UserError: the file cannot be written, which shows before the first part is asked for.
+    """
     if not output:
-        sys.stdout.write(text)
+        sys.stdout.writelines(parts)
         return
-    path = Path(output)
+    path = Path(output).resolve()  # a link stays one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="")
+        with whole(path) as file:
+            file.writelines(part.encode(errors="surrogateescape") for part in parts)
     except OSError as e:
-        raise UserError(f"output={path} cannot be written: {e.strerror}") from e
-    print(f"{what}  {path}")
+        raise UserError(f"output={output} cannot be written: {e.strerror or e}") from e
 
 
 def as_csv(columns: Sequence[str], rows: Iterable[Iterable[Any]], **options: Any) -> str:
-    """CSV with a header; what is None stays empty. `options`: of `csv.writer`."""
+    """CSV with a header; what is None stays empty, and no text is a formula. `options`: of `csv.writer`."""
     text = io.StringIO()
     writer = csv.writer(text, **options)
-    writer.writerows([columns, *rows])
+    writer.writerows(map(cell, row) for row in (columns, *rows))
     return text.getvalue()
 
 

@@ -13,7 +13,7 @@ from boltlab.config.compose import Composed, compose
 from boltlab.config.devices import process_count
 from boltlab.config.edit import edit
 from boltlab.config.effects import NO_EFFECT, PLACES_OF_DATA, under
-from boltlab.config.overrides import split_overrides
+from boltlab.config.overrides import keys, split_overrides
 from boltlab.ground import signals
 from boltlab.ground.errors import ConfigError, Mistake, UserError
 from boltlab.ground.texts import line, print_table
@@ -36,7 +36,7 @@ def _main(overrides: list[str]) -> int:
     options = compose("reproduce", own).config
     refuse_changes(for_run)
     source = runs.find(options.run, options.log_dir)
-    config, summary = runs.load_config(source), runs.read_summary(source)
+    config, summary = runs.load_config(source, replaced=keys(for_run)), runs.read_summary(source)
     if "evaluated" in summary:
         raise UserError(f"{runs.shown(source)} is an evaluation, no training: give the run that it has evaluated")
     if options.compare is not None:
@@ -199,8 +199,9 @@ def show_code(source: Path, log_dir: str, now: dict[str, Any], patch: bytes) -> 
     before, kept = differ.patch_of(source), source / "git.patch"
     commits = [line(side.get("git_commit"), 64) for side in (then, now)]
     changed = differ.patches(before, patch)
-    if commits[0] == "None":
-        print("code          the run has recorded no commit")
+    if not runs.is_commit(then.get("git_commit")):  # from anybody: it would stand in a command below
+        wrong = "" if commits[0] == "None" else f": {commits[0]!r} is none"
+        print(f"code          the run has recorded no commit{wrong}")
         return
     if commits[0] == commits[1] and not changed:
         print(f"code          equal: commit {commits[0][:12]}{', with the same uncommitted changes' * bool(before)}")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from boltlab import runs
 from boltlab.config.compose import Composed, compose
@@ -64,6 +64,16 @@ def _main(overrides: list[str]) -> int:
     return _run(spec, [masked(text) for text in overrides])
 
 
+def first(overrides: list[str]) -> tuple[DictConfig, str]:
+    """The config of the first training, of which only keys and choices are checked, and how many points there are; of a
+    sweep that tries nothing its own config."""
+    own, for_trials = split_overrides("sweep", overrides)
+    options = compose("sweep", own, check=False).config
+    composed, points = specs.first(options, for_trials)
+    count = f"{points:,}" if points < math.inf else "endless"
+    return (composed.config, f"the first of {count} points") if points > 1 else (options, "")
+
+
 def _run_on_server(spec: Spec) -> int:
     from boltlab.sweeps import wandb_engine
 
@@ -80,12 +90,14 @@ def _run(spec: Spec, command: list[str]) -> int:
     trials = sweep.trials or (None if whole else TRIALS)
     more = {"trials": trials, "timeout_minutes": sweep.timeout_minutes, "command": command}
     top, goes_on = studies.begin(Path(options.log_dir), asked, more)
-    study = Study(top, asked, trials, options.storage, key=_key(top))
+    if (key := _key(top)) and options.rebuild:
+        raise UserError(f"rebuild=true: another command is at work on {runs.shown(top)}")
+    study = Study(top, asked, trials, options.storage, key, anew=options.rebuild)
     if goes_on and _is_done(study):
         done = f"all trials of this command are done ({study.total})"
         print(f"{done}, nothing runs; another name=… begins a new sweep", flush=True)
         return _end(study)
-    print(f"{runs.shown(top)}{' goes on' if goes_on else ''}", flush=True)
+    print(f"{runs.shown(top)}{' resumes' if goes_on else ''}", flush=True)
     if spec.launcher is not None:
         _launch(spec.launcher, study, options.storage, spec.workers(2))
         if not getattr(spec.launcher, "wait", True):
@@ -220,5 +232,5 @@ def _end(study: Study) -> int:
     if at_work:
         print(f"{len(at_work)} trials are at work elsewhere: {', '.join(map(str, at_work))}")
     elif done < study.total:
-        print(f"{done} of {study.total} trials; the same command goes on")
+        print(f"{done} of {study.total} trials; the same command resumes")
     return 0

@@ -1,12 +1,13 @@
 """`boltlab train`: fit, then test with the best checkpoint."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from boltlab import runs
 from boltlab.config.compose import compose
 from boltlab.config.overrides import names_launcher
-from boltlab.ground import signals
+from boltlab.ground import signals, started_by
 from boltlab.ground.errors import ConfigError, Mistake
 from boltlab.processes import launch
 from boltlab.processes.restarted import begun_before, of_run
@@ -72,4 +73,9 @@ def _train(overrides: list[str], git: "Future[runs.Git]") -> None:
         print_end(submit.run(composed, name, start.JOB))
         return
     state = start.state_of(Path(given[-1]), composed.config) if given and given[-1] != "null" else None
-    start.run(composed, runs.new_folder(composed.config.log_dir, "train", name), git, state)
+    folder = runs.new_folder(composed.config.log_dir, "train", name)
+    try:
+        start.run(composed, folder, git, state)
+    finally:
+        if (folder / runs.UNBEGUN).exists() and started_by.leader is None:  # else other processes may write into it
+            shutil.rmtree(folder)

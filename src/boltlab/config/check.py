@@ -22,7 +22,17 @@ from boltlab.config.locate import locate
 from boltlab.config.modes import mode_key, settle
 from boltlab.config.rules import RULES
 from boltlab.config.sources import not_chosen
-from boltlab.config.types import UNKNOWN, Built, holds_built, show, type_problem
+from boltlab.config.types import (
+    BOUNDED,
+    UNKNOWN,
+    Built,
+    from_environment,
+    holds_built,
+    in_words,
+    show,
+    takes_numbers,
+    type_problem,
+)
 from boltlab.ground.errors import ConfigError, Mistake, UserError, suggest
 
 # What `boltlab train` finds by itself where it stands at "auto".
@@ -32,8 +42,9 @@ SEARCHED = ("optimizer.lr", "data.batch_size")
 class Checker:
     """Walks a config, collects its mistakes and every call (path, target, plain arguments) that it will make."""
 
-    def __init__(self, config: DictConfig, searched: tuple[str, ...] = ()):
+    def __init__(self, config: DictConfig, searched: tuple[str, ...] = (), texts: set[str] | None = None):
         self.config = config
+        self.texts = set() if texts is None else texts  # keys that take a text and hold what was read as a number
         self.searched = searched  # the keys that may stand at "auto" although their type is another
         self.found: list[Mistake] = []
         self.unknown_roots = {"run_dir"}  # filled in when the run starts; and those whose mistake is listed already
@@ -51,9 +62,11 @@ class Checker:
         for key, annotation in fields.items():
             if OmegaConf.is_missing(self.config, key):
                 self.add(key, f"is missing: give {key}=…")
-            elif not OmegaConf.is_interpolation(self.config, key):
+                continue
+            with suppress(OmegaConfBaseException):  # the walk names what does not resolve
                 value = _plain(self.config.get(key))
-                if message := type_problem(value, annotation):
+                value, message = self._fitted("", key, value, annotation)
+                if message:
                     self.unknown_roots.add(key)
                     is_group = value is None and annotation is dict
                     self.add(f"{key}={show(value)}", not_chosen(key) if is_group else message)
@@ -81,11 +94,16 @@ class Checker:
                     with suppress(OmegaConfBaseException):  # the walk names what does not resolve
                         plain[key] = _plain(data[key])
                 values = discover(plain)
-                data.update({key: values[key] for key in wanted if key in values})
+                data.update({key: values[key] for key in wanted if key in values and not _has_syntax(values[key])})
         except ConfigError:
             pass  # the walk names it with its key path
         except UserError as e:
             self.add("data", str(e))
+        else:
+            if discover is None:
+                return
+        # What refers to them is no mistake of its own.
+        self.unknown_roots |= {f"data.{key}" for key in wanted if data.get(key) == "auto"}
 
     def walk(self, node: Any, path: str) -> Any:
         """Checks a node and all below it; returns its plain value, or `Built` for what will be an object."""
@@ -121,14 +139,35 @@ class Checker:
         try:
             child = parent[key]
         except OmegaConfBaseException as e:
-            self.add(path, str(e).splitlines()[0])
+            if not self._needs_classes(parent, key):
+                self.add(path, str(e).splitlines()[0])
             return UNKNOWN
         if not OmegaConf.is_config(child):
+            written = str(parent._get_node(key)._value())
+            if isinstance(child, str) and "${" in child and ("\\${" in written or written.startswith("${oc.")):
+                self.add(f"{path}={show(child)}", "holds ${, which a saved config may not: the run could not be read")
             return child
         if not reference:
             return self.walk(child, path)
         # `optimizer: ${optimizer}` is checked where it stands, once, and not again where it is used.
         return Checker(self.config).walk(child, path)
+
+    def _fitted(self, path: str, key: str, value: Any, annotation: Any) -> tuple[Any, str | None]:
+        """A value as its annotation wants it, and what is wrong with it. What a variable of the environment holds is a
+        text, and may stand for a number; what the command line says may look like a number, and stand for a text."""
+        message = type_problem(value, annotation)
+        if message is None or holds_built(value):
+            return value, message
+        parent = OmegaConf.select(self.config, path) if path else self.config
+        written: Any = OmegaConf.to_container(parent, resolve=False)
+        if "${oc.env:" in str(written[key]):
+            value = from_environment(written[key], value)
+            message = type_problem(value, annotation)
+            if message is None:
+                parent[key] = value
+        elif type_problem(in_words(value), annotation) is None and not takes_numbers(annotation):
+            self.texts.add(f"{path}.{key}" if path else key)
+        return value, message
 
     def _call(self, short: str, target: Any, arguments: dict[str, Any], path: str, partial: bool) -> None:
         parameters = _parameters(target)
@@ -139,11 +178,34 @@ class Checker:
         for key, value in arguments.items():
             if value == "auto" and (f"{path}.{key}" in self.searched or key == mode_key(target)):
                 continue
-            if message := _argument_problem(short, key, value, known, is_open):
-                whole = holds_built(value) or isinstance(value, dict)
-                self.add(f"{path}.{key}" if whole else f"{path}.{key}={show(value)}", message)
+            if key in known:
+                arguments[key] = self._argument(short, path, key, value, known[key].annotation)
+            elif not is_open:
+                self._add_of(f"{path}.{key}", value, _unknown_argument(short, key, known))
         for name in [] if partial else _missing(known, arguments):
             self.add(f"{path}.{name}", f"{short} needs it: give +{path}.{name}=…")
+
+    def _argument(self, short: str, path: str, key: str, value: Any, annotation: Any) -> Any:
+        """The value as the argument takes it."""
+        limited = BOUNDED.get(key, annotation) if short == "Trainer" else annotation
+        value, message = self._fitted(path, key, value, limited)
+        if message and not (value is None and self._needs_classes(OmegaConf.select(self.config, path), key)):
+            self._add_of(f"{path}.{key}", value, f"{short} {message}")
+        return value
+
+    def _needs_classes(self, parent: Any, key: Any) -> bool:
+        """Says once of a model that needs classes that the data have none."""
+        if str(parent._get_node(key)._value()) != "${data.num_classes}":
+            return False
+        data = str(self.config.data.get("_target_")).rpartition(".")[2]
+        said = f"needs classes, and {data} has none here: choose one that predicts numbers, such as model=mlp_regressor"
+        if Mistake("model", said) not in self.found:
+            self.add("model", said)
+        return True
+
+    def _add_of(self, where: str, value: Any, message: str) -> None:
+        whole = holds_built(value) or isinstance(value, dict)
+        self.add(where if whole else f"{where}={show(value)}", message)
 
     def together(self, open_mode: bool = False, modes: bool = True) -> None:
         """Mistakes that only several values make. open_mode: the root's is at auto; modes: whether any matters."""
@@ -189,15 +251,14 @@ class Checker:
         return known
 
 
-def _argument_problem(
-    short: str, key: str, value: Any, known: dict[str, inspect.Parameter], is_open: bool
-) -> str | None:
-    if key in known:
-        problem = type_problem(value, known[key].annotation)
-        return problem and f"{short} {problem}"
-    if is_open:
-        return None
+def _unknown_argument(short: str, key: str, known: dict[str, inspect.Parameter]) -> str:
     return suggest(f"{short} takes no argument {key!r}", key, list(known), f"it takes: {', '.join(known)}")
+
+
+def _has_syntax(value: Any) -> bool:
+    """Whether names found in data would be read as a config's syntax. They stand in no config, then: the data module
+    finds them again where it is built, and its state holds them."""
+    return isinstance(value, list) and any("${" in str(text) or text == "???" for text in value)
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ import omegaconf.base
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from boltlab.config import devices, project, words
-from boltlab.config.overrides import choices_of, first_text, keys, parse, read, variants
+from boltlab.config.overrides import as_texts, choices_of, first_text, keys, parse, read, variants
 from boltlab.config.roots import COMPOSED, ROOTS
 from boltlab.config.sources import config_dirs, groups, not_chosen, primary, search_further
 from boltlab.config.validate import problems
@@ -36,7 +36,7 @@ class Composed:
     config: DictConfig
     overrides: list[str]
     choices: dict[str, Any] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)  # groups that the model has no use for
+    unused: list[str] = field(default_factory=list)  # loggers that a file sets and nobody chose
 
 
 def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = True) -> Composed:
@@ -50,21 +50,26 @@ def compose(verb: str, overrides: list[str], sweep: bool = False, check: bool = 
     needed = verb != "doctor" or "data" in keys(overrides)
     top = project.current(verb, needed) if verb in COMPOSED else project.find()
     request = _Request(verb, overrides, sweep)
+    overrides = request.overrides
     config, choices = request.compose(check)
+    _expand_home(config)
     if top is not None and top.trusted:
         _from_the_top(config, top.root, keys(overrides))
     _follow_roots(config)
     if not check:
         return Composed(verb, config, overrides, choices)
-    unused = _drop_unused(config) if "model" in config else []
-    unused += _drop_loggers(config, keys(overrides))
+    reasons = _drop_unused(config) if "model" in config else {}
     mistakes = request.mistakes
-    mistakes += _without_effect(config, request.parsed, unused)
+    mistakes += request.without_effect(reasons)
+    unused = _drop_loggers(config, keys(overrides))
     mistakes += _of_one_run(request.parsed, sweep)
     mistakes += devices.settle(config, overrides)
-    mistakes += problems(verb, config)
+    texts: set[str] = set()
+    mistakes += problems(verb, config, texts=texts)
     for variant in request.further():
-        mistakes += problems(verb, variant)
+        mistakes += problems(verb, variant, texts=texts)
+    if (typed := as_texts(overrides, texts)) != overrides:
+        return compose(verb, typed, sweep)
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     return Composed(verb, config, overrides, choices, unused)
@@ -75,7 +80,8 @@ class _Request:
 
     def __init__(self, verb: str, overrides: list[str], sweep: bool) -> None:
         self.verb, self.known = verb, groups()
-        self.parsed, self.mistakes = parse(overrides, sweep)
+        self.overrides = as_texts(overrides, set(self.known))
+        self.parsed, self.mistakes = parse(self.overrides, sweep)
         self.wrong: set[str] = set()  # groups
         self.chosen = [o for o in self.parsed if self._names_group(o) and self._is_choice(o)]
         self.kept: list[Any] = []
@@ -95,6 +101,9 @@ class _Request:
     def _group_mistakes(self, override: Any) -> Iterator[Mistake]:
         key = override.key_or_group
         known, roots = self.known[key], list(ROOTS[self.verb])
+        if (override.is_add() or override.is_force_add()) and "/" not in key and override.package is None:
+            plain = override.input_line.lstrip("+")
+            yield Mistake(override.input_line, f"is a group, whose choice is given without a +: {plain}")
         if override.value() is None:
             if key not in (*_NO_ROOT, "launcher"):
                 yield Mistake(f"{key}=null", not_chosen(key))
@@ -147,22 +156,26 @@ class _Request:
         config, self.choices = _hydra_compose(self.verb, chosen + kept, self.mistakes)
         return config
 
+    def without_effect(self, reasons: dict[str, str]) -> Iterator[Mistake]:
+        """What the command line, or a file that it or this machine chooses, says of groups that have no use: group ->
+        the reason. What is only a default is not named."""
+        said = set()
+        for o in self.parsed:
+            group = o.key_or_group.split(".")[0]
+            said.add(group)  # also as ~group
+            if group in reasons and o.value() is not None:
+                yield Mistake(o.input_line, reasons[group])
+        files = {key: self.choices.get(key) for key in _NO_ROOT if self.choices.get(key) in self.known.get(key, ())}
+        if files and (left := [group for group in reasons if group not in said]):
+            from boltlab.config import unused
+
+            yield from unused.of_files(self.choices, files, {group: reasons[group] for group in left}, self._composed)
+
+    def _composed(self, overrides: list[str]) -> tuple[DictConfig | None, dict[str, Any]]:
+        return _hydra_compose(self.verb, overrides, [])
+
 
 _NO_ROOT = ("experiment", "debug", "local")  # groups that set keys of others
-
-
-def _without_effect(config: DictConfig, parsed: list[Any], unused: list[str]) -> Iterator[Mistake]:
-    """Overrides of groups that the model or the data have no use for."""
-    reasons = {
-        group: f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
-        for group in unused
-    }
-    if "augment" not in (config.get("data") or {"augment": None}):
-        reasons["augment"] = "augments images, this data holds none"
-    for o in parsed:
-        group = o.key_or_group.split(".")[0]
-        if group in reasons and o.value() is not None:
-            yield Mistake(o.input_line, reasons[group])
 
 
 def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
@@ -174,17 +187,21 @@ def _of_one_run(parsed: list[Any], sweep: bool) -> Iterator[Mistake]:
             yield Mistake("init_from=latest", "is the job before, in all jobs but one: name the run")
 
 
-def _drop_unused(config: DictConfig) -> list[str]:
+def _drop_unused(config: DictConfig) -> dict[str, str]:
     """Sets to null, in place, the groups that nothing refers to: the model makes its own optimizer and so on, and the
-    run is not to record what it did not use."""
-    unused = []
+    run is not to record what it did not use. Returns why each has no effect."""
+    reasons = {}
     for group in ("metrics", "loss", "scheduler", "optimizer"):  # a schedule may refer to its optimizer
         others = OmegaConf.masked_copy(config, [key for key in map(str, config) if key != group])
         used = re.search(rf"\$\{{[^}}]*\b{group}\b", json.dumps(OmegaConf.to_container(others), default=str))
         if config.get(group) is not None and not used:
             config[group] = None
-            unused.append(group)
-    return unused[::-1]
+            reasons[group] = (
+                f"has no effect: {config.model.get('_target_')} makes its own {group}, see the keys of model"
+            )
+    if "augment" not in (config.get("data") or {"augment": None}):
+        reasons["augment"] = "has no effect: it augments images, and this data holds none"
+    return reasons
 
 
 def _drop_loggers(config: DictConfig, given: list[str]) -> list[str]:
@@ -205,6 +222,17 @@ def _follow_roots(config: DictConfig) -> None:
             config.trainer[key] = f"${{{root}}}"
 
 
+def _expand_home(node: Any) -> None:
+    """Has each text that begins with ~/ begin with the home folder, in place: else a folder named ~ is made."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        child = node._get_node(key)
+        text = child._value() if child is not None else None
+        if isinstance(text, str) and text.startswith("~/"):
+            node[key] = os.path.expanduser(text)
+        elif OmegaConf.is_config(child) and isinstance(text, dict | list):  # no reference, not missing
+            _expand_home(child)
+
+
 def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
     """Lets folders that a config names relatively stand in the project, from a folder below it too; what the command
     line names is relative to the current one, as everywhere."""
@@ -212,6 +240,15 @@ def _from_the_top(config: DictConfig, root: Path, given: list[str]) -> None:
         place = None if OmegaConf.is_interpolation(config, key) else config.get(key)
         if isinstance(place, str) and key not in given and root in Path.cwd().parents:
             config[key] = str(root / Path(place).expanduser())
+    _shipped(config.get("data") or {}, root, given)
+
+
+def _shipped(data: Any, root: Path, given: list[str]) -> None:
+    """Lets a file or folder of data that a config names relatively, and is not here, be that of the project."""
+    for key in [key for key in ("path", "root") if key in data and not OmegaConf.is_missing(data, key)]:
+        place = None if OmegaConf.is_interpolation(data, key) or f"data.{key}" in given else data[key]
+        if isinstance(place, str) and not Path(place).expanduser().exists() and (root / place).exists():
+            data[key] = str(root / place)
 
 
 def _hydra_compose(

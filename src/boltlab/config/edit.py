@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from boltlab.config import devices
 from boltlab.config.check import SEARCHED
 from boltlab.config.compose import compose, key_problem
-from boltlab.config.overrides import keys, parse
+from boltlab.config.overrides import as_texts, keys, parse
 from boltlab.config.roots import ROOTS
 from boltlab.config.sources import groups
 from boltlab.config.validate import problems
@@ -38,7 +38,10 @@ def edit(config: DictConfig, overrides: list[str], refused: tuple[str, ...] = ()
         else:
             _set(edited, o)
     mistakes += devices.settle(edited, overrides)
-    if mistakes := mistakes or problems("train", edited, settled):
+    texts: set[str] = set()
+    if mistakes := mistakes or problems("train", edited, settled, texts):
+        if (typed := as_texts(overrides, texts)) != overrides:
+            return edit(config, typed, refused, settled)
         raise ConfigError(mistakes)
     return edited
 

@@ -20,7 +20,7 @@ LENGTH = tuple(f"trainer.{key}" for key in ("max_epochs", "min_epochs", "max_ste
 CHANGEABLE_ON_RESUME = (
     *NO_EFFECT,
     *LENGTH,
-    *(f"data.{key}" for key in ("root", "max_bad_files", "download", "class_names")),
+    *(f"data.{key}" for key in ("root", "path", "max_bad_files", "download", "class_names")),
     *(f"trainer.{key}" for key in ("limit_test_batches", "limit_predict_batches", "log_every_n_steps", "profiler")),
     *("trainer.detect_anomaly", "trainer.inference_mode", "test", "init_from", "init_strict", "monitor", "mode"),
     *(f"callbacks.{key}" for key in ("throughput", "lr_monitor", "confusion_matrix", "mistakes", "last", "best")),

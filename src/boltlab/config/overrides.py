@@ -2,13 +2,18 @@
 
 import functools
 import itertools
+import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from boltlab.config import words
 from boltlab.config.roots import ROOTS
 from boltlab.ground.errors import ConfigError, Mistake
+
+MOST_JOBS = 10_000  # of one grid, where max_jobs=… does not raise it
 
 
 def split_overrides(verb: str, overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -57,6 +62,42 @@ class Values:
         return isinstance(self.low, int)
 
 
+def job_count(overrides: list[str]) -> float:
+    """How many jobs `-m` makes of the overrides, without listing them; inf where a range has no end."""
+    from hydra.errors import HydraException
+
+    count: float = 1
+    for text in overrides:
+        with suppress(HydraException, ZeroDivisionError):  # `compose` says what is wrong with it
+            override = read(text)
+            values = override.value() if override.is_sweep_override() else None
+            count *= range_size(values) if override.is_range_sweep() else len(getattr(values, "list", [0]))
+    return count
+
+
+def range_size(values: Any) -> float:
+    """How many numbers a range of Hydra's has; inf where it has no end."""
+    start, stop, step = (Decimal(part) for part in (values.start, values.stop, values.step))
+    size = (stop - start) / step
+    return max(0, math.ceil(size)) if size.is_finite() else math.inf
+
+
+def as_text(override: str) -> str:
+    """The override with quotes around what Hydra would read as a number or a truth value, in a list too."""
+    key, equals, value = override.partition("=")
+    if {"'", '"'} & set(value) or re.match(r"(range|interval|tag|sort|shuffle)\(", value):
+        return override
+    return key + equals + _NO_TEXT.sub(r'\1"\2"', value)
+
+
+_NO_TEXT = re.compile(r"(^|[\[,:(]\s*)([+-]?(?:\.?\d[\w.+-]*|(?i:inf|nan))|(?i:true|false))(?=\s*[\],)}]|$)")
+
+
+def as_texts(overrides: list[str], wanted: set[str]) -> list[str]:
+    """The overrides, those of the `wanted` keys as texts."""
+    return [as_text(text) if keys([text])[0] in wanted else text for text in overrides]
+
+
 def sweep_values(key: str, given: Any) -> Values:
     """The values that a text of Hydra's syntax (`choice(a,b)`, `tag(log,interval(1e-4,1))`) or a list names.
 
@@ -82,13 +123,29 @@ def sweep_values(key: str, given: Any) -> Values:
             raise ValueError("is empty: low must be below high" + (", and above 0 for its logarithm" if log else ""))
         return Values(low=low, high=high, log=log)
     if isinstance(values, RangeSweep):
-        numbers = list(values.range())
-        if len(numbers) < 2:
-            raise ValueError(f"is {numbers}: a range needs two values at least")
-        return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
+        return _range_values(values)
     if isinstance(values, ChoiceSweep):
-        return Values(texts=tuple(dict.fromkeys(map(as_override, override.sweep_iterator()))))
+        typed = read(as_text(override.input_line)).sweep_iterator()  # 1_0 may be a text, where the key takes one
+        pairs = zip(override.sweep_iterator(), map(str, map(_unquoted, typed)), strict=True)
+        texts = [text if "_" in text and not isinstance(value, str) else as_override(value) for value, text in pairs]
+        return Values(texts=tuple(dict.fromkeys(texts)))
     raise ValueError("is a pattern: name the choices, choice(a,b,c)")
+
+
+def _range_values(values: Any) -> Values:
+    if not values.step:
+        raise ValueError("never ends: its step is 0")
+    size = range_size(values)
+    if size < 2:
+        raise ValueError(f"is {list(values.range())}: a range needs two values at least")
+    if size > MOST_JOBS:
+        raise ValueError(f"has {size:,} values: give interval(low,high), or a larger step")
+    numbers = list(values.range())
+    return Values(low=min(numbers), high=max(numbers), step=abs(values.step))
+
+
+def _unquoted(value: Any) -> Any:
+    return getattr(value, "text", value)
 
 
 def as_override(value: Any) -> str:
@@ -103,6 +160,16 @@ def as_override(value: Any) -> str:
         plain = re.fullmatch(r"(?!(?i:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", value)
         return value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     return repr(value)
+
+
+def given(key: str, text: str) -> str:
+    """The override that gives a key this text; without quotes where it needs none, as older studies have it."""
+    from hydra.errors import HydraException
+
+    with suppress(HydraException):
+        if read(f"{key}={text}").value() == text:
+            return f"{key}={text}"
+    return f"{key}={as_override(text)}"
 
 
 def split_space(overrides: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -165,7 +232,7 @@ def _quoted(key: str, value: str) -> str:
 def _problem(override: Any, key: str, value: str, sweep: bool) -> str | None:
     """What is wrong with an override that can be read."""
     if key.lstrip("+~").startswith(("hydra.", "hydra/")):
-        return "has no effect here: log_dir=… and name=… choose the run folder"
+        return words.HYDRA.get(re.split("[./]", key)[1], words.HYDRA["run"])
     if key == "run_dir":
         return "is filled in by the run; log_dir=… and name=… choose where it goes"
     if override.value() == "" and not {"'", '"'} & set(value) and not override.is_delete():
@@ -180,6 +247,8 @@ def _problem_of_several(override: Any, key: str, value: str, sweep: bool) -> str
         return "names no list of values: write a,b,c or range(start,stop,step)"
     if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
         return "is a pattern: name the choices, a,b,c"
+    if override.value_type is ValueType.RANGE_SWEEP and not override.value().step:
+        return "never ends: the step of range(start,stop,step) is 0"
     if not sweep:
         return f"names several values: add -m to run them all; if it is one text, {_quoted(key, value)}"
     return None
@@ -201,7 +270,12 @@ def _single(override: Any) -> list[str]:
 
 def variants(override: Any) -> list[str]:
     """The override with each of its values, as Hydra composes it: a key behind a `+` may be there already."""
-    return [f"+{text}" if override.is_add() and not text.startswith("++") else text for text in _single(override)]
+    added = override.is_add() and not _names_group(override)
+    return [f"+{text}" if added and not text.startswith("++") else text for text in _single(override)]
+
+
+def _names_group(override: Any) -> bool:
+    return override.package is not None or "/" in override.key_or_group
 
 
 def first_text(override: Any) -> str:

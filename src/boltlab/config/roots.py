@@ -59,6 +59,7 @@ class Sweep:
     seeds: Annotated[int, Ge(1)]
     folds: Annotated[int, Ge(2)] | None
     storage: str | None
+    rebuild: bool
     name: str | None
     log_dir: str
 

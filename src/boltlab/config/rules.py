@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -106,6 +107,16 @@ def a_checkpoint_to_test(config: DictConfig, calls: Calls) -> Found:
         yield "trainer.max_epochs=0", "leaves no checkpoint to test: test=false"
 
 
+def of_optimizers(config: DictConfig, calls: Calls) -> Found:
+    torch: Any = sys.modules.get("torch")  # which any optimizer has imported
+    kind = torch.optim.Optimizer if torch else ()
+    found = [call for call in calls if inspect.isclass(call[1]) and issubclass(call[1], kind)]
+    if found:
+        from boltlab.config.optimizers import refused
+
+        yield from refused(found)
+
+
 def refused_pairs(config: DictConfig, calls: Calls) -> Found:
     for pair in PAIRS:
         if (where := pair.one(config, calls)) and (other := pair.other(config, calls)):
@@ -149,12 +160,24 @@ def _processes_of_a_batch(config: DictConfig) -> int | None:
     return strategy.get("tensor_parallel_size") if isinstance(strategy, DictConfig) else None
 
 
+def one_task(config: DictConfig, calls: Calls) -> Found:
+    """A module that says that it predicts numbers, on data that have classes."""
+    model, data = (next((call for call in calls if call[0] == path), None) for path in ("model", "data"))
+    if model is None or data is None or getattr(model[1], "task", None) != "regression":
+        return
+    if isinstance(number := data[2].get("num_classes"), int):
+        said = f"{model[1].__name__} predicts a number, and {data[1].__name__} has {number} classes"
+        yield "model", f"{said}: choose a classifier, such as model=mlp, or other data"
+
+
 RULES: list[Callable[[DictConfig, Calls], Found]] = [
     of_classes,
     of_the_trainer,
     a_checkpoint_to_test,
+    of_optimizers,
     refused_pairs,
     no_processes_of_lightning,
     tensor_parallel,
     whole_shares,
+    one_task,
 ]

@@ -10,14 +10,15 @@ Beside the engine's own, the packages of installed projects are trusted, and wha
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from boltlab.config import project
+from boltlab.config import places, project
 from boltlab.ground.errors import UserError
 
 # Packages whose modules, optimizers, … (`_kinds`) may be built; nothing else of them, and nothing is imported outside.
@@ -44,19 +45,24 @@ class UntrustedConfig(UserError):
     """A config from outside names what is not trusted, or computes a value; nothing of it was imported or run."""
 
 
-def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | None = None) -> None:
+def refuse_untrusted(
+    config: Any, where: str | Path, kinds: tuple[type, ...] | None = None, given: Iterable[str] = ()
+) -> None:
     """Refuses a config that would build or compute anything but what `boltlab` trusts.
 
     Args:
         config: a resolved config, plain or not; it is not changed and nothing in it is resolved.
         where: what it was read from, for the message.
         kinds: what its classes must be subclasses of, if not any of the kinds that a run is made of.
+        given: keys that the command line gives again: where these write is its own affair.
 
     Raises:
         UntrustedConfig: with all that is refused, each by its key path.
     """
     plain = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     found = [f"  {key}\n      {message}" for key, message in _walk(plain, "", kinds or _kinds())]
+    if not found and isinstance(plain, dict):
+        found = [f"  {key}\n      {message}" for key, message in places.outside(plain, where, given)]
     if not found:
         return
     lines = [*found[:20], f"  … and {len(found) - 20} more"] if len(found) > 20 else found
@@ -66,11 +72,6 @@ def refuse_untrusted(config: Any, where: str | Path, kinds: tuple[type, ...] | N
         "that they belong to (pip install -e; its pyproject.toml has [tool.boltlab]), or name their package in this\n"
         "command: trusted=[package]; a single function: trusted=[package.module.function]"
     )
-
-
-# Where a callback or a profiler writes; in a run of your own that writes elsewhere, add the folder here.
-FOLDERS: tuple[str, ...] = ("${run_dir}",)
-_WRITTEN = ("dirpath", "dir", "save_dir", "default_root_dir")
 
 
 def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
@@ -84,30 +85,19 @@ def _walk(node: Any, path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, 
         if "${" in node.replace("${run_dir}", ""):
             message = "is an interpolation: a saved config is resolved, but for ${run_dir}"
             if node.startswith("${oc.env:"):
-                message += f"; if this run is your own, give it again: '{path}={node}'"
+                message += f"; if this run is your own, give it again: {shlex.quote(f'{path}={node}')}"
             yield f"{path}={node}"[:200], message
     elif node is not None and type(node) not in (bool, int, float):
         yield path, f"is a {type(node).__name__}, no plain value"
 
 
 def _walk_dict(node: dict[Any, Any], path: str, kinds: tuple[type, ...]) -> Iterator[tuple[str, str]]:
-    writes = path.split(".")[0] in ("callbacks", "logger", "trainer")
     for key, value in node.items():
         here = f"{path}.{key}" if path else str(key)
-        if writes and key in _WRITTEN and _outside(value):
-            yield f"{here}={value}"[:200], "is written to, and lies outside of the run's folder (see FOLDERS)"
-        if key == "filename" and isinstance(value, str) and (".." in value or Path(value).is_absolute()):
-            yield f"{here}={value}"[:200], "leads out of its folder"
         if key != "_target_":
             yield from _walk(value, here, kinds)
         elif message := _problem(value, node, kinds):
             yield f"{here}={value}"[:200], message
-
-
-def _outside(value: Any) -> bool:
-    if not isinstance(value, str):
-        return value is not None
-    return ".." in Path(value).parts or not any(value == f or value.startswith(f"{f}/") for f in FOLDERS)
 
 
 def _problem(name: Any, node: dict[Any, Any], kinds: tuple[type, ...]) -> str | None:

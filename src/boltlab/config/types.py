@@ -11,6 +11,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from annotated_types import Ge, Gt, Le, Lt
 
 
@@ -22,6 +23,16 @@ class Built:
 
 
 UNKNOWN = object()  # a value whose mistake is listed already
+# Arguments of Lightning's Trainer whose range it does not look at before it divides by them, or never.
+_count = Annotated[int, Ge(1)]
+BOUNDED: dict[str, Any] = {
+    **dict.fromkeys(("accumulate_grad_batches", "num_nodes"), _count),
+    "check_val_every_n_epoch": _count | None,
+    "gradient_clip_val": Annotated[float, Ge(0)] | None,
+    "val_check_interval": _count | Annotated[float, Gt(0), Le(1)] | str | dict | None,
+    **dict.fromkeys(("min_epochs", "min_steps", "log_every_n_steps"), Annotated[int, Ge(0)] | None),
+    "num_sanity_val_steps": Annotated[int, Ge(-1)] | None,
+}
 
 
 def type_problem(value: Any, annotation: Any) -> str | None:
@@ -117,18 +128,57 @@ def holds_built(value: Any) -> bool:
     return isinstance(value, Built) or value is UNKNOWN
 
 
+def in_words(value: Any) -> Any:
+    """A value with the text of each number and truth value in it."""
+    if isinstance(value, list):
+        return [in_words(part) for part in value]
+    return str(value) if isinstance(value, bool | int | float) else value
+
+
+def from_environment(written: Any, value: Any) -> Any:
+    """A value with the numbers and truth values that texts of the environment stand for. written: with its references,
+    of which one at least is `${oc.env:…}`."""
+    if isinstance(written, list) and isinstance(value, list):
+        return [from_environment(*pair) for pair in zip(written, value, strict=True)]
+    if not (isinstance(value, str) and str(written).startswith("${")):
+        return value
+    from omegaconf._utils import get_yaml_loader
+
+    try:
+        read = yaml.load(value, get_yaml_loader())
+    except yaml.YAMLError:
+        return value
+    return read if isinstance(read, bool | int | float) else value
+
+
 def _expected(value: Any, annotation: Any) -> str:
     literals, others = _alternatives(annotation)
     # What YAML can write comes first; classes are named only where there is nothing else.
     writable = [name for name in others if name.split()[0] in _WRITABLE or "[" in name]
     names = list(dict.fromkeys([*map(str, literals), *(writable or others)]))
     message = f"takes {'one of ' if literals else ''}{', '.join(names)}"
+    return message + _hint(value, literals, others)
+
+
+def _hint(value: Any, literals: list[Any], others: list[str]) -> str:
     near = difflib.get_close_matches(str(value), [str(x) for x in literals], n=1, cutoff=0.6)
     if near:
-        message += f": did you mean {near[0]!r}?"
-    elif isinstance(value, str) and set(others) & {"int", "float"} and _is_number(value):
-        message += "; a number in quotes is text: drop the quotes"
-    return message
+        return f": did you mean {near[0]!r}?"
+    if isinstance(value, float) and value.is_integer() and "int" in others:
+        return f": write {int(value)}"
+    if type(value) in (int, float, bool) and "str" in others and not _has_numbers(others):
+        return "; a text that looks like another value stands in quotes"
+    if isinstance(value, str) and _has_numbers(others) and _is_number(value):
+        return "; a number in quotes is text: drop the quotes"
+    return ""
+
+
+def _has_numbers(names: list[str]) -> bool:
+    return any(name.split()[0] in ("int", "float") for name in names)
+
+
+def takes_numbers(annotation: Any) -> bool:
+    return _has_numbers(_alternatives(annotation)[1])
 
 
 _WRITABLE = ("bool", "int", "float", "str", "Path", "list", "dict", "null")
@@ -160,9 +210,9 @@ def _alternatives(annotation: Any) -> tuple[list[Any], list[str]]:
     return [], [name or str(annotation).replace("typing.", "")]
 
 
-_BOUNDS = {"ge": "from", "gt": "above", "lt": "below"}
+_BOUNDS = {"ge": "from", "gt": "above", "le": "up to", "lt": "below"}
 
 
 def show(value: Any) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value, default=lambda v: "…")
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=lambda v: "…")
     return text if len(text) <= 60 else text[:57] + "…"

@@ -33,11 +33,14 @@ def imports() -> Iterator[None]:
 
 
 @imports()
-def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mistake]:
-    """Every mistake in a composed config; fills in, in place, what stands at "auto". settled: see `edit`."""
+def problems(verb: str, config: DictConfig, settled: bool = False, texts: set[str] | None = None) -> list[Mistake]:
+    """Every mistake in a composed config; fills in, in place, what stands at "auto".
+
+    settled: see `edit`. texts: gets the keys that hold a number and take a text: see `Checker`.
+    """
     if "augment" in config and "augment" not in (config.get("data") or {}):
         config.augment = None  # a table has none; its preset would ask the data for an image's shape
-    checker = Checker(config, SEARCHED if verb == "train" else ())
+    checker = Checker(config, SEARCHED if verb == "train" else (), texts)
     checker.roots(ROOTS[verb])
     secrets = [Mistake(where, message) for where, message in credentials.mistakes(config)]
     if secrets:  # alone: other messages show the values
@@ -57,8 +60,10 @@ def problems(verb: str, config: DictConfig, settled: bool = False) -> list[Mista
 
 def report(verb: str, error: ConfigError) -> None:
     """Prints all mistakes to stderr, in at most a screenful."""
+    from boltlab.ground.texts import plain
+
     count = len(error.mistakes)
-    lines = credentials.masked(str(error)).splitlines()
+    lines = plain(credentials.masked(str(error))).split("\n")
     print(f"boltlab {verb}: {count} mistake{'s' * (count > 1)} in the config, nothing was started\n", file=sys.stderr)
     print("\n".join(line if len(line) <= 400 else line[:399] + "…" for line in lines[:40]), file=sys.stderr)
     if len(lines) > 40:

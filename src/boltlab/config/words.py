@@ -22,3 +22,10 @@ CHOICES = {
 }
 # Its train.yaml and eval.yaml have this key; ours replace them.
 PRIMARY = ("task_name", "it is lightning-hydra-template's; docs/migrate.md says what replaces it")
+# Groups and keys of Hydra's own, behind `hydra/` or `hydra.`.
+HYDRA = {
+    "launcher": "is a group here: launcher=joblib, ray or slurm, with its keys, launcher.…=…",
+    "sweeper": "is a verb here: boltlab sweep, with sampler=tpe, sampler.…=… and sweep.trials=…",
+    "mode": "is the flag -m: boltlab train -m seed=1,2",
+    "run": "has no effect here: log_dir=… and name=… choose the run folder",
+}

@@ -72,7 +72,7 @@ class DataModule(LightningDataModule):
     test_split: Split = field(init=False, default="test")  # `eval split=val` sets it
     device: torch.device = field(init=False, default=torch.device("cpu"))  # where no Trainer says it
     on_load: Callable[[Split], None] | None = field(init=False, default=None)  # `train` records what was loaded
-    replaced: bool = field(init=False, default=False)  # and says here that a run goes on with other data than before
+    replaced: bool = field(init=False, default=False)  # and says here that a run resumes with other data than before
     whole: bool = field(init=False, default=False)  # `eval` sets it: data not trained on are not divided
     # What was fitted on the training samples, tensors and plain values: every checkpoint holds it, and where it comes
     # from one, a `load` applies it instead of fitting anew.
@@ -116,7 +116,8 @@ class DataModule(LightningDataModule):
         if isinstance(share, (int, float)) and not 0 <= share <= 1:
             problems.append(("device_memory_share", f"{share} is outside 0..1"))
         problems += fold_problems(arguments.get("folds"), arguments.get("fold"))
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("max_bad_files", 0), ("max_samples", 1)):
+        at_least = {"batch_size": 1, "num_workers": 0, "max_bad_files": 0, "max_samples": 1, "max_pixels": 1}
+        for name, least in at_least.items():
             number = arguments.get(name)
             if isinstance(number, int) and number < least:
                 problems.append((name, f"{number} is less than {least}"))

@@ -1,7 +1,9 @@
 """Decoded images kept for later epochs and runs: on disk, shared by all processes of a machine, or in memory.
 
 A cache on disk is one folder, named by a hash of all that decides its content (the files' names, sizes and times, the
-size and format wanted, the decoder), so it never goes stale; an old one is never used again and may be deleted.
+size and format wanted, the decoder); an old one is never used again and may be deleted. The times are those of the last
+write, which rsync and tar set back, and of the last change of any kind (ctime), which only the file system sets. Where
+it keeps none (sshfs, object stores), pictures exchanged in size and time alike are not noticed.
 
     images.bin   the images one after another: uint8 [H,W,C] (raw) or JPEG files (jpeg); why one is unreadable, UTF-8
     index.bin    int64 little-endian [N,4]: offset and bytes in images.bin, height, width; height -1: unreadable
@@ -28,7 +30,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image
 
-from boltlab.data.decode import Decode, plain_jpeg, read_pixels
+from boltlab.data.decode import MAX_PIXELS, Decode, jpeg_bytes, plain_jpeg, read_pixels
 from boltlab.data.loader import available_cores
 from boltlab.data.many_files import in_order, of_each, progress_bar
 from boltlab.data.memory import refuse_without_room
@@ -43,7 +45,7 @@ except ImportError:  # Windows
 Format = Literal["raw", "jpeg"]
 Entry = tuple[Any, int, int]  # what one image becomes: its bytes, height, width; or why it is unreadable, -1, 0
 
-VERSION = 2
+VERSION = 3
 SYNC_IMAGES = 256  # a killed build repeats so many at most
 SAMPLE = 32  # images read to estimate the size of all
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN}
@@ -83,6 +85,7 @@ class ImageCache:
         quality: int = 90,
         progress: bool = True,
         fitted: Fitted | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> "ImageCache":
         """The cache of `files` below `folder`; built first, by all cores, unless it is there.
 
@@ -99,10 +102,12 @@ class ImageCache:
             parameters["quality"] = quality
         if fitted is not None:
             parameters |= asdict(fitted)
+        if max_pixels != MAX_PIXELS:
+            parameters["max_pixels"] = max_pixels
         entry = Path(folder) / _key(files, parameters)
 
         def make(file: str) -> Entry:
-            return _entry(file, channels, size, decode, quality if format == "jpeg" else None, fitted)
+            return _entry(file, channels, size, decode, quality if format == "jpeg" else None, fitted, max_pixels)
 
         try:
             if not (entry / "cache.json").exists():
@@ -139,12 +144,13 @@ class ImageCache:
         decode: Decode,
         progress: bool = True,
         processes: int = 1,
+        max_pixels: int = MAX_PIXELS,
     ) -> "ImageCache":
         """The same in this process's memory, raw. DataError, at once, if all `processes` of the machine that do so
         will not find room."""
 
         def make(file: str) -> Entry:
-            return _entry(file, channels, size, decode, None)
+            return _entry(file, channels, size, decode, None, max_pixels=max_pixels)
 
         refuse_without_room(len(files), _estimate(files, make), processes)
         images, lines = io.BytesIO(), []
@@ -183,17 +189,23 @@ class ImageCache:
 
 
 def _entry(
-    file: str, channels: int, size: int | None, decode: Decode, quality: int | None, fitted: Fitted | None = None
+    file: str,
+    channels: int,
+    size: int | None,
+    decode: Decode,
+    quality: int | None,
+    fitted: Fitted | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Entry:
     """The image as it is stored: raw where `quality` is None, else as JPEG."""
     data, pixels = b"", None
     try:
         if quality is not None and fitted is None:
-            data = Path(file).read_bytes()
-            pixels = plain_jpeg(data, channels)
+            data = jpeg_bytes(file)
+            pixels = plain_jpeg(data, channels, max_pixels)
         is_plain = pixels is not None
         if pixels is None:
-            pixels = read_pixels(file, channels, decode)
+            pixels = read_pixels(file, channels, decode, max_pixels)
     except (DataError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in PASSING):
@@ -217,13 +229,15 @@ def _key(files: list[str], parameters: dict[str, Any]) -> str:
     def look(file: str) -> str:
         try:
             found = os.stat(file)
-            return f"\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_mode}"
+            link = os.path.realpath(file) if os.path.islink(file) else ""
+            return f"\0{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}\0{found.st_mode}\0{link}"
         except OSError as error:
             return f"\0{error.errno}"
 
     root = os.path.commonpath(files) if len(files) > 1 else os.path.dirname(files[0])
     lines = [file.removeprefix(root) + seen for file, seen in zip(files, of_each(files, look), strict=True)]
-    head = json.dumps([VERSION, os.path.realpath(root), parameters], sort_keys=True)
+    folders = [os.path.realpath(folder) for folder in sorted({os.path.dirname(file) for file in files})]  # links change
+    head = json.dumps([VERSION, os.path.realpath(root), folders, parameters], sort_keys=True)
     return hashlib.sha256("\n".join([head, *lines]).encode(errors="surrogateescape")).hexdigest()[:20]
 
 

@@ -6,6 +6,7 @@ torchvision's own decoder is deprecated since 0.29. No decoder here holds the in
 """
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from boltlab.ground.errors import DataError, UserError
+from boltlab.ground.files import opened
 
 try:
     import simplejpeg
@@ -21,7 +23,8 @@ except ImportError:
 
 Decode = Literal["pillow", "fast", "fastest"]
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, at which it only warns: 256 MiB as RGB
+MAX_PIXELS = 200_000_000  # of phones' largest photographs; Pillow by itself warns at 89 million and refuses twice that
+MOST_BYTES = 1 << 30  # of a JPEG file that is read in one go
 # What a file may hold, whatever its name says. Pillow knows forty formats more, of which one starts a program (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 _TRANSPOSE = {
@@ -52,27 +55,32 @@ def check_decode(decode: Literal["auto", "pillow", "fast", "fastest"]) -> Decode
     return decode
 
 
-def read_pixels(path: str | Path, channels: int, decode: Decode) -> np.ndarray:
+def read_pixels(path: str | Path, channels: int, decode: Decode, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """What `read_image` reads, as uint8 [H,W,C], C-contiguous and writable; the same pixels with every `decode`.
 
     Any thread may call it. DataError names the path and the reason.
     """
     if decode != "pillow":
-        try:
-            with open(path, "rb", buffering=0) as file:
-                data = file.read()
-        except OSError:
-            data = b""  # Pillow meets it again and says what it is
-        pixels = plain_jpeg(data, channels)
+        pixels = plain_jpeg(jpeg_bytes(path), channels, max_pixels)
         if pixels is not None:
             return pixels
-    image = read_image(path, channels)
+    image = read_image(path, channels, max_pixels)
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def plain_jpeg(data: bytes | memoryview, channels: int) -> np.ndarray | None:
+def jpeg_bytes(path: str | Path) -> bytes:
+    """The bytes of a JPEG file; none of any other, which Pillow meets again and says what it is."""
+    try:
+        with opened(path, buffering=0) as file:
+            is_jpeg = file.read(2) == b"\xff\xd8" and file.seek(0, os.SEEK_END) <= MOST_BYTES
+            return file.read() if is_jpeg and file.seek(0) == 0 else b""
+    except OSError:
+        return b""
+
+
+def plain_jpeg(data: bytes | memoryview, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """The file whose bytes are `data` as uint8 [H,W,C]; None where it is up to Pillow to decode or to refuse."""
-    if simplejpeg is None or not _is_plain_jpeg(memoryview(data)):
+    if simplejpeg is None or not _is_plain_jpeg(memoryview(data), max_pixels):
         return None
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
@@ -88,7 +96,7 @@ _EXIF, _ADOBE, _PIXELS = 0xE1, 0xEE, 0xDA
 _IGNORED = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, comment, applications
 
 
-def _is_plain_jpeg(data: memoryview) -> bool:
+def _is_plain_jpeg(data: memoryview, max_pixels: int) -> bool:
     """Whether the headers promise a JPEG that every decoder reads alike: 8 bits, grey or YCbCr, upright, no bomb."""
     if bytes(data[:2]) != b"\xff\xd8":
         return False
@@ -98,7 +106,7 @@ def _is_plain_jpeg(data: memoryview) -> bool:
         marker, start, at = data[at + 1], at + 4, at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == _PIXELS:
             return not seen.isdisjoint(_FRAMES)
-        if at > end or not _is_plain(marker, data[start:at]):  # at > end: cut off in this segment
+        if at > end or not _is_plain(marker, data[start:at], max_pixels):  # at > end: cut off in this segment
             return False
         if marker == _EXIF and marker in seen:
             return False
@@ -106,12 +114,12 @@ def _is_plain_jpeg(data: memoryview) -> bool:
     return False
 
 
-def _is_plain(marker: int, segment: memoryview) -> bool:
+def _is_plain(marker: int, segment: memoryview, max_pixels: int) -> bool:
     if marker in _FRAMES:
         if len(segment) < 6:
             return False
         height, width = segment[1] << 8 | segment[2], segment[3] << 8 | segment[4]
-        return segment[0] == 8 and 0 < height * width <= MAX_PIXELS and segment[5] in (1, 3)
+        return segment[0] == 8 and 0 < height * width <= max_pixels and segment[5] in (1, 3)
     if marker == _EXIF:
         return _upright_exif(bytes(segment))
     if marker == _ADOBE:  # of its colour transforms only YCbCr is everyone's
@@ -133,22 +141,30 @@ def _upright_exif(segment: bytes) -> bool:
         return False
 
 
-def read_image(path: str | Path, channels: int) -> Image.Image:
+def read_image(path: str | Path, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The (first) picture of a file as 8-bit mode "L" (channels=1) or "RGB" (channels=3), upright.
 
     EXIF rotation is applied; 16-bit grey is scaled to 8 bits; what is transparent is laid over white; palettes and
     CMYK are converted. DataError names the path and the reason.
+
+    max_pixels: a larger image is refused before its pixels are read. Pillow's own limit is raised to it.
     """
     if channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {channels}")
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(max_pixels, Image.MAX_IMAGE_PIXELS)
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{image.width} x {image.height} pixels are refused (a decompression bomb?)")
+        with opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise DataError(f"{image.width} x {image.height} pixels are refused{_limit(max_pixels)}")
             image.load()
             return _flat(_upright(image), "L" if channels == 1 else "RGB")
     except Exception as error:  # Pillow's decoders meet broken files with almost any exception
-        raise DataError(f"{path}: {_reason(path, error)}") from error
+        raise DataError(f"{path}: {_reason(path, error, max_pixels)}") from error
+
+
+def _limit(max_pixels: int) -> str:
+    return f" (a decompression bomb?): data.max_pixels={max_pixels} is the limit"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -179,9 +195,9 @@ def _flat(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _reason(path: str | Path, error: Exception) -> str:
+def _reason(path: str | Path, error: Exception, max_pixels: int) -> str:
     try:
-        with Path(path).open("rb") as file:
+        with opened(path) as file:
             head = file.read(512)
     except OSError as cannot_open:
         return cannot_open.strerror or str(cannot_open)
@@ -192,5 +208,5 @@ def _reason(path: str | Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of an unknown format"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"more than {MAX_PIXELS} pixels are refused (a decompression bomb?)"
+        return f"more than {max_pixels} pixels are refused{_limit(max_pixels)}"
     return str(error) or type(error).__name__

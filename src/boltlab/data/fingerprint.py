@@ -18,6 +18,7 @@ from torch import Tensor
 from boltlab.data.base import DataModule, Split
 from boltlab.data.loader import TensorData
 from boltlab.data.many_files import of_each
+from boltlab.ground.files import opened
 
 # Values in memory are hashed at once up to here (1 GB/s on one core); beyond it when contents are asked for.
 MOST_BYTES = 256 << 20
@@ -95,7 +96,7 @@ def _size(path: str) -> int:
 
 def _hash_of_file(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with opened(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError:
         return "unreadable"

@@ -2,7 +2,8 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +16,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltlab.data.base import Split
-from boltlab.data.decode import Decode, check_decode, read_image, read_pixels
+from boltlab.data.decode import MAX_PIXELS, Decode, check_decode, read_image, read_pixels
 from boltlab.data.images import ImageBatches, ImageDataModule
+from boltlab.data.layout import (
+    EXTENSIONS,
+    folders,
+    no_folds,
+    refuse_other_level,
+    split_of,
+    splits_by_name,
+    without_classes,
+)
 from boltlab.data.loader import Loader, TensorData, available_cores
 from boltlab.data.many_files import in_order, progress_bar
 from boltlab.data.memory import fits_in_memory, refuse_without_room
@@ -24,14 +34,6 @@ from boltlab.data.resize import to_batch
 from boltlab.data.samplers import EvalSampler
 from boltlab.data.splits import listed
 from boltlab.ground.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
-              ".pbm", ".pnm", ".jp2", ".avif", ".tga")  # fmt: skip
-FOLDER_NAMES: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
 
 
 @dataclass(eq=False, repr=False)
@@ -45,6 +47,7 @@ class FolderData(Dataset[Any]):
     decode: Decode
     cache: Any = None  # an ImageCache of them
     fitted: bool = False  # whether the cache holds what evaluation sees
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.files)
@@ -54,7 +57,7 @@ class FolderData(Dataset[Any]):
         try:
             if self.cache is not None:
                 return self.cache[index]
-            return read_pixels(self.files[index], self.channels, self.decode)
+            return read_pixels(self.files[index], self.channels, self.decode, self.max_pixels)
         except DataError as error:
             raise DataError(f"{error} (class {self.class_names[int(self.labels[index])]!r})") from error
 
@@ -114,9 +117,10 @@ class ImageFolder(ImageDataModule):
         shape, size = arguments.get("input_shape"), arguments.get("cache_size")
         if isinstance(size, int) and isinstance(shape, (list, tuple)) and len(shape) == 3 and size < max(shape[1:]):
             problems.append(("cache_size", f"{size} is less than the {max(shape[1:])} pixels of the input"))
-        val = _present_splits(Path(str(arguments.get("root")))).get("val")
-        if arguments.get("folds") is not None and val is not None:
-            problems.append(("folds", no_folds(val)))
+        if arguments.get("folds") is not None:
+            names = arguments.get("class_names")
+            val = _present_splits(Path(str(arguments.get("root"))), names if isinstance(names, list) else ()).get("val")
+            problems += [("folds", no_folds(val))] if val is not None else []
         return problems
 
     @property
@@ -128,9 +132,10 @@ class ImageFolder(ImageDataModule):
     def _splits(self) -> dict[Split, FolderData]:
         root = Path(self.root)
         if self.whole:
-            return self._whole(_present_splits(root) or split_folders(root))
-        parts = split_folders(root)
+            return self._whole(_present_splits(root, self._names) or split_folders(root, self._names))
+        parts = split_folders(root, self._names)
         check_classes(parts, self._names)
+        say_unused(parts)
         splits = {split: self._read(folder) for split, folder in parts.items()}
         train = splits["train"]
         if parts["train"] == root:
@@ -150,7 +155,7 @@ class ImageFolder(ImageDataModule):
         files = [file for data in found.values() for file in data.files]
         labels = torch.cat([data.labels for data in found.values()])
         every = replace(next(iter(found.values())), files=files, labels=labels)
-        return {split: found.get(split, every) for split in FOLDER_NAMES}
+        return {split: found.get(split, every) for split in ("train", "val", "test")}
 
     def files(self, split: Split) -> list[tuple[str, str]]:
         root = os.path.join(Path(self.root), "")
@@ -166,8 +171,9 @@ class ImageFolder(ImageDataModule):
                 raise DataError(f"the folder of class {name!r} holds no image: {folders[name]}")
             files += found
             labels += [label] * len(found)
-        decode = check_decode(self.decode)
-        return FolderData(files, torch.tensor(labels, dtype=torch.int64), self._names, self.input_shape[0], decode)
+        numbers = torch.tensor(labels, dtype=torch.int64)
+        decode, channels = check_decode(self.decode), self.input_shape[0]
+        return FolderData(files, numbers, self._names, channels, decode, max_pixels=self.max_pixels)
 
     def source(self, split: Split, stored: bool) -> Any:
         data = self.dataset(split)
@@ -193,10 +199,19 @@ class ImageFolder(ImageDataModule):
         else:
             fitted = Fitted((height, width), self.resize, fastest)
         if self.cache == "memory":
-            images = ImageCache.in_memory(data.files, channels, size, data.decode, processes=processes)
+            images = ImageCache.in_memory(
+                data.files, channels, size, data.decode, processes=processes, max_pixels=self.max_pixels
+            )
         else:
             images = ImageCache.open(
-                data.files, channels, size, self.cache_format, self.cache_dir, data.decode, fitted=fitted
+                data.files,
+                channels,
+                size,
+                self.cache_format,
+                self.cache_dir,
+                data.decode,
+                fitted=fitted,
+                max_pixels=self.max_pixels,
             )
         stacked = None if stored else images.stacked()
         if stacked is not None and fits_in_memory(processes * stacked.nbytes):
@@ -230,15 +245,11 @@ def decoded(batches: ImageBatches, max_bad_files: int, processes: int = 1, shown
     return TensorData(x[:done], y[:done])
 
 
-def no_folds(val: Path) -> str:
-    return (
-        f"{val} is a validation set of its own, and folds divide the samples that train and val share: leave folds out,"
-        f" or take a root without {val.name}"
-    )
+def split_folders(root: Path, classes: Collection[str] = ()) -> dict[Split, Path]:
+    """The folder of each split; of train alone, root itself, where the class folders stand straight in root.
 
-
-def split_folders(root: Path) -> dict[Split, Path]:
-    """The folder of each split; of train alone, root itself, where the class folders stand straight in root."""
+    classes: their names, where they are known; see `splits_by_name`.
+    """
     root = root.expanduser()
     if not root.is_dir():
         what = "is a file, not a folder: unpack it first" if root.is_file() else "does not exist"
@@ -247,33 +258,42 @@ def split_folders(root: Path) -> dict[Split, Path]:
             f"  expected: {root}/train/<class>/<image>, with val and test beside train; or {root}/<class>/<image>\n"
             f"  without data of your own: data=digits"
         )
-    parts = _present_splits(root)
+    parts = _present_splits(root, classes)
     if parts and "train" not in parts:
-        raise DataError(f"{root} has {', '.join(parts)}, but no folder 'train'")
+        names = ", ".join(path.name for path in parts.values())
+        raise DataError(f"{root} has {names}, but no folder 'train'; or that is a class: data.class_names=[…]")
     return parts or {"train": root}
 
 
-def _present_splits(root: Path) -> dict[Split, Path]:
-    root = root.expanduser()
-    return {
-        split: root / name
-        for split, names in FOLDER_NAMES.items()
-        for name in reversed(names)
-        if (root / name).is_dir()
-    }
+def _present_splits(root: Path, classes: Collection[str] = ()) -> dict[Split, Path]:
+    return splits_by_name(root.expanduser(), classes)
+
+
+def say_unused(parts: dict[Split, Path]) -> None:
+    """Names the folders beside the splits, or beside the root, that could be splits: they have the same classes."""
+    train = parts["train"]
+    if len(parts) == 1 and (split_of(train.name) or ("", ""))[0] != "train":
+        return  # class folders straight in root
+    names = class_folders(train)
+    beside = [path for path in folders(train.parent) if path not in parts.values()]
+    if unused := [path.name for path in beside if all((path / name).is_dir() for name in names)]:
+        rank_zero_warn(
+            f"not used: {listed(sorted(unused), None)} beside {train}, with the same classes; the splits are those"
+            " named train, val and test straight in data.root"
+        )
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
     """Class name: folder, sorted by name. Hidden folders (.ipynb_checkpoints) and links to a parent are no class.
 
-    Names are compared as Unicode NFC, for macOS writes "é" as two characters.
+    Names are compared as Unicode NFC, for macOS writes "é" as two characters. A byte that is no UTF-8 reads "\\xe9":
+    configs, logs and trackers take text.
     """
     parents = {os.path.realpath(folder), *map(str, Path(os.path.realpath(folder)).parents)}
     found: dict[str, Path] = {}
-    for path in folder.iterdir():
-        if path.name.startswith((".", "__MACOSX")) or not path.is_dir() or os.path.realpath(path) in parents:
-            continue
-        found[unicodedata.normalize("NFC", path.name)] = path
+    for path in folders(folder):
+        if os.path.realpath(path) not in parents:
+            found[unicodedata.normalize("NFC", os.fsencode(path.name).decode(errors="backslashreplace"))] = path
     return dict(sorted(found.items()))
 
 
@@ -282,15 +302,15 @@ def image_files(folder: Path, within: Path) -> list[str]:
     outside, inside = os.path.realpath(within), os.path.realpath(folder)
     seen: set[str] = set()
     files: list[str] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, below, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         loops = outside.startswith(real + os.sep) or real == outside or inside.startswith(real + os.sep)
         other_class = real.startswith(outside + os.sep) and not (real + os.sep).startswith(inside + os.sep)
         if real in seen or loops or other_class:
-            folders.clear()
+            below.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below[:] = sorted(name for name in below if not name.startswith("."))
         files += [
             parent + os.sep + name
             for name in sorted(names)
@@ -302,26 +322,22 @@ def image_files(folder: Path, within: Path) -> list[str]:
 def class_names(root: str | Path) -> list[str]:
     """Names of the classes below root; DataError if there are none or the splits differ."""
     parts = split_folders(Path(root))
-    names = list(class_folders(parts["train"]))
-    check_classes(parts, names)
-    return names
+    classes = class_folders(parts["train"])
+    refuse_other_level(parts["train"], classes, is_root=parts["train"] == Path(root).expanduser())
+    check_classes(parts, list(classes))
+    return list(classes)
 
 
 def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool = True) -> None:
     """DataError unless every split has these classes and no others: a shifted label is worse than a stop."""
     folder = next(iter(parts.values()))
     if not names or not any(map(class_folders, parts.values())):
-        flat = any(path.suffix.lower() in EXTENSIONS for path in folder.iterdir())
-        what = "its images stand in no class folder" if flat else "it has no class folder"
-        raise DataError(f"no classes in {folder}: {what}. Expected: {folder}/<class>/<image>")
-    problems = []
+        nevertheless = f"; or {folder.name!r} is a class: data.class_names=[…]" if split_of(folder.name) else ""
+        expected = f"Expected: {folder}/<class>/<image>{nevertheless}"
+        raise DataError(f"no classes in {folder}: {without_classes(folder)}. {expected}")
+    problems: list[str] = []
     for split, path in parts.items():
-        found = class_folders(path)
-        missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
-        if missing and all_of_them:
-            problems.append(f"{split} lacks {listed(missing, None, 10)}")
-        if unknown:
-            problems.append(f"{split} has {listed(unknown, None, 10)} besides")
+        problems += _mismatch(split, path, names, all_of_them)
     if problems:
         raise DataError(
             f"the class folders in {folder.parent if len(parts) > 1 else folder} do not match:\n  "
@@ -330,16 +346,33 @@ def check_classes(parts: dict[Split, Path], names: list[str], all_of_them: bool 
         )
 
 
-def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tuple[Path, str]]:
+def _mismatch(split: Split, path: Path, names: list[str], all_of_them: bool) -> Iterator[str]:
+    """What the class folders of a split have that the classes have not, or lack."""
+    found = class_folders(path)
+    counts = Counter(unicodedata.normalize("NFC", each.name) for each in folders(path))
+    if twice := sorted(counts - Counter(list(counts))):
+        yield f"{split} has two folders named {listed(twice, None)}, in two forms of Unicode: join them"
+    if all_of_them and len(found) < 2 and not found.keys() & set(names):
+        unlabelled = f"; of images without labels, boltlab predict input={path}" if split == "test" else ""
+        yield f"{split}: {without_classes(path)}{unlabelled}"
+        return
+    missing, unknown = [n for n in names if n not in found], [n for n in found if n not in names]
+    if missing and all_of_them:
+        yield f"{split} lacks {listed(missing, None, 10)}"
+    if unknown:
+        yield f"{split} has {listed(unknown, None, 10)} besides"
+
+
+def check_folder(
+    root: str | Path, channels: Literal[1, 3] = 3, max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[Path, str]]:
     """Decode every image below root and yield (path, reason) for each problem, as they are found."""
+    parts: dict[Split, Path] = {}
     try:
         parts = split_folders(Path(root))
         class_names(root)
     except DataError as error:
         yield Path(root), str(error)
-        if not Path(root).is_dir():
-            return
-        parts = _present_splits(Path(root)) or {"train": Path(root)}
     for folder in parts.values():
         for stray in sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS and p.is_file()):
             yield stray, "in no class folder, so it is not used"
@@ -347,13 +380,13 @@ def check_folder(root: str | Path, channels: Literal[1, 3] = 3) -> Iterator[tupl
             files = image_files(path, within=folder)
             if not files:
                 yield path, f"the folder of class {name!r} holds no image"
-            yield from _unreadable(files, channels)
+            yield from _unreadable(files, channels, max_pixels)
 
 
-def _unreadable(files: list[str], channels: int) -> Iterator[tuple[Path, str]]:
+def _unreadable(files: list[str], channels: int, max_pixels: int) -> Iterator[tuple[Path, str]]:
     def problem(file: str) -> str | None:
         try:
-            read_image(file, channels)
+            read_image(file, channels, max_pixels)
         except DataError as error:
             return str(error).removeprefix(f"{file}: ")
         return None

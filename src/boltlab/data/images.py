@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from boltlab.data.augment import Augment
 from boltlab.data.base import DataModule, Split
-from boltlab.data.decode import check_decode, read_pixels
+from boltlab.data.decode import MAX_PIXELS, check_decode, read_pixels
 from boltlab.data.loader import Batches, Made, TensorData
 from boltlab.data.resize import centre, covering_size, crop_resize, fit, normalized, to_batch
 from boltlab.data.samplers import Draws
@@ -86,7 +86,7 @@ class ImageBatches(Batches):
         elif hasattr(self.source, "pixels"):
             x, y, problems, indices = self._read(epoch, indices)
         else:
-            x, y, problems = super().make(epoch, indices)
+            x, y, problems, indices = self._one_by_one(epoch, indices)
         if self.augment is not None and x is not None:
             x = self.augment(x, Draws(self.seed, epoch, indices.to(x.device)))
         return x, y, problems
@@ -131,6 +131,7 @@ class ImageDataModule(DataModule):
     resize: length of the shorter side before evaluation's centre crop; None means that of the crop.
     decode: how image files are read. "fast" (simplejpeg) and "pillow" give the same pixels; "auto" is fast where its
         library is there. "fastest" scales with OpenCV, which does not antialias: photographs differ by 1.4 of 255.
+    max_pixels: width times height of the largest image file that is read; a small file may claim any size.
     """
 
     input_shape: tuple[int, int, int] = (3, 224, 224)
@@ -140,6 +141,7 @@ class ImageDataModule(DataModule):
     allow_flip: bool = True
     resize: int | None = None
     decode: Literal["auto", "pillow", "fast", "fastest"] = "auto"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +211,7 @@ class ImageDataModule(DataModule):
         """What evaluation makes of one image file: uint8 [C,H,W]."""
         channels, height, width = self.input_shape
         way = check_decode(self.decode)
-        pixels = fit(read_pixels(path, channels, way), (height, width), self.resize, way == "fastest")
+        pixels = fit(read_pixels(path, channels, way, self.max_pixels), (height, width), self.resize, way == "fastest")
         return to_batch(pixels[None])[0]
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -107,16 +107,21 @@ class Batches(Dataset[Any]):
     def make(self, epoch: int, indices: Tensor) -> Made:
         if isinstance(self.source, TensorData):
             return *self.source.take(indices), []
-        samples, problems = [], []
+        return self._one_by_one(epoch, indices)[:3]
+
+    def _one_by_one(self, epoch: int, indices: Tensor) -> tuple[Any, Any, list[str], Tensor]:
+        """The samples that can be read, the messages of the others, and which of `indices` could be read."""
+        samples, problems, kept = [], [], []
         with own_random_state() as seed_random_state:
             for index in indices.tolist():
                 seed_random_state(random_key(self.seed, epoch, index))
                 try:
                     samples.append(self.source[index])
+                    kept.append(index)
                 except DataError as error:
                     problems.append(str(error))  # as a value: raised in a worker it would carry a traceback as text
         x, y = default_collate(samples) if samples else (None, None)
-        return x, y, problems
+        return x, y, problems, torch.tensor(kept, dtype=torch.int64)
 
 
 @dataclass(eq=False, repr=False)
@@ -169,7 +174,7 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration goes on there, if it is one of the same epoch."""
+        """The next iteration continues there, if it is one of the same epoch."""
         self.refuse_other_data(state)
         self.bad_files = set(state.get("bad_files", ()))
         self._resume = dict(state)
@@ -183,7 +188,7 @@ class Loader:
         for key, value in ours.items():
             if state.get(key, value) != value:
                 what = f"{state[key]} training samples, now there are {value}" if key == "samples" else "other labels"
-                raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch goes on with them")
+                raise DataError(f"the checkpoint was trained on {what}: resume_changed=restart_epoch resumes with them")
 
     def __iter__(self) -> Iterator[Any]:
         self._delivered = self._start()

@@ -3,13 +3,17 @@
 import csv
 import os
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from boltlab.data.base import DataModule, Split
@@ -105,6 +109,9 @@ class CSV(TableDataModule):
     """A CSV file (UTF-8) with numeric feature columns and one target column.
 
     columns: names of the columns of a file without a header row; None reads them from its first row.
+    delimiter, decimal: what divides cells, "tab" as well as a character; and what stands before a number's decimals.
+    skip_lines: lines on top that are no part of the table.
+    missing: cells, in any case, that hold no value; each is an error in a column that is used.
     target: the column to predict: any text in classification (sorted: the classes), a number in regression.
     features: the columns to predict from; None takes all others. Of a trained run they are those of its training, found
         by name, in whatever order another file has them.
@@ -117,13 +124,17 @@ class CSV(TableDataModule):
     features: list[str] | None = None
     columns: list[str] | None = None
     delimiter: str = ","
+    decimal: Literal[".", ","] = "."
+    skip_lines: Annotated[int, Ge(0)] = 0
+    missing: list[str] = field(default_factory=lambda: ["", "na", "nan", "null", "none", "?"])
 
     @classmethod
     def discover(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         if not all(isinstance(arguments.get(name), str) for name in ("path", "target", "task")):
             return {}  # the check of the arguments names what is missing
-        about_the_file = ("path", "target", "task", "features", "columns", "delimiter", "num_classes", "class_names")
-        module = cls(**{name: arguments[name] for name in about_the_file if name in arguments})
+        about_the_file = ("path", "target", "task", "features", "columns", "num_classes", "class_names")
+        how_to_read = ("delimiter", "decimal", "skip_lines", "missing")
+        module = cls(**{name: arguments[name] for name in about_the_file + how_to_read if name in arguments})
         return {name: getattr(module, name) for name in ("input_shape", "num_classes", "class_names")}
 
     def __post_init__(self) -> None:
@@ -136,34 +147,58 @@ class CSV(TableDataModule):
         elif self.class_names in ("auto", None) or self.num_classes in ("auto", None):
             texts = self._column(self.target)
             self.class_names = sorted(set(texts), key=_numbers_by_value)
+            forms = Counter(unicodedata.normalize("NFC", name) for name in self.class_names)
+            if twice := [name for name, count in forms.items() if count > 1]:
+                said = f"writes {listed(twice, None)} in two forms of Unicode, which would be two classes"
+                raise DataError(f"{self.path}: column {self.target!r} {said}")
             self.num_classes = len(self.class_names)
 
     def files(self, split: Split) -> list[tuple[str, str]]:
         return [(Path(self.path).name, self.path)]
 
-    @cached_property
-    def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
-        """(column names, [(line number, cells)])"""
+    def _read(self) -> list[tuple[int, list[str]]]:
+        """(line number, cells) of each line that is not empty, the header included."""
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"data.path={self.path} does not exist (looked for {path.absolute()})")
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, delimiter=self.delimiter, skipinitialspace=True, strict=True)
-                rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-        except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+                above = sum(1 for _ in islice(file, self.skip_lines))
+                mark = "\t" if self.delimiter in ("tab", "\\t") else self.delimiter
+                reader = csv.reader(file, delimiter=mark, skipinitialspace=True, strict=True)
+                return [(above + reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+        except UnicodeDecodeError as error:
+            cure = f"iconv -f WINDOWS-1252 -t UTF-8 {path.name}, if Windows has written it"
+            raise DataError(f"{path} is no CSV file in UTF-8: {error}; {cure}") from error
+        except (OSError, csv.Error, TypeError) as error:
             raise DataError(f"{path} is no CSV file in UTF-8: {error}") from error
+
+    @cached_property
+    def _rows(self) -> tuple[list[str], list[tuple[int, list[str]]]]:
+        """(column names, [(line number, cells)])"""
+        path, rows = Path(self.path), self._read()
         names = list(self.columns) if self.columns is not None else rows.pop(0)[1] if rows else []
         if not rows:
             raise DataError(f"{path} has no rows")
+        named = names[:-1] if names and not names[-1] else names
+        if all(not cells[-1] and len(cells) == len(named) + 1 for _, cells in rows):  # a delimiter ends each line
+            names, rows = named, [(line, cells[:-1]) for line, cells in rows]
         if len(set(names)) < len(names):
             raise DataError(f"{path}: two columns have the same name: {', '.join(names)}")
         for line, cells in rows:
             if len(cells) != len(names):
-                raise DataError(
-                    f"{path}, line {line}: {len(cells)} cells, but {len(names)} columns: {', '.join(names)}"
-                )
+                said = f"{len(cells)} cells, but {len(names)} columns: {', '.join(names)}"
+                raise DataError(f"{path}, line {line}: {said}{self._other_format(names, len(cells) > len(names))}")
         return names, rows
+
+    def _other_format(self, names: list[str], short: bool = False) -> str:
+        """The key that reads the file, as its header looks. short: it has fewer cells than a row."""
+        mark = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
+        if mark is not None:
+            return f" ('data.delimiter=\"{mark}\"')".replace('"\t"', "tab")
+        if short or names[0].startswith("#"):
+            return " (data.skip_lines=1, if the header is not the first line)"
+        return "" if self.columns is not None else " (a file without a header row needs data.columns=[…])"
 
     @property
     def feature_columns(self) -> list[str]:
@@ -171,8 +206,8 @@ class CSV(TableDataModule):
         names, asked = self._rows[0], self._asked_features
         wanted = [*(asked or []), self.target]
         if unknown := [name for name in wanted if name not in names]:
-            hint = "" if self.columns is not None else " (a file without a header row needs data.columns=[…])"
-            raise DataError(f"{self.path} has no column {unknown[0]!r}; it has {', '.join(map(repr, names))}{hint}")
+            has = f"it has {', '.join(map(repr, names))}{self._other_format(names)}"
+            raise DataError(f"{self.path} has no column {unknown[0]!r}; {has}")
         if asked is not None and self.target in asked:
             raise DataError(f"data.target={self.target} is also among data.features")
         features = asked if asked is not None else [name for name in names if name != self.target]
@@ -193,20 +228,27 @@ class CSV(TableDataModule):
         if name not in names:
             _ = self.feature_columns  # says so
         place = names.index(name)
-        if empty := [line for line, cells in rows if cells[place].lower() in ("", "na", "nan", "null", "none", "?")]:
+        none = {text.lower() for text in self.missing}
+        if empty := [(line, cells[place]) for line, cells in rows if cells[place].lower() in none]:
             missing = "a missing value" if len(empty) == 1 else f"{len(empty)} missing values, the first"
-            raise DataError(f"{self.path}: column {name!r} has {missing} in line {empty[0]}")
+            a_class = self.task == "classification" and name == self.target and empty[0][1]
+            cure = f": {a_class!r}; if that is a class: 'data.missing=[\"\"]'" if a_class else ""
+            raise DataError(f"{self.path}: column {name!r} has {missing} in line {empty[0][0]}{cure}")
         return [cells[place] for _, cells in rows]
 
     def _numbers(self, name: str) -> Tensor:
         numbers = []
         for (line, _), text in zip(self._rows[1], self._column(name), strict=True):
             try:
-                numbers.append(float(text))
+                # With a decimal comma, a point would divide thousands; Python takes "1_0" for 10, nobody else does.
+                wrong = "_" in text or (self.decimal == "," and "." in text)
+                numbers.append(float("nan" if wrong else text.replace(self.decimal, ".")))
             except ValueError:
                 numbers.append(float("nan"))
             if numbers[-1] - numbers[-1] != 0:  # infinite, or not a number
                 hint = "" if name == self.target else "; data.features=[…] leaves it out"
+                if "," in text and self.decimal == ".":
+                    hint += "; 'data.decimal=\",\"', if the comma stands before the decimals"
                 raise DataError(f"{self.path}: column {name!r}, line {line}: {text!r} is not a number{hint}")
         return torch.tensor(numbers, dtype=torch.float64)
 
@@ -216,6 +258,8 @@ class CSV(TableDataModule):
 
     def table(self) -> tuple[Tensor, Tensor]:
         x = torch.stack([self._numbers(name) for name in self.feature_columns], dim=1)
+        if self._asked_features is None:
+            self._say_counting(x)
         if self.task == "regression":
             return x, self._numbers(self.target)
         label = {name: index for index, name in enumerate(self.class_names or [])}
@@ -224,6 +268,13 @@ class CSV(TableDataModule):
             named = f"{listed(unknown, None)} in column {self.target!r} {'is' if len(unknown) == 1 else 'are'}"
             raise DataError(f"{self.path}: {named} not among data.class_names ({listed(list(label), None)})")
         return x, torch.tensor([label[text] for text in texts])
+
+    def _say_counting(self, x: Tensor) -> None:
+        """Names columns that number the rows, as an index does: in a file that is sorted they tell the target."""
+        counting = [name for name, column in zip(self.feature_columns, x.T, strict=True) if (column.diff() == 1).all()]
+        if counting and len(x) > 2 and self._rank_and_world_size()[0] == 0:
+            names = f"{listed(counting, None)} number{'s' * (len(counting) == 1)} the rows"
+            print(f"{self.path}: column {names}; data.features=[…] leaves out an index", flush=True)
 
 
 def _numbers_by_value(text: str) -> tuple[int, float, str]:

@@ -70,19 +70,24 @@ class _Queue(multiprocessing.queues.Queue):
             super()._on_queue_feeder_error(e, obj)  # type: ignore[misc]
 
 
-def _begin(own: Callable[[int], Any] | None, worker_id: int) -> None:
+def _begin(own: Callable[[int], Any] | None, parent: int | None, worker_id: int) -> None:
     """Leaves Ctrl-C and the other signals of the terminal and the cluster to the main process, which ends the workers
     when it has saved. SIGTERM is torch's."""
     for signum in {*signals.ALL} - {signal.SIGTERM}:
         signal.signal(signum, signal.SIG_IGN)
     if own is not None:
         own(worker_id)
+    # torch asks only from here on whether the parent is the same as before: one that is gone already, it would await.
+    if parent not in (None, os.getppid()):
+        os._exit(1)
 
 
 def _batches(loader: DataLoader[Any], begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     # A generator: where `iter` itself raises, Lightning ends with an error of its own.
     if getattr(loader.worker_init_fn, "func", None) is not _begin:
-        loader.worker_init_fn = partial(_begin, loader.worker_init_fn)
+        context: Any = loader.multiprocessing_context
+        parent = None if context.get_start_method() == "forkserver" else os.getpid()
+        loader.worker_init_fn = partial(_begin, loader.worker_init_fn, parent)
     wait, seconds = _Wait(loader), None  # to start the workers, and the first batch, may take long
     try:
         iterator = wait.take(begin, None)

@@ -1,8 +1,10 @@
 """Files that are written whole or not at all, and small ones of JSON."""
 
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,20 @@ from typing import IO, Any
 _Stamp = tuple[int, int, int]
 _known: dict[Path, tuple[_Stamp, bytes]] = {}  # what this process has read or written: it is not opened again
 _MOST = 16
+
+
+def opened(path: str | Path, buffering: int = -1) -> IO[bytes]:
+    """A file to read from.
+
+    Raises:
+        OSError: there is none, or it is a pipe or a device, which would keep its reader waiting or never end.
+    """
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", buffering, opener=lambda name, flags: os.open(name, flags | at_once))  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "this is a pipe or a device, no file", os.fspath(path))
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -50,20 +66,21 @@ def _stamp(file: Path | int) -> _Stamp:
     return about.st_ino, about.st_mtime_ns, about.st_size
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file of JSON, whole or not at all."""
-    content = json.dumps(value, indent=1, ensure_ascii=False).encode()
-    with whole(path) as file:
+def write_json(path: Path, value: Any, sync: bool = False) -> None:
+    """Writes a file of JSON, whole or not at all; sync: see `whole`."""
+    # Names of files that are no UTF-8 become escapes, which JSON reads back to the same names.
+    content = json.dumps(value, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
+    with whole(path, sync) as file:
         file.write(content)
         file.flush()
         stamp = _stamp(file.fileno())  # not of what another process writes in its place
     _remember(path, stamp, content)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file of text, whole or not at all."""
-    with whole(path) as file:
-        file.write(text.encode())
+def write_whole(path: Path, text: str, sync: bool = False) -> None:
+    """Writes a file of text, whole or not at all; sync: see `whole`."""
+    with whole(path, sync) as file:
+        file.write(text.encode(errors="backslashreplace"))
 
 
 @contextmanager

@@ -53,9 +53,26 @@ class Inbox:
     since: float = 0.0  # when that came, of time.monotonic
     save: bool = False  # a checkpoint is asked for
     deferred: bool = False
+    raised: bool = False  # `Stopped` was raised where the signal found the process
 
 
 inbox = Inbox()
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Raises `Stopped` again where what runs inside has made something else of it: a `finally` that failed on what was
+    half done, an import that turns every error into its own, a callback whose errors are only printed."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except BaseException as e:
+        if inbox.raised:
+            raise Stopped(inbox.stop, at_once=True) from e
+        raise
+    if inbox.raised:
+        raise Stopped(inbox.stop, at_once=True)
 
 
 @contextmanager
@@ -73,6 +90,8 @@ def caught(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    with heard():  # what begins after a stop that was lost does not begin
+        pass
     outer, inbox = inbox, Inbox()
 
     def handle(signum: int, frame: Any) -> None:
@@ -82,6 +101,7 @@ def caught(
         elif not box.stop:
             box.stop, box.since = signum, now
             if forward is None and not box.deferred:
+                box.raised = True
                 raise Stopped(signum, at_once=True)
         elif signum != box.stop or now - box.since < _SAME_SECONDS:
             return  # a warning and then SIGTERM ask for the same
@@ -96,7 +116,8 @@ def caught(
     try:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
-        yield
+        with heard():
+            yield
     finally:
         for signum, handler in before.items():  # Python takes its own handlers away before a process has ended
             signal.signal(signum, signal.SIG_IGN if handler is _wait else handler)

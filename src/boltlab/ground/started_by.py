@@ -31,9 +31,14 @@ def outside() -> World | None:
     """The processes that torchrun or srun has started; None where this process is alone.
 
     Raises:
+        ConfigError: the variables that say so are there in part.
         UserError: the nodes have different numbers of processes.
     """
     v = os.environ
+    if "RANK" in v and "TORCHELASTIC_RUN_ID" not in v:
+        from boltlab.ground import ranks
+
+        ranks.refuse_a_part(v)
     if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= v.keys():
         size = int(v["WORLD_SIZE"])
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in v else "srun" if "SLURM_STEP_ID" in v else "a launcher"

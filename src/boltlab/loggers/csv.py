@@ -3,12 +3,15 @@
 import csv
 import io
 import os
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from boltlab.ground.files import read_json
 
 
 class CSVLogger(Logger):
@@ -82,12 +85,32 @@ class CSVLogger(Logger):
     def _open(self, step: int) -> None:
         """Starts the file, or takes up one that an earlier part of the run has left."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in self._read() if int(row["step"]) <= step] if self._path.exists() else []
+        rows = [row for row in self._kept() if int(row["step"]) <= step]
         self._columns = list(dict.fromkeys(["step", "epoch", *(rows[0] if rows else [])]))
         same = rows.pop() if rows and int(rows[-1]["step"]) == step else None
         self._rewrite(rows)
         if same is not None:  # what was logged before the interruption, of the step whose rest is logged now
             self._row, self._row_start = {**same, "step": step}, self._end
+
+    def _kept(self) -> list[dict[str, Any]]:
+        """The rows that are there; of a file that a power cut has damaged, those that are whole."""
+        try:
+            rows = self._read()
+            whole = all(
+                int(row["step"]) >= 0 and all(float(cell or 0) or True for cell in row.values()) for row in rows
+            )
+            if whole and not any(None in row.values() for row in rows):
+                return rows
+        except FileNotFoundError:
+            begun = (read_json(self._dir / "summary.json").get("resumed") or [{}])[-1]
+            if isinstance(begun, dict) and begun.get("checkpoint"):
+                print(f"{self._path} is gone: it begins anew", file=sys.stderr)
+            return []
+        except (ValueError, TypeError, KeyError, csv.Error):
+            pass
+        from boltlab.loggers.csv_salvage import salvage
+
+        return salvage(self._path)
 
     def _read(self, before_byte: int | None = None) -> list[dict[str, Any]]:
         text = self._path.read_bytes()[:before_byte].decode()

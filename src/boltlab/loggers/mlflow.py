@@ -20,7 +20,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from boltlab.ground import credentials
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json
+from boltlab.loggers.limits import of_mlflow
 from boltlab.loggers.place import no_answer, place
+from boltlab.loggers.resumed import Points, Rows, earlier, lacking, unknown
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +30,16 @@ RUN_ID = ".mlflow-id"  # of the run folder; with `-local` of what was recorded i
 SAVED_FILES = ("config.yaml", "environment.json", "git.patch")
 
 _LONGEST = 500  # characters of a parameter that every server takes
+_PARAMETERS, _METRICS = 100, 1000  # as many as it takes at once
 
 
 class MLFlowLogger(Logger):
     """Records a run in the order of the calls, from a thread: no step waits for a server, and no failure of one ends a
     training. A server that does not answer at the start is one warning, and the run goes into ``database``; one that
-    fails later is one warning, and nothing more is sent (``metrics.csv`` has it all).
+    fails later is one warning, and nothing more is sent (``metrics.csv`` has it all). What waits is sent in one call.
+
+    Where a run was killed and resumes, what MLflow lacks is sent from ``metrics.csv``. It takes nothing back: of steps
+    that are done again it keeps the first values, which are the same where nothing was changed.
 
     Parameters are named by their path (``optimizer/lr``); what a run comes to (``best/val_acc``, ``test/acc``) are
     metrics too. Files of the run folder and pictures are artifacts.
@@ -41,7 +47,7 @@ class MLFlowLogger(Logger):
     Args:
         tracking_uri: a server's address, or ``sqlite:///path``; None is ``MLFLOW_TRACKING_URI``, else ``database``.
             Name and password of a server are MLflow's own variables ``MLFLOW_TRACKING_USERNAME`` and ``…_PASSWORD``.
-        dir: the run folder; a run that goes on in it is the same MLflow run.
+        dir: the run folder; a run that resumes in it is the same MLflow run.
         artifact_dir: where files go that belong to a run in an SQLite file; a server has its own place.
         database: ``sqlite:///path``.
         log_model: "best" keeps the best checkpoint as an artifact at the end of the training, "all" ``last`` too.
@@ -51,6 +57,8 @@ class MLFlowLogger(Logger):
     Raises:
         UserError: MLflow is not installed.
     """
+
+    check_arguments = staticmethod(of_mlflow)
 
     def __init__(
         self,
@@ -86,6 +94,9 @@ class MLFlowLogger(Logger):
         self._given_up = False
         self._giving_up = threading.Lock()  # nobody sees that it was given up before it was said
         self._step = 0
+        self._began = False  # metrics were logged
+        self._known: Points = set()  # what this part of the run logs again
+        self._batch: list[Any] = []
 
     @property
     def name(self) -> str:
@@ -107,6 +118,11 @@ class MLFlowLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if not self._began:
+            self._began = True
+            rows = earlier(self._dir, step)
+            self._step = max(rows, default=0)
+            self._later(self._fill, rows)
         self._step = self._step if step is None else step
         self._later(self._log_numbers, dict(metrics), self._step, int(time.time() * 1000))
 
@@ -153,6 +169,7 @@ class MLFlowLogger(Logger):
             if self._thread is None or self._given_up:
                 return
         done = threading.Event()
+        self._calls.put((self._send, ()))
         self._calls.put((done.set, ()))
         if not done.wait(self._finish_timeout_seconds):
             self._give_up(f"does not take it within {self._finish_timeout_seconds:g} s")
@@ -174,6 +191,8 @@ class MLFlowLogger(Logger):
                 continue
             try:
                 call(*arguments)
+                if self._calls.empty() or len(self._batch) > _METRICS:
+                    self._send()
             except Exception as error:
                 self._give_up(_said(error))
 
@@ -240,21 +259,38 @@ class MLFlowLogger(Logger):
                 self._log_file(self._dir / name)
 
     def _log_parameters(self, params: dict[str, Any] | Namespace) -> None:
-        """MLflow keeps a run's parameters as they were first logged: one that goes on logs none again."""
+        """MLflow keeps a run's parameters as they were first logged: a resumed one logs none again."""
         from mlflow.entities import Param
 
         if self._goes_on:
             return
         flat = _flatten_dict(_convert_params(params))
         found = [Param(key, str(value)[:_LONGEST]) for key, value in flat.items()]
-        for start in range(0, len(found), 100):  # as many as it takes at once
-            self._client.log_batch(self._id, params=found[start : start + 100])
+        for start in range(0, len(found), _PARAMETERS):
+            self._client.log_batch(self._id, params=found[start : start + _PARAMETERS])
+
+    def _fill(self, rows: Rows) -> None:
+        """Logs what the run lacks of what was logged before this part of it."""
+        if self._goes_on:
+            names = self._client.get_run(self._id).data.metrics
+            histories = (self._client.get_metric_history(self._id, name) for name in names)
+            self._known = {(point.key, point.step) for history in histories for point in history}
+        now = int(time.time() * 1000)
+        for step, values in lacking(rows, self._known).items():
+            self._add(values, step, now)
 
     def _log_numbers(self, metrics: dict[str, float], step: int, milliseconds: int) -> None:
+        self._add(unknown(metrics, step, self._known), step, milliseconds)
+
+    def _add(self, metrics: dict[str, float], step: int, milliseconds: int) -> None:
         from mlflow.entities import Metric
 
-        found = [Metric(key, float(value), milliseconds, step) for key, value in metrics.items()]
-        self._client.log_batch(self._id, metrics=found)
+        self._batch += [Metric(key, float(value), milliseconds, step) for key, value in metrics.items()]
+
+    def _send(self) -> None:
+        batch, self._batch = self._batch, []
+        for start in range(0, len(batch), _METRICS):
+            self._client.log_batch(self._id, metrics=batch[start : start + _METRICS])
 
     def _log_file(self, path: Path, below: str | None = None) -> None:
         self._client.log_artifact(self._id, os.fspath(path), below)

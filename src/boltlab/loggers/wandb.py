@@ -17,8 +17,10 @@ from lightning.pytorch.loggers.wandb import WandbLogger as LightningWandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from boltlab.ground.files import read_json
+from boltlab.loggers.limits import of_wandb
 from boltlab.loggers.place import place
-from boltlab.loggers.wandb_server import refusal
+from boltlab.loggers.resumed import Rows, earlier, unknown
+from boltlab.loggers.wandb_server import refusal, set_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +31,7 @@ Mode = Literal["online", "offline", "disabled"]
 
 log = logging.getLogger(__name__)
 
-RUN_ID = ".wandb-id"  # of the run folder: a run that goes on is the same W&B run
+RUN_ID = ".wandb-id"  # of the run folder: a resumed run is the same W&B run
 SAVED_FILES = ("environment.json", "git.patch")
 
 MAX_PLOTTED_CLASSES = 100  # W&B's plot gets a row for each cell of the matrix
@@ -69,6 +71,8 @@ class WandbLogger(LightningWandbLogger):
         finish_timeout_seconds: how long the end of the run may wait for uploads; what is left stays below ``dir``.
     """
 
+    check_arguments = staticmethod(of_wandb)
+
     def __init__(
         self,
         dir: str | Path,
@@ -102,6 +106,8 @@ class WandbLogger(LightningWandbLogger):
             id=id,
         )
         self._dir, self._mode = Path(dir), mode
+        self._began = False  # metrics were logged
+        self._known: set[tuple[str, int]] = set()  # what this part of the run logs again
         self._monitor, self._monitor_mode = monitor, monitor_mode
         self._checkpoints = log_model  # the base class would upload by its own rules
         self._timeout_seconds, self._finish_timeout_seconds = timeout_seconds, finish_timeout_seconds
@@ -109,6 +115,7 @@ class WandbLogger(LightningWandbLogger):
         self._waiting: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._steps: set[int | None] = set()  # logged before the thread was started
         self._thread: threading.Thread | None = None
+        self._refused = ""  # why the first start failed
         self._earlier: WandbLogger | None = None  # of another job of this process: its run comes first
 
     @property
@@ -126,7 +133,10 @@ class WandbLogger(LightningWandbLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._experiment is None:
             metrics = {**metrics, "_timestamp": time.time()}
-        self._log(super().log_metrics, metrics, step)
+        if not self._began and step is not None:
+            self._began = True
+            self._log(self._fill, earlier(self._dir, step))
+        self._log(self._log_new, metrics, step)
         if self._thread is None:
             if not self._steps:
                 timer = threading.Timer(_FIRST_STEP_SECONDS, self._begin)
@@ -135,6 +145,20 @@ class WandbLogger(LightningWandbLogger):
             self._steps.add(step)
             if len(self._steps) > 1:
                 self._begin()
+
+    def _fill(self, rows: Rows) -> None:
+        """Logs what earlier parts of the run have lost when they were killed."""
+        from boltlab.loggers import wandb_file
+
+        lost, self._known = wandb_file.lost(self._dir / "wandb", self.experiment.id, rows)
+        for step, values in lost.items():
+            super().log_metrics(values, step)
+
+    def _log_new(self, metrics: dict[str, Any], step: int | None) -> None:
+        if self._known and step is not None:
+            metrics = unknown(metrics, step, self._known)
+        if metrics.keys() - {"_timestamp"}:
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def log_summary(self, values: Mapping[str, float]) -> None:
@@ -250,7 +274,11 @@ class WandbLogger(LightningWandbLogger):
             self._earlier._up()
             self._earlier = None
         try:
-            self._run = self._start()
+            try:
+                self._run = self._start()
+            except Exception as error:
+                self._refused = set_aside(error)
+                self._run = self._start()
         except Exception as error:  # a tracker must not stop a training
             log.warning("W&B does not record this run (%s)", _said(error))
             self._run = cast("RunDisabled", _DummyExperiment())
@@ -317,7 +345,7 @@ class WandbLogger(LightningWandbLogger):
             except wandb.Error as error:
                 mode, reason = "offline", _said(error)
                 if self._wandb_init["id"]:
-                    wandb.teardown()  # its service calls the id of a run that goes on taken
+                    wandb.teardown()  # its service calls the id of a resumed run taken
         return self._init(mode), mode, reason
 
     def _init(self, mode: Mode, init_timeout: float = 60.0) -> "Run | RunDisabled":  # a busy machine starts it late
@@ -342,6 +370,8 @@ class WandbLogger(LightningWandbLogger):
         """The mode of ``wandb.init``, and for "offline" why."""
         import wandb
 
+        if self._refused:
+            return "offline", self._refused
         if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1"):
             return "disabled", ""
         asked = os.environ.get("WANDB_MODE") or (self._mode if self._mode != "auto" else wandb.setup().settings.mode)

@@ -75,8 +75,14 @@ def configure(
     optimizer = make_optimizer(make, parameter_groups(net, decay_norms_and_biases), module.trainer.precision)
     if scheduler is None or not scheduler.changes:
         return optimizer
-    total_steps = module.trainer.estimated_stepping_batches  # also makes the trainer count its batches
-    steps_per_epoch = module.trainer.num_training_batches / module.trainer.accumulate_grad_batches
+    trainer: Any = module.trainer
+    total_steps = trainer.estimated_stepping_batches  # also makes the trainer count its batches
+    if total_steps < 0:  # Lightning's word for a loader without a length
+        total_steps = math.inf
+    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     if math.isfinite(steps_per_epoch):
         steps_per_epoch = math.ceil(steps_per_epoch)
+    if hasattr(trainer, "steps_of"):  # a GradientAccumulationScheduler: epochs of several lengths have none in common
+        each = {trainer.steps_of(epoch) for epoch in range(max(trainer.max_epochs or 1, 1))}
+        steps_per_epoch = each.pop() if len(each) == 1 else math.inf
     return [optimizer], scheduler.build(optimizer, total_steps, steps_per_epoch)  # type: ignore[return-value]

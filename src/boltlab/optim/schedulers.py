@@ -6,12 +6,17 @@ nothing drifts, and a run that is resumed or made longer follows the curve that 
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Gt, Lt
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from boltlab.ground.errors import UserError
+
+Steps = Annotated[int, Ge(0)]
+FromZero = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 
 
 class Schedule:
@@ -24,7 +29,7 @@ class Schedule:
     # Pairs of arguments that give the same length, in steps and in epochs.
     lengths: ClassVar[list[tuple[str, str]]] = [("warmup_steps", "warmup_epochs")]
 
-    def __init__(self, warmup_steps: int | None = None, warmup_epochs: float | None = None) -> None:
+    def __init__(self, warmup_steps: Steps | None = None, warmup_epochs: FromZero | None = None) -> None:
         self.warmup_steps, self.warmup_epochs = warmup_steps, warmup_epochs
         self.__post_init__()
 
@@ -100,11 +105,11 @@ class Step(Schedule):
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("every_steps", "every_epochs")]
 
-    gamma: float = 0.1
-    every_steps: int | None = None
-    every_epochs: float | None = None
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    gamma: Positive = 0.1
+    every_steps: Annotated[int, Ge(1)] | None = None
+    every_epochs: Annotated[float, Gt(0)] | None = None
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         every = self._steps(self.every_steps, self.every_epochs, steps_per_epoch)
@@ -118,11 +123,11 @@ class MultiStep(Schedule):
 
     lengths: ClassVar[list[tuple[str, str]]] = [*Schedule.lengths, ("milestones_steps", "milestones_epochs")]
 
-    gamma: float = 0.1
+    gamma: Positive = 0.1
     milestones_steps: list[int] | None = None
     milestones_epochs: list[float] | None = None
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         if self.milestones_epochs is not None:
@@ -138,9 +143,9 @@ class MultiStep(Schedule):
 class Exponential(Schedule):
     """Falls by the factor `gamma_per_epoch` in every epoch, a little at every step."""
 
-    gamma_per_epoch: float = 0.9
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    gamma_per_epoch: Positive = 0.9
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         return float(self.gamma_per_epoch ** (step / self._known(steps_per_epoch, "an epoch")))
@@ -150,9 +155,9 @@ class Exponential(Schedule):
 class Cosine(Schedule):
     """Half a cosine from the whole rate when the warm-up ends to `final_factor` of it (Loshchilov and Hutter 2016)."""
 
-    final_factor: float = 0.0
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    final_factor: FromZero = 0.0
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def decay(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         return _cosine(1.0, self.final_factor, (step - warmup) / max(1.0, self._known(total_steps) - warmup))
@@ -166,10 +171,10 @@ class OneCycle(Schedule):
     final_div_factor`. Without a length, the warm-up takes 30% of the run. Momentum stays as it is.
     """
 
-    div_factor: float = 25.0
-    final_div_factor: float = 1e4
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    div_factor: Positive = 25.0
+    final_div_factor: Positive = 1e4
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def factor(self, step: int, warmup: int, total_steps: float, steps_per_epoch: float) -> float:
         last = self._known(total_steps) - 1
@@ -188,16 +193,17 @@ def _cosine(start: float, end: float, progress: float) -> float:
 class Plateau(Schedule):
     """Times `gamma` after more than `patience_epochs` epochs in which the monitored metric got no better.
 
-    Looks at the metric once an epoch; the warm-up goes by steps. The rate does not fall below `minimum_lr`.
+    Looks at the metric once an epoch, where there is a new value of it: epochs without a validation do not count. The
+    warm-up goes by steps. The rate does not fall below `minimum_lr`.
     """
 
     monitor: str
     mode: Literal["min", "max"]
-    gamma: float = 0.1
-    patience_epochs: int = 5
-    minimum_lr: float = 0.0
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
+    gamma: Annotated[float, Gt(0), Lt(1)] = 0.1
+    patience_epochs: Steps = 5
+    minimum_lr: FromZero = 0.0
+    warmup_steps: Steps | None = None
+    warmup_epochs: FromZero | None = None
 
     def build(self, optimizer: Optimizer, total_steps: float, steps_per_epoch: float) -> list[dict[str, Any]]:
         plateau = ReduceLROnPlateau(optimizer, self.mode, self.gamma, self.patience_epochs, min_lr=self.minimum_lr)

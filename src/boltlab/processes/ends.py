@@ -45,12 +45,15 @@ def last_word(folder: Path) -> Iterator[None]:
         (folder / f"{ENDED}stop-{rank}").write_text(f"{e.signum} {AT_ONCE * e.at_once}")
         raise
     except BaseException as e:
+        from boltlab.processes.explained import explained
+
+        said = explained(e)
         record = {
             "rank": rank,
             "time": time.time(),
-            "user": isinstance(e, UserError) and not isinstance(e, WorkerError),  # which a restart may mend
+            "user": said is not None and not isinstance(e, WorkerError),  # which a restart may mend
             "partner": lost_partner(e),
-            "message": str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}",
+            "message": said or f"{type(e).__name__}: {e}",
             "traceback": "" if isinstance(e, WorkerError) else traceback.format_exc(),
         }
         with suppress(OSError):

@@ -1,7 +1,6 @@
 """The end of a command as an exit code: 0, 1 (failed), 2 (a mistake in the command or a config), 128 + a signal."""
 
 import atexit
-import errno
 import os
 import sys
 import threading
@@ -10,7 +9,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from boltlab.ground import started_by
-from boltlab.ground.errors import UserError
+from boltlab.ground.errors import ConfigError, UserError
 from boltlab.ground.signals import Stopped
 
 
@@ -31,6 +30,8 @@ def led(command: Callable[[], int]) -> int:
     """Runs a command; of the processes that torchrun or srun has started, in rank 0 only, which the others follow."""
     try:
         world = started_by.outside()
+    except ConfigError:
+        raise
     except UserError as e:
         print(f"boltlab: {e}", file=sys.stderr)
         return 1
@@ -44,7 +45,6 @@ def led(command: Callable[[], int]) -> int:
 def exit_code(verb: str, command: Callable[[], int]) -> int:
     """What a command returns; what it raises as a message and the code that belongs to it."""
     from boltlab.config.validate import report
-    from boltlab.ground.errors import ConfigError
 
     try:
         return command()
@@ -58,20 +58,12 @@ def exit_code(verb: str, command: Callable[[], int]) -> int:
         print(f"boltlab {verb}: interrupted", file=sys.stderr)
         return 130
     except Exception as e:
-        said = _said(e)
+        from boltlab.processes.explained import explained
+
+        said = explained(e)
         if said is None or os.environ.get("BOLTLAB_TRACEBACK"):
             raise
-        print(f"boltlab {verb}: {said}", file=sys.stderr)
+        from boltlab.ground.texts import plain
+
+        print(f"boltlab {verb}: {plain(said)}", file=sys.stderr)
         return 1
-
-
-def _said(error: Exception) -> str | None:
-    """What is printed of an error; None where its traceback is."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"cannot write {error.filename or 'a file'}: {error.strerror}"
-    # What Lightning says of a module, data module or callbacks that lack a step, a loader, a metric to monitor.
-    early = isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric")
-    lightning = early or type(error).__name__ == "MisconfigurationException"
-    return " ".join(str(error).split()) if lightning else None

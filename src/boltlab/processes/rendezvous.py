@@ -76,7 +76,7 @@ def _joined(config: DictConfig) -> Iterator[None]:
         timeout=timeout,
     )
     yield
-    torch.distributed.barrier()  # rank 0 goes on with what all of them have written
+    torch.distributed.barrier()  # rank 0 continues with what all of them have written
     torch.distributed.destroy_process_group()  # after an error, the end of the process does it
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from boltlab import runs
 from boltlab.ground import signals, started_by
 from boltlab.ground.malloc import keep_freed_memory
+from boltlab.ground.output import keep_going
 from boltlab.processes import ends
 
 SHUTDOWN_SECONDS = 5  # that the other processes have after one has failed: there is nothing left that they could save
@@ -145,6 +146,7 @@ def begin_forked(cwd: str, environment: dict[str, str]) -> None:
     """What a process does first that was forked from the server: that one outlives the parent, and was started perhaps
     before the folder, or a variable, was another. `environment` is that of the parent."""
     signals.only_caught()
+    keep_going(says_all=True)
     signals.die_with_parent()
     os.chdir(cwd)
     own = {name: value for name, value in os.environ.items() if name.startswith(started_by.OF_RANKS)}

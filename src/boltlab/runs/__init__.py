@@ -4,8 +4,9 @@
 from boltlab.ground.files import read_json, write_json, write_whole
 from boltlab.runs.liveness import Status, job_states, lock, status
 from boltlab.runs.lookup import find, folders, new_folder, newest_sweep, refuse_links, shown, started
-from boltlab.runs.provenance import Git, ask_git, clone, commit_changes, environment, packages
+from boltlab.runs.provenance import Git, ask_git, clone, commit_changes, environment, is_commit, packages
 from boltlab.runs.record import (
+    UNBEGUN,
     PlainLoader,
     config_text,
     end,

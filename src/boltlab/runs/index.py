@@ -26,6 +26,7 @@ import yaml
 from boltlab import runs
 from boltlab.config.effects import NO_EFFECT, under
 from boltlab.ground import files
+from boltlab.runs import lost_summary
 
 MARKS = "marks.json"  # tags and note given afterwards: the summary of a run at work is the run's own to write
 _VERSION = 3
@@ -209,6 +210,8 @@ class _Index:
         body = json.dumps([used, self.runs], separators=(",", ":"))
         with suppress(OSError):
             runs.write_whole(file, f"{_head(body.encode()).decode()}\n{body}")
+            for left in file.parent.glob(f".{file.name}.*"):  # of a writer that was killed; one at work does without
+                left.unlink()
 
     def row(self, top: Path, name: str, entry: _Entry) -> Row:
         blocks = [self.blocks[block] for block in entry.blocks]
@@ -224,7 +227,7 @@ class _Index:
             if known is not None and same
             else self._config(files.read_bytes(folder / _CONFIG, _MOST_BYTES))
         )
-        values = _values(files.read_json(folder / _SUMMARY, _MOST_BYTES))
+        values = _values(files.read_json(folder / _SUMMARY, _MOST_BYTES) or lost_summary.known(folder))
         values |= _marks(files.read_json(folder / MARKS, _MOST_BYTES))
         status, summary = str(values.get("status", "unknown")), json.dumps(values, separators=(",", ":"))
         return _Entry(stamps, blocks, status, float(runs.started(values)), summary)

@@ -32,9 +32,14 @@ def new_folder(log_dir: str | Path, verb: str, name: str) -> Path:
 
 
 def shown(folder: Path) -> Path:
-    """The folder as it is printed: relative to the current one where it lies inside."""
+    """The folder as it is printed: relative to the current one where it lies inside, and plain, whatever its name."""
     here = Path.cwd()
-    return folder.relative_to(here) if folder.is_relative_to(here) else folder
+    near = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    if str(near).isprintable():
+        return near
+    from boltlab.ground.texts import plain
+
+    return Path(plain(str(near)).replace("\n", " "))
 
 
 def started(summary: dict[str, Any]) -> float:
@@ -60,7 +65,7 @@ def refuse_links(folder: Path) -> None:
     """Raises UserError: something in the folder is a link: whoever sent it could have any file of yours overwritten."""
     for path in (folder, *folder.iterdir(), *(folder / "checkpoints").glob("*")):
         if path.is_symlink() and path != folder:
-            raise UserError(f"{path} is a link to {path.readlink()}: a run goes on in a folder of its own files only")
+            raise UserError(f"{path} is a link to {path.readlink()}: a run resumes in a folder of its own files only")
 
 
 def find(run: str, log_dir: str | Path, verb: str = "train", option: str = "run") -> Path:

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,23 @@ def _take_away(folder: Path, logs: Path) -> None:
         raise UserError(f"what is left of {runs.shown(folder)} in {gone} cannot be removed: {e.strerror}") from e
 
 
+@contextmanager
+def _alone(logs: Path) -> Iterator[None]:
+    """Of several commands that take runs away, one at a time; what one that was killed has left goes."""
+    from filelock import FileLock
+
+    try:
+        lock = FileLock(logs / ".removing").acquire()
+    except OSError as e:
+        raise UserError(f"cannot write into {runs.shown(logs)}: {e.strerror}") from e
+    with lock:
+        for path in logs.glob(".removed-????????"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (logs / _ARCHIVE).rglob(".*.tar.gz-??????"):
+            path.unlink(missing_ok=True)
+        yield
+
+
 # ---------------------------------------------------------------- rm, archive
 
 
@@ -144,9 +162,11 @@ def remove(words: list[str], options: Any) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             print("nothing was removed")
             return 0
-    for folder, inside in found.items():
-        _held([folder, *inside])
-        _take_away(folder, Path(options.log_dir).resolve())
+    logs = Path(options.log_dir).resolve()
+    with _alone(logs):
+        for folder, inside in found.items():
+            _held([folder, *inside])
+            _take_away(folder, logs)
     print(f"removed {_counted(count)}")
     return 0
 
@@ -167,13 +187,15 @@ def archive(words: list[str], options: Any) -> int:
         if odd := [path for path in folder.rglob("*") if not (path.is_symlink() or path.is_file() or path.is_dir())]:
             raise UserError(f"{odd[0]} is no file that can be archived: nothing was archived")
     for folder, target in targets.items():
-        _held([folder, *found[folder]])
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _pack(folder, target)
-        except (OSError, tarfile.TarError) as e:
-            raise UserError(f"{runs.shown(folder)} cannot be archived, and stays: {getattr(e, 'strerror', e)}") from e
-        _take_away(folder, logs)
+        with _alone(logs):
+            _held([folder, *found[folder]])
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _pack(folder, target)
+            except (OSError, tarfile.TarError) as e:
+                why = getattr(e, "strerror", e)
+                raise UserError(f"{runs.shown(folder)} cannot be archived, and stays: {why}") from e
+            _take_away(folder, logs)
         size = f"{target.stat().st_size / 1e6:.1f} MB"
         print(f"{runs.shown(target)}  {size}")
         back = ["tar", "-xzf", str(runs.shown(target)), "-C", str(runs.shown(folder.parent))]

@@ -6,8 +6,8 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,17 @@ from boltlab.ground import credentials
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+_NOT_OURS = ["DIR", "WORK_TREE", "INDEX_FILE", "OBJECT_DIRECTORY", "ALTERNATE_OBJECT_DIRECTORIES", "PREFIX"]
+_NOT_OURS = [f"GIT_{name}" for name in (*_NOT_OURS, "DIFF_OPTS", "LITERAL_PATHSPECS", "TRACE")]
+_SETTINGS = [
+    "core.hooksPath=/dev/null",
+    "core.quotePath=false",
+    "core.splitIndex=false",
+    "core.safecrlf=false",
+    "core.fsmonitor=false",
+]
+_SETTINGS = [word for setting in _SETTINGS for word in ("-c", setting)]
+
 
 @dataclass(frozen=True)
 class Git:
@@ -27,6 +38,7 @@ class Git:
     dirty: bool | None
     patch: bytes
     left_out: tuple[str, ...] = ()
+    problem: str | None = None  # why some of it is not known
 
 
 def ask_git() -> "Future[Git]":
@@ -55,8 +67,9 @@ def environment(git: Git) -> dict[str, Any]:
         **({"project": named} if named else {}),
         "git_commit": git.commit,
         "git_dirty": git.dirty,
-        "git_left_out": list(git.left_out),  # of git.patch, because of their names
+        "git_left_out": [*git.left_out[:100], *[f"… and {len(git.left_out) - 100} more"] * (len(git.left_out) > 100)],
         "command": [credentials.masked(argument) for argument in sys.argv],
+        "cwd": os.getcwd(),  # what relative paths in the config are relative to
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -69,18 +82,27 @@ def environment(git: Git) -> dict[str, Any]:
     }
 
 
+def is_commit(text: Any) -> bool:
+    """Whether it is a commit's hash, and nothing that a shell or git would take for another word."""
+    return isinstance(text, str) and bool(re.fullmatch("[0-9a-f]{7,64}", text))
+
+
 def commit_changes(then: str, now: str) -> str | None:
     """How many files and lines differ between two commits; None where this clone does not know both."""
-    if not all(re.fullmatch("[0-9a-f]{7,64}", commit) for commit in (then, now)):
+    if not (is_commit(then) and is_commit(now)):
         return None
-    answer = _git("diff", "--shortstat", then, now, "--")
-    return None if answer is None else answer.decode(errors="replace").strip() or "the same files"
+    try:
+        return _git("diff", "--shortstat", then, now, "--").decode(errors="replace").strip() or "the same files"
+    except _GitFailed:
+        return None
 
 
 def clone() -> Path | None:
     """The folder of the clone that this code runs from."""
-    answer = _git("rev-parse", "--show-toplevel")
-    return Path(answer.decode(errors="surrogateescape").strip()) if answer else None
+    try:
+        return Path(os.fsdecode(_git("rev-parse", "--show-toplevel"))[:-1])
+    except _GitFailed:
+        return None
 
 
 @functools.cache
@@ -108,34 +130,62 @@ def _cpu_name() -> str:
 
 
 def _state() -> Git:
-    """The clone's commit, and its changes since as a patch, new files included: in an index of its own, so that git's
-    stays. Files that hold keys or passwords by their names are left out of it."""
-    status = _git("status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all") or b""
-    entries = [os.fsdecode(entry) for entry in status.split(b"\0")]
-    commit = next((line.split()[-1] for line in entries if line.startswith("# branch.oid ")), "(initial)")
-    if commit == "(initial)":  # none yet, no clone, no git
-        return Git(None, None, b"")
-    # The path is what stands behind so many words: 1 <7 others>, u <9 others>, ? or !
-    words = {"1": 8, "u": 10, "?": 1}
-    changed = [line.split(" ", words[line[0]])[-1] for line in entries if line[:1] in words]
-    left_out = tuple(path for path in changed if credentials.private(path))
-    if not changed:
-        return Git(commit, False, b"")
-    taken = [":/", *(f":(exclude,top,literal){path}" for path in left_out)]
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        if _git("read-tree", "HEAD", **index) is None or _git("add", "--all", "--", *taken, **index) is None:
-            return Git(commit, True, b"", left_out)
-        return Git(commit, True, _git("diff", "--cached", "--binary", "HEAD", **index) or b"", left_out)
-
-
-def _git(*arguments: str, **variables: str) -> bytes | None:
-    """What git says of the project's clone, else of the one that the engine runs from; None without git or a clone."""
-    own = project.find()
-    folder = own.root if own is not None and own.trusted else Path(__file__).parent
-    command = ["git", "-C", str(folder), *arguments]
+    """The clone's commit, and its changes since as a patch, new files included."""
+    commit = None
     try:
-        done = subprocess.run(command, capture_output=True, timeout=20, check=False, env={**os.environ, **variables})
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
+        status = _git("status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all")
+        entries = [os.fsdecode(entry) for entry in status.split(b"\0")]
+        commit = next((line.split()[-1] for line in entries if line.startswith("# branch.oid ")), "(initial)")
+        if commit == "(initial)":  # none yet
+            return Git(None, None, b"")
+        # The path is what stands behind so many words: 1 <7 others>, u <9 others> or ?
+        words = {"1": 8, "u": 10, "?": 1}
+        split = [line.split(" ", words[line[0]]) for line in entries if line[:1] in words]
+        changed = {path: about for *about, path in split}
+        if not changed:
+            return Git(commit, False, b"")
+        from boltlab.runs import patch
+
+        return Git(commit, True, *patch.make(_git, _folder(), commit, changed))
+    except _NoClone:
+        return Git(None, None, b"")
+    except _GitFailed as e:
+        with suppress(_GitFailed):
+            commit = commit or os.fsdecode(_git("rev-parse", "--verify", "HEAD")).strip()
+        lost = "git.patch lacks what is not committed" if commit else "the commit is not recorded"
+        return Git(commit, True if commit else None, b"", problem=f"{lost}, for git said: {e}")
+
+
+class _GitFailed(Exception):
+    """git did not do what it was asked; the message is git's."""
+
+
+class _NoClone(_GitFailed):
+    """There is no git, or the code lies in no clone."""
+
+
+def _folder() -> Path:
+    own = project.find()
+    return own.root if own is not None and own.trusted else Path(__file__).parent
+
+
+def _git(*arguments: str, stdin: bytes = b"", **variables: str) -> bytes:
+    """What git says of the project's clone, else of the one that the engine runs from; in C's words.
+
+    Raises:
+        _GitFailed: it refuses, takes too long, or there is none.
+    """
+    # A hook's variables would name another clone; settings would write beside the clone or refuse line ends.
+    ours = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    command = ["git", "-C", str(_folder()), *_SETTINGS, *arguments]
+    try:
+        env = {**ours, **variables, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
+        done = subprocess.run(command, input=stdin, capture_output=True, timeout=20, check=False, env=env)
+    except subprocess.TimeoutExpired:
+        raise _GitFailed("nothing, for 20 s") from None
+    except OSError as e:
+        raise _NoClone(e) from e
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
+        raise (_NoClone if "not a git repository (or any" in said else _GitFailed)(credentials.masked(said[-500:]))
+    return done.stdout

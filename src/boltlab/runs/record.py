@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from boltlab.config import project, renamed
 from boltlab.ground import credentials, started_by
 from boltlab.ground.errors import UserError
 from boltlab.ground.files import read_json, write_json, write_whole
-from boltlab.ground.signals import Stopped
+from boltlab.ground.signals import Stopped, heard
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -36,6 +37,7 @@ from boltlab.runs.provenance import Git, ask_git, environment
 _ALIAS = re.compile(r"(^|[\s\[{,:])\*\w", re.MULTILINE)  # a few of them make a file of a gigabyte
 # Stands for the run folder in the saved config, so that a folder that was moved still reads right.
 _HERE = "@RUN_DIR@"
+UNBEGUN = ".unbegun"  # marks a folder whose run ended by a mistake of its config or data before there was a batch
 
 
 class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -75,7 +77,7 @@ def prepare(
     if status == "running":
         _write_environment(folder, git)
     class_names = config.get("data", {}).get("class_names")
-    if class_names:
+    if OmegaConf.is_list(class_names):
         (folder / "classes.json").write_text(json.dumps(list(class_names), ensure_ascii=False), encoding="utf-8")
     return write_config(folder, config)  # at the end: a folder without it is no run yet
 
@@ -86,6 +88,8 @@ def _begins(status: str) -> dict[str, Any]:
 
 def _write_environment(folder: Path, git: "Future[Git] | None") -> None:
     answer = (git or ask_git()).result()
+    if answer.problem:
+        warnings.warn(answer.problem, stacklevel=2)
     (folder / "environment.json").write_text(json.dumps(environment(answer), indent=1), encoding="utf-8")
     (folder / "git.patch").write_bytes(answer.patch)
 
@@ -107,7 +111,7 @@ def write_config(folder: Path, config: DictConfig) -> DictConfig:
     config.run_dir = _HERE
     plain = credentials.plain(config)
     text = yaml.dump(plain, Dumper=_Dumper, allow_unicode=True, sort_keys=False).replace(_HERE, "${run_dir}")
-    write_whole(folder / "config.yaml", text)
+    write_whole(folder / "config.yaml", text, sync=True)
     config.run_dir = str(folder)
     return parse_config(folder, text, own=True)
 
@@ -133,9 +137,10 @@ def record_resume(
 
 
 def load_config(folder: Path, own: bool = False, replaced: Iterable[str] = ()) -> DictConfig:
-    """The resolved config of a run, with `run_dir` where the folder stands now.
+    """The resolved config of a run, with `run_dir` where the folder stands now, and the data where the run found them.
 
-    replaced: keys that the caller puts new values at; a reference to a secret there is left out.
+    replaced: keys that the caller puts new values at; a reference to a secret there is left out, and where what stood
+    there would write is no matter.
 
     A folder may come from anybody: what its config may build is checked against `boltlab.config.trust`, except for the
     `own` run of this command, whose config was composed here.
@@ -179,9 +184,11 @@ def parse_config(folder: Path, text: str, own: bool = False, replaced: Iterable[
     credentials.forget_references(config, replaced)
     if not own:
         from boltlab.config.trust import refuse_untrusted
+        from boltlab.runs import data_places
 
         project.refuse_another(read_json(folder / "environment.json").get("project"), str(folder))
-        refuse_untrusted(config, path)
+        refuse_untrusted(config, path, given=replaced)
+        data_places.settle(config, folder)
     config.run_dir = str(folder.resolve())
     return config
 
@@ -194,7 +201,7 @@ def refers_to_itself(text: str) -> bool:
 def write_summary(folder: Path, **values: Any) -> dict[str, Any]:
     """Adds values to `summary.json`, whole or not at all."""
     summary = {**read_summary(folder), **values}
-    write_json(folder / "summary.json", summary)
+    write_json(folder / "summary.json", summary, sync=True)
     return summary
 
 
@@ -220,7 +227,8 @@ def recorded(folder: Path) -> Iterator[None]:
     Where the summary itself cannot be written, on a full disk, the error that ended the run is the one to tell of.
     """
     try:
-        yield
+        with heard():
+            yield
     except Stopped as e:
         with suppress(OSError):
             end(folder, status="interrupted", reason=str(e))
@@ -236,8 +244,13 @@ def recorded(folder: Path) -> Iterator[None]:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """`summary.json`, or nothing where there is none or it is broken."""
-    return sound(read_json(folder / "summary.json"))
+    """`summary.json`; of one that is broken what else tells of it, or nothing; nothing where there is none."""
+    content = read_json(folder / "summary.json")
+    if content or not (folder / "summary.json").is_file():
+        return sound(content)
+    from boltlab.runs import lost_summary
+
+    return lost_summary.known(folder)
 
 
 def sound(summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     Checkpoints hold the weights, in files like any other's: `best` is tested, evaluated and loaded. DeepSpeed's own are
     folders of pickles, which are not replaced as a whole, so they are not written, and a run that was stopped begins
-    again; with `trainer=fsdp` it goes on. Stage 3, where no process holds the weights, is `trainer=fsdp` as well.
+    again; with `trainer=fsdp` it resumes. Stage 3, where no process holds the weights, is `trainer=fsdp` as well.
 
     Raises:
         UserError: DeepSpeed is not installed.

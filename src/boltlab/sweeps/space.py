@@ -152,6 +152,16 @@ def overrides(params: Mapping[str, Any]) -> list[str]:
     return [f"{key}={text}" for key, text in sorted(texts.items(), key=lambda item: "." in item[0])]
 
 
+def params(space: list[Dimension], overrides: list[str]) -> dict[str, Any]:
+    """The params that stand in overrides, as `suggest_all` gives them; an error where one is missing or is none."""
+    given = dict(text.partition("=")[::2] for text in overrides)
+    chosen: dict[str, Any] = {}
+    for d in (d for d in space if d.active(chosen)):
+        read = str if d.values.texts else int if d.values.whole else float
+        chosen[d.key] = read(given[d.key])
+    return chosen
+
+
 def samples(space: list[Dimension]) -> Iterator[dict[str, str]]:
     """A few points in which every choice and every end stands at least once, for the check before a sweep starts."""
 

@@ -11,7 +11,7 @@ from boltlab.config.build import build
 from boltlab.config.compose import Composed, compose
 from boltlab.config.devices import process_count
 from boltlab.config.modes import settle
-from boltlab.config.overrides import names_launcher, split_space, sweep_values
+from boltlab.config.overrides import given, names_launcher, split_space, sweep_values
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import ConfigError, Mistake
 from boltlab.processes import submit
@@ -51,8 +51,7 @@ def read(own: list[str], for_trials: list[str], options: Any) -> Spec:
         cure = "give a key several values, optimizer.lr='tag(log,interval(1e-4,1e-1))', or sweep=…, seeds=…, folds=…"
         raise ConfigError([Mistake("sweep", f"has nothing to try: {cure}")])
     dimensions = spaces.parse(space)
-    without_test = [] if any(text.startswith("test=") for text in fixed) else ["test=false"]
-    fixed = [*without_test, *fixed, f"log_dir={options.log_dir}"]
+    fixed = [*_untested(fixed), *fixed, given("log_dir", options.log_dir)]
     if "latency_ms" in (sweep.objectives or {}):
         fixed.append("++callbacks.latency._target_=boltlab.callbacks.latency.Latency")
     _refuse(fixed, space, options)
@@ -75,6 +74,18 @@ def read(own: list[str], for_trials: list[str], options: Any) -> Spec:
         "validations": _validations(base),
     }
     return Spec(options, sweep, dimensions, [base, *samples[1:]], parts, launcher, asked)
+
+
+def first(options: Any, for_trials: list[str]) -> tuple[Composed, float]:
+    """The training of the first point, whose values are not checked, and how many points the space has."""
+    fixed, space = _space(build(options, "sweep"), for_trials)
+    dimensions = spaces.parse(space)
+    point = spaces.overrides(next(spaces.samples(dimensions)))
+    return compose("train", [*_untested(fixed), *fixed, *point], check=False), spaces.size(dimensions)
+
+
+def _untested(fixed: list[str]) -> list[str]:
+    return [] if any(text.startswith("test=") for text in fixed) else ["test=false"]
 
 
 def _space(sweep: studies.Sweep, for_trials: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -140,7 +151,7 @@ def _refuse(fixed: list[str], space: dict[str, Any], options: Any) -> None:
             Mistake("init_from=latest", "is another trial of this sweep in all trials but one: name the run")
         )
     if any(text.startswith("resume=") and text != "resume=null" for text in fixed):
-        mistakes.append(Mistake("resume", "goes on with one run; the same sweep command goes on with a sweep"))
+        mistakes.append(Mistake("resume", "resumes one run; the same sweep command resumes a sweep"))
     if mistakes:
         raise ConfigError(mistakes)
 

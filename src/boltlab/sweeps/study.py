@@ -27,6 +27,7 @@ from boltlab import runs
 from boltlab.config.build import build
 from boltlab.ground.credentials import masked
 from boltlab.ground.errors import UserError
+from boltlab.sweeps import rebuild
 from boltlab.sweeps import space as spaces
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def quiet() -> Iterator[None]:
 def open_storage(url: str | None, top: Path) -> Any:
     """
     Raises:
-        UserError: it cannot be opened.
+        UserError: it cannot be opened, or is damaged.
     """
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
@@ -133,10 +134,13 @@ def open_storage(url: str | None, top: Path) -> Any:
             if url == "journal":
                 return JournalStorage(JournalFileBackend(str(top / "study.journal")))
             if url is None:
+                rebuild.refuse_damaged(top / "study.db")
                 return RDBStorage(f"sqlite:///{top / 'study.db'}", engine_kwargs={"connect_args": {"timeout": 60}})
             return RDBStorage(url)
         except ImportError as e:
             raise UserError(f"storage={masked(str(url))}: {e}") from None
+        except (UserError, UnicodeDecodeError, json.JSONDecodeError):  # damaged
+            raise
         except Exception as e:  # SQLAlchemy's own, and those of each database's driver
             said = masked(str(e).splitlines()[0])[:300]
             # Another command, on another machine perhaps, makes the same tables at the same moment.
@@ -151,9 +155,21 @@ class Study:
 
     asked: train, space, objectives, sampler, pruner, parts, as `commands.sweep` has checked them.
     total: how many points to try. key: tells workers in different processes apart, which draw different samples.
+    anew: whether the study is made anew from the runs in `top`.
+
+    Raises:
+        UserError: the study cannot be opened, is damaged, or is not the one of the runs in `top`.
     """
 
-    def __init__(self, top: Path, asked: Mapping[str, Any], total: int | None, url: str | None, key: str = "") -> None:
+    def __init__(
+        self,
+        top: Path,
+        asked: Mapping[str, Any],
+        total: int | None,
+        url: str | None,
+        key: str = "",
+        anew: bool = False,
+    ) -> None:
         import optuna
         from optuna.study import StudyDirection
 
@@ -170,6 +186,8 @@ class Study:
         shared = url not in (None, "journal")  # by folders whose keys may be the same
         name = f"{asked['name']}-{definition(asked)}" if shared else top.name
         with quiet(), self._asking():
+            if anew:
+                rebuild.set_aside(top)
             storage = open_storage(url, top)
             known = {s.study_name: s.n_trials for s in optuna.get_all_study_summaries(storage)}
             drawn = {"seed": asked["seed"]}
@@ -185,13 +203,19 @@ class Study:
             )
             if not known.get(name):
                 self.study.set_metric_names(list(self.objectives))
+            if anew:
+                rebuild.fill(self.study, top, self.space)
+            rebuild.refuse_strangers(top, self.space, self.trials())
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
         from filelock import FileLock
 
         with self._lock, FileLock(self.top / "claims" / "ask"), quiet():
-            yield
+            try:
+                yield
+            except (json.JSONDecodeError, UnicodeDecodeError) as e:
+                raise UserError(f"{runs.shown(self.top / 'study.journal')} is damaged ({e}): {rebuild.CURE}") from None
 
     def folder(self, number: int, label: str) -> Path:
         """Of a run: of a trial, or of one of its parts."""

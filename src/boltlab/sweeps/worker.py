@@ -121,7 +121,7 @@ class Worker:
     def _work(self) -> None:
         try:
             while not self._over():
-                # A worker that comes back after the time limit goes on with what had begun.
+                # A worker that comes back after the time limit continues with what had begun.
                 if (claimed := self.study.take(new=not self._late())) is not None:
                     self._try(claimed)
                 if self._late() or (claimed is None and not self.study.others()):
@@ -160,7 +160,7 @@ class Worker:
             self.say(f"trial {number} pruned at epoch {state.epoch}: {_shown(state.value)}")
         except Left:
             self.study.leave(claimed)
-            self.say(f"trial {number} has saved, and goes on when this command is given again")
+            self.say(f"trial {number} has saved, and resumes when this command is given again")
         except Dead as e:
             if e.diverged:  # the same values would diverge again; the sampler is to keep away from them
                 self.study.prune(claimed, reason=str(e))

@@ -28,6 +28,7 @@ from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
 from boltlab.config.build import build
 from boltlab.ground import credentials, signals
+from boltlab.ground.errors import ConfigError, DataError
 from boltlab.ground.signals import Stopped
 from boltlab.runs import checkpoints
 from boltlab.training import resume
@@ -43,8 +44,14 @@ def fit(folder_name: str, config: DictConfig) -> None:
     folder = Path(folder_name)
     with signals.caught(at_once=lambda signum: runs.end(folder, status="interrupted")):
         pl.seed_everything(config.seed, verbose=False)
-        training = _Training(folder, config)
-        training.fit()
+        training: _Training | None = None
+        try:
+            training = _Training(folder, config)
+            training.fit()
+        except (ConfigError, DataError):
+            if training is None or training.trainer.train_dataloader is None:
+                (folder / runs.UNBEGUN).touch()
+            raise
         training.finish(training.test())
 
 
@@ -118,6 +125,10 @@ class _Training:
             values["best_checkpoint"] = os.path.relpath(best.best_model_path, folder)
         if final:
             values["final"] = final
+        if trainer.should_stop or "stopped_early" in before:
+            from boltlab.training import stopped
+
+            values |= stopped.early(trainer, folder)
         for callback in trainer.callbacks:
             values |= getattr(callback, "run_summary", dict)()
         seconds = before.get("fit_seconds", 0.0) + time.perf_counter() - self.began

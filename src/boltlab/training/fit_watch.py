@@ -21,6 +21,14 @@ def best_callback(trainer: "pl.Trainer", monitor: str) -> ModelCheckpoint | None
     return min(found, key=lambda callback: callback.monitor != monitor, default=None)
 
 
+def measured_rarely(trainer: "pl.Trainer") -> bool:
+    """Whether what monitors a metric may be asked to act on a value of earlier weights, or on one for a second time."""
+    if trainer.check_val_every_n_epoch != 1 or getattr(trainer, "val_check_interval", None) != 1.0:
+        return True
+    found = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return any(c._every_n_epochs < 1 or c._save_on_train_epoch_end is not None for c in found)
+
+
 class FitWatch(Callback):
     """Stands before all other callbacks. `replaced`: whether one of them has put other weights in place at the end of
     the training, as Lightning's StochasticWeightAveraging does; no checkpoint of the training holds them."""
@@ -30,8 +38,13 @@ class FitWatch(Callback):
         self._trained: list[Tensor] = []
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.is_global_zero and (problem := uneven_windows(trainer, pl_module)):
-            print(problem, flush=True)
+        said = [uneven_windows(trainer, pl_module), lone_sample(trainer, pl_module)]
+        if any(type(callback).__name__ == "Timer" for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            from boltlab.training.stopped import timed
+
+            said.append(timed(trainer))
+        for line in filter(None, said if trainer.is_global_zero else []):
+            print(line, flush=True)
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         whole = not isinstance(trainer.strategy, ModelParallelStrategy)  # such callbacks take no sharded weights
@@ -120,4 +133,22 @@ def uneven_windows(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | 
         f"trainer.accumulate_grad_batches={window}: of {batches} batches an epoch, the last window has fewer samples"
         " but is divided as a full one. Where the loss is a mean over samples, callbacks=[default,exact_mean] weighs"
         " them equally"
+    )
+
+
+def lone_sample(trainer: "pl.Trainer", model: "pl.LightningModule") -> str | None:
+    """Says so where a batch of a single sample comes before a batch norm, which needs two values of each channel."""
+    loader: Any = trainer.train_dataloader
+    try:
+        size, samples = loader.batch_size * trainer.world_size, len(loader.dataset)
+        last = samples % size or size
+    except (AttributeError, TypeError):  # several loaders, or one without a length
+        return None
+    left_out = getattr(loader, "drop_last", False) or trainer.num_training_batches < samples / size
+    norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    if last != 1 or left_out or not norms:
+        return None
+    return (
+        f"the last of the batches of {size} has 1 of the {samples} samples, too few for a batch norm of vectors:"
+        " another data.batch_size, or drop_last=True in a DataLoader of your own"
     )

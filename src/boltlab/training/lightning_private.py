@@ -1,6 +1,6 @@
 """Private names of Lightning that exact resume needs, each with its reason. Checked with Lightning 2.6.6."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -27,18 +27,27 @@ NAMES = {
 }
 
 
-def check(trainer: "pl.Trainer") -> None:
+# By the callback, where validations do not end each epoch: see `monitored`.
+OF_CALLBACKS = {
+    "ModelCheckpoint": (
+        *("_save_topk_checkpoint", "_save_last_checkpoint", "_should_save_on_train_epoch_end"),
+        *("_should_skip_saving_checkpoint", "_monitor_candidates"),
+    ),
+    "EarlyStopping": ("_run_early_stopping_check",),
+}
+
+
+def check(owner: Any, names: Mapping[str, Sequence[str]] = NAMES) -> None:
     """
     Raises:
-        UserError: this Lightning lacks one of the names.
+        UserError: this Lightning lacks one of the names, by the object below `owner` that has them.
     """
-    for path, names in NAMES.items():
-        for name in names:
-            try:
-                attrgetter(f"{path}.{name}")(trainer)
-            except AttributeError as e:
-                cure = "which exact resume needs: pip install 'lightning>=2.6.6,<2.7'"
-                raise UserError(f"Lightning {pl.__version__} has no {path}.{name}, {cure}") from e
+    for path in (f"{path}.{name}" for path, found in names.items() for name in found):
+        try:
+            attrgetter(path)(owner)
+        except AttributeError as e:
+            cure = "which exact resume needs: pip install 'lightning>=2.6.6,<2.7'"
+            raise UserError(f"Lightning {pl.__version__} has no {path}, {cure}") from e
 
 
 def around_fetches(loop: Any, before: Callable[[], None] | None, after: Callable[[], None]) -> None:

@@ -72,8 +72,22 @@ def restore(content: dict[str, Any]) -> LightningModule:
     weights = {name: content["state_dict"][key] for name, key in names.items() if not name.startswith(counted)}
     content = {**content, "state_dict": weights}
     model.on_load_checkpoint(content)
-    missing, unexpected = model.load_state_dict(content["state_dict"], strict=False)
+    missing, unexpected = _give(model, content["state_dict"])
     wrong = [key for key in (*missing, *unexpected) if not key.startswith(counted)]
     if wrong and model.strict_loading:
-        raise CheckpointError(f"the checkpoint does not fit the code of its model any more: {', '.join(wrong[:5])}")
+        raise CheckpointError(f"{_CHANGED}: {', '.join(wrong[:5])}")
     return model.eval()
+
+
+_CHANGED = "the checkpoint does not fit the code of its model any more"
+
+
+def _give(model: LightningModule, weights: dict[str, Any]) -> Any:
+    """Loads what there is of the weights; returns the names that are missing and those that nothing takes."""
+    try:
+        return model.load_state_dict(weights, strict=False)
+    except RuntimeError as e:  # torch names each weight and both of its shapes
+        header, *others = map(str.strip, str(e).splitlines())
+        if not header.startswith("Error(s) in loading state_dict"):
+            raise
+        raise CheckpointError(f"{_CHANGED}: {' '.join(others[:5])}") from e

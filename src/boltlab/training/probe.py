@@ -95,7 +95,8 @@ class _Combined:
 
     def __init__(self, loader: CombinedLoader) -> None:
         self.loader, self.num_workers = loader, 0
-        self.dataset = self
+        parts = [getattr(part, "dataset", None) for part in loader.flattened]
+        self.dataset = max(parts, key=len) if all(hasattr(part, "__len__") for part in parts) else None  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         iter(self.loader)  # else it does not know

@@ -38,14 +38,14 @@ def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tup
     restored = [change for change in found if change[0].split(".")[0] in RESTORED]
     if restored:
         raise UserError(
-            f"{_listed(restored)}: a run that goes on takes these from its checkpoint. To change them, start a new run"
+            f"{_listed(restored)}: a resumed run takes these from its checkpoint. To change them, start a new run"
             f" from its weights: init_from={folder}"
         )
     if found and config.resume_changed != "restart_epoch":
         raise UserError(
             f"{_listed(found)}: with that the run cannot go on exactly where it stood."
             " resume_changed=restart_epoch begins the broken epoch again with the new values (the steps that were"
-            " done of it stay); without the change, the run goes on to the same weights as if it had never stopped"
+            " done of it stay); without the change, the run resumes to the same weights as if it had never stopped"
         )
     return found
 
@@ -109,7 +109,7 @@ def _listed(found: list[tuple[str, Any, Any]]) -> str:
 
 
 def adapt(content: dict[str, Any], config: DictConfig, data: Any) -> None:
-    """Makes a checkpoint fit the config that goes on with it, in place: its files stand where the folder is now, and
+    """Makes a checkpoint fit the config that resumes from it, in place: its files stand where the folder is now, and
     `resume_changed=restart_epoch` begins the broken epoch again if something changed that asks for it.
 
     Raises:
@@ -162,7 +162,7 @@ def _renew(content: dict[str, Any], processes: int) -> None:
 
 
 def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on: bool) -> None:
-    """Writes into `data.json` what the run has loaded; of a run that goes on, the data are those that stand there.
+    """Writes into `data.json` what the run has loaded; of a resumed run, the data are those that stand there.
 
     Raises:
         DataError: they are others, and `resume_changed` does not allow that.
@@ -177,10 +177,10 @@ def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on
     if others and config.resume_changed != "restart_epoch":
         raise DataError(
             f"the {split} split is not what {runs.shown(folder)} was trained on ({'; '.join(others)}):"
-            " resume_changed=restart_epoch goes on with it"
+            " resume_changed=restart_epoch resumes with it"
         )
     data.replaced |= bool(others)
-    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}})
+    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}}, sync=True)
 
 
 def restart_epoch(content: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def batch_size(config: DictConfig) -> tuple[int, str]:
     """The smallest power of two that trains nearly as fast as any that fits into memory, and why it is that.
 
     From SMALLEST_BATCH on, sizes are doubled, each with some real steps, until that makes no more samples a second: a
-    larger batch would only cost memory and steps. Where doubling goes on to pay, memory ends it: on a GPU the real
+    larger batch would only cost memory and steps. Where doubling continues to pay, memory ends it: on a GPU the real
     one, of which a share stays free, and on the CPU, which has no such error but a kernel that kills, the bytes that
     the last size's forward pass kept, doubled. No batch is larger than the training split.
 
@@ -81,7 +81,8 @@ def _double(trainer: Any, model: Any, loader: Any, rates: dict[int, float]) -> s
 
     from boltlab.training import probe
 
-    samples = len(loader.dataset) if hasattr(loader.dataset, "__len__") else math.inf
+    dataset: Any = getattr(loader, "dataset", None)
+    samples = len(dataset) if hasattr(dataset, "__len__") else math.inf
     device = model.device
     share = MEMORY_SHARE.get(device.type, 0.5)
     budget = share * (probe.free_memory(device) or math.inf)

@@ -187,14 +187,9 @@ def name_of(composed: Composed) -> str:
 
 
 def say_unused(composed: Composed) -> None:
-    """Names what a file says that nothing uses."""
-    groups = [key for key in composed.unused if "." not in key]
-    loggers = [key for key in composed.unused if "." in key]
-    if groups:
-        kind = composed.config.model._target_.rpartition(".")[2]
-        print(f"not used: {' and '.join(groups)}; {kind} makes its own", flush=True)
-    if loggers:
-        print(f"not used: {' and '.join(loggers)}; logger=… does not choose it", flush=True)
+    """Names the loggers that a file sets and nobody chose."""
+    if composed.unused:
+        print(f"not used: {' and '.join(composed.unused)}; logger=… does not choose it", flush=True)
 
 
 def settle_weights(composed: Composed) -> None:

@@ -34,7 +34,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Lightning 2.6 asks torch 2.15 in a way that torch warns of at every run; nothing here can change it.
     warnings.filterwarnings("ignore", r".*isinstance\(treespec, LeafSpec\)", FutureWarning)
     for text in (
-        "Checkpoint directory .* exists and is not empty",  # of a run that goes on; its folder is locked
+        "Checkpoint directory .* exists and is not empty",  # of a resumed run; its folder is locked
         "The `srun` command is available",  # of a machine with Slurm, whoever has started the processes
         ".*smaller than the logging interval",  # epoch values are logged whatever the interval is
     ):
@@ -58,6 +58,7 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
         plugins=_plugins(config),
         **arguments,
     )
+    _count(trainer)
     if trainer.precision != "32-true":
         from boltlab.training import precision
 
@@ -75,6 +76,20 @@ def make_trainer(config: DictConfig, adapt: Callable[[dict[str, Any]], None] | N
     # Where training ends after max_steps, Lightning would train the last epoch of a finished one's checkpoint again.
     trainer.fit_loop._iteration_based_training = _no
     return trainer
+
+
+def _count(trainer: Any) -> None:
+    """What Lightning counts for all epochs alike: the steps of changing windows, the age of a monitored value."""
+    from boltlab.training.fit_watch import measured_rarely
+
+    if any(hasattr(callback, "get_accumulate_grad_batches") for callback in trainer.callbacks):
+        from boltlab.training.accumulation import Counting
+
+        trainer.__class__ = Counting
+    if measured_rarely(trainer):
+        from boltlab.training.monitored import Monitored
+
+        trainer.callbacks.insert(1, Monitored(trainer))  # behind the one that knows the metrics of a resumed run
 
 
 def _load(trainer: Any, load: Any, adapt: Any, *arguments: Any, **keywords: Any) -> None:

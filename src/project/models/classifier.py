@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from boltlab import UserError
 from boltlab.metrics import EpochMeans
 from boltlab.optim import Schedule
@@ -40,13 +40,13 @@ class Classifier(Supervised):
         self,
         net: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
-        num_classes: int,
+        num_classes: Annotated[int, Ge(1)],
         scheduler: Schedule | None = None,
-        label_smoothing: float = 0.0,
+        label_smoothing: Annotated[float, Ge(0), Le(1)] = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         mixup_alpha: Annotated[float, Ge(0)] = 0.0,
         cutmix_alpha: Annotated[float, Ge(0)] = 0.0,
-        l1: float = 0.0,
+        l1: Annotated[float, Ge(0)] = 0.0,
         decay_norms_and_biases: bool = False,
         loss: Loss | None = None,
         metrics: dict[str, Metric] | None = None,
@@ -101,6 +101,11 @@ class Classifier(Supervised):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit" and self.num_classes == 1 and self.trainer.is_global_zero:
+            print(
+                "the data have one class only: every prediction is right",
+                flush=True,
+            )
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and self.mixers and len(getattr(data, "input_shape", (0, 0, 0))) != 3:
             raise UserError("model.mixup_alpha and cutmix_alpha mix images, this data holds none: 0")

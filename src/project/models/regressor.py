@@ -41,6 +41,7 @@ class Regressor(Supervised):
     """
 
     stacks = True  # for `sweep.engine=vectorized`
+    task = "regression"  # data with classes are refused
 
     def __init__(
         self,

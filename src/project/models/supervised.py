@@ -6,6 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from boltlab.callbacks import ExactMean
+from boltlab.data import ImageDataModule
 from boltlab.metrics import EpochMeans, counted, log_step, share
 from boltlab.optim import Schedule, configure, decayed_parameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -135,7 +136,26 @@ class Supervised(L.LightningModule):
         # Of a new training only: to load a trained run, nothing but its checkpoint is needed.
         net: Any = self.net
         if stage == "fit" and self.trainer.ckpt_path is None and hasattr(net, "load_pretrained"):
-            net.load_pretrained()
+            self.say_other_images(net.load_pretrained() or {})
+
+    def say_other_images(self, trained_on: dict[str, Any]) -> None:
+        """Names in a line what the images of pretrained weights were like where those of the data are not.
+
+        trained_on: mean and std of the channels, and the interpolation that has resized them.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule) or not self.trainer.is_global_zero:
+            return
+        said = []
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            theirs, ours = list(trained_on.get(name, ())), list(getattr(data, name) or [default])
+            ours *= len(theirs) if len(ours) == 1 else 1
+            if len(theirs) == data.input_shape[0] and any(abs(a - b) > 1e-3 for a, b in zip(theirs, ours, strict=True)):
+                said.append(f"'data.{name}={[round(value, 4) for value in theirs]}'")
+        how = trained_on.get("interpolation", "bilinear")
+        said += [f"{how} interpolation (the data's is bilinear)"] if how != "bilinear" else []
+        if said:
+            print(f"the pretrained weights were trained with other images: {', '.join(said)}", flush=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configure(self, self.net, self.make_optimizer, self.scheduler, self.decay_norms_and_biases)

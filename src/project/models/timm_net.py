@@ -78,14 +78,17 @@ class TimmNet(nn.Module):
         names = self.net.no_weight_decay() if hasattr(self.net, "no_weight_decay") else ()  # type: ignore[operator]
         return {f"net.{name}" for name in names}
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self) -> dict[str, Any]:
         """Puts timm's weights into the net, if it is `pretrained`.
+
+        Returns:
+            mean, std and interpolation of the images that they were trained on, as far as timm knows.
 
         Raises:
             UserError: they are neither on this machine nor to be had.
         """
         if not self.pretrained:
-            return
+            return {}
         try:
             source = timm.create_model(self.model_name, pretrained=True, **self.arguments)
         except Exception as e:  # timm, huggingface_hub, httpx and the file system each have errors of their own
@@ -95,6 +98,8 @@ class TimmNet(nn.Module):
                 "or train from scratch with model.net.pretrained=false."
             ) from e
         self.net.load_state_dict(source.state_dict())
+        known = getattr(source, "pretrained_cfg", None) or getattr(source, "default_cfg", None) or {}
+        return {name: known[name] for name in ("mean", "std", "interpolation") if known.get(name)}
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.net(x if self.size is None else resize(x, self.size))

@@ -39,8 +39,8 @@ class TorchvisionNet(nn.Module):
       the transformers that know one size only (vit, maxvit: 224) and swin below 224 get that size.
     - googlenet and inception_v3 come without their auxiliary outputs.
     - `pretrained`: ImageNet weights, fetched when a new training begins. The head starts afresh if the number of
-      classes is not 1000; a replaced first convolution gets the sum of the colour weights, shared by its channels. The
-      data should be normalized with the ImageNet statistics.
+      classes is not 1000; a replaced first convolution gets the sum of the colour weights, shared by its channels. A
+      line says where the data are not normalized and resized as those of the weights.
 
     Most of these nets use one ReLU module several times and in place. Where that is in the way (Opacus, quantizers),
     take `model=resnet18` and its like.
@@ -86,14 +86,17 @@ class TorchvisionNet(nn.Module):
             return [("name", unknown_name(name, names, "torchvision"))]
         return []
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self) -> dict[str, Any]:
         """Puts torchvision's best ImageNet weights into the net, if it is `pretrained`.
+
+        Returns:
+            mean, std and interpolation of the images that they were trained on.
 
         Raises:
             UserError: they are neither on this machine nor to be had.
         """
         if not self.pretrained:
-            return
+            return {}
         weights = torchvision.models.get_model_weights(self.name).DEFAULT
         try:
             source = torchvision.models.get_model(self.name, weights=weights).state_dict()
@@ -109,6 +112,8 @@ class TorchvisionNet(nn.Module):
             source[key] = spread(source[key], own[key].shape[1])
         # Only the head can have another shape: it keeps its random start.
         self.net.load_state_dict({k: source[k] if source[k].shape == v.shape else v for k, v in own.items()})
+        images = weights.transforms()
+        return {"mean": images.mean, "std": images.std, "interpolation": images.interpolation.value}
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.net(x if self.size is None else resize(x, self.size))

@@ -42,7 +42,7 @@ def test_a_killed_job_costs_itself_alone_and_all_go_on_to_the_same_bits(warm, bo
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("boltlab.config.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
     code, out, err = boltlab(*command)  # who starts the jobs is no part of what they are
-    assert code == 0 and "goes on: 0 of 3 jobs are finished" in out, (out, err)
+    assert code == 0 and "resumes: 0 of 3 jobs are finished" in out, (out, err)
     assert boltlab("train", "-m", *QUICK, "seed=1,2,3", "log_dir=whole")[0] == 0
     for name, whole in zip("012", sorted(Path("whole/train").glob("*/[012]")), strict=True):
         assert differences(outcome(sweep / name), outcome(whole)) == []

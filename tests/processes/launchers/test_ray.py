@@ -63,7 +63,7 @@ def test_workers_of_a_sweep_are_tasks_and_save_when_told_to_stop(tmp_path, boltl
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("boltlab.config.trust.PACKAGES", ("pausing_callback", *trust.PACKAGES))
     code, out, err = boltlab(*command)  # who starts the workers is no part of what the sweep is
-    assert code == 0 and "goes on" in out and out.count(" finished: ") == 2, (out, err)
+    assert code == 0 and "resumes" in out and out.count(" finished: ") == 2, (out, err)
     assert [len(runs.read_summary(top / name)["resumed"]) for name in "01"] == [1, 1]
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from boltlab.callbacks.lr_monitor import LRMonitor
+from boltlab.data import ImageDataModule, TensorData
 from boltlab.metrics import EpochMeans
 from boltlab.optim.build import decayed_parameters
 from boltlab.optim.schedulers import Constant, Cosine
@@ -169,6 +170,41 @@ def test_a_new_run_fetches_pretrained_weights_and_a_resumed_one_does_not(trainer
     again.fit(Classifier(Net(4, 3), SGD, 3), datamodule=data(x, y))
     assert again.global_step == 10
     assert Net.fetched == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "normalization", "trained_on", "said"),
+    [
+        ((3, 2, 2), {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, None, ""),
+        ((3, 2, 2), {"mean": [0.5], "std": [0.5]}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}, ""),
+        (
+            (3, 2, 2),
+            {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+            {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"},
+            "'data.mean=[0.5, 0.5, 0.5]', 'data.std=[0.5, 0.5, 0.5]', bicubic interpolation (the data's is bilinear)\n",
+        ),
+        ((3, 2, 2), {}, {"mean": (0.0,) * 3, "std": (0.2,) * 3}, "images: 'data.std=[0.2, 0.2, 0.2]'\n"),
+        ((1, 2, 2), {"mean": [0.1]}, {"mean": (0.5,) * 3, "interpolation": "bilinear"}, ""),
+    ],
+)
+def test_images_unlike_those_of_the_pretrained_weights_are_named(
+    trainer, capsys, shape, normalization, trained_on, said
+):
+    class Net(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1))
+
+        def load_pretrained(self):
+            return trained_on
+
+    class Images(ImageDataModule):
+        def load(self, split):
+            return TensorData(torch.zeros(8, *shape, dtype=torch.uint8), torch.arange(8) % 3)
+
+    images = Images(input_shape=shape, num_classes=3, num_workers=0, **normalization)
+    trainer(limit_val_batches=0).fit(Classifier(Net(shape[0] * 4, 3), SGD, 3), datamodule=images)
+    out = capsys.readouterr().out
+    assert out.endswith(said) and ("the pretrained weights were trained with other images: " in out) == bool(said)
 
 
 @pytest.mark.parametrize(

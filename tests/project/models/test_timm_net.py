@@ -64,7 +64,8 @@ def test_pretrained_weights_are_those_that_timm_gives(monkeypatch):
     source = create("resnet18", in_chans=1, num_classes=10)
     net = TimmNet("resnet18", (1, 32, 32), 10, pretrained=True)
     monkeypatch.setattr(timm_net.timm, "create_model", lambda *_, **__: source)
-    net.load_pretrained()
+    cfg = source.pretrained_cfg
+    assert net.load_pretrained() == {name: cfg[name] for name in ("mean", "std", "interpolation")}
     assert all(torch.equal(v, source.state_dict()[k]) for k, v in net.net.state_dict().items())
 
 

@@ -72,6 +72,17 @@ def test_all_thousand_classes_keep_the_head(monkeypatch):
     assert torch.equal(net.net.classifier[1].weight, source.classifier[1].weight)
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "efficientnet_b1", "efficientnet_v2_l"])
+def test_how_the_images_of_the_weights_were_made(monkeypatch, name):
+    with torch.device("meta"):
+        net = TorchvisionNet(name, (3, 64, 64), 10, pretrained=True)
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: net.net)
+    shown = repr(torchvision.models.get_model_weights(name).DEFAULT.transforms())
+    for key, value in net.load_pretrained().items():
+        assert f"{key}={value}" in shown or f"{key}=InterpolationMode.{str(value).upper()}" in shown
+    assert net.load_pretrained().keys() == {"mean", "std", "interpolation"}
+
+
 def test_building_never_fetches_and_fetching_without_a_network_says_what_to_do(monkeypatch):
     def refuse(*_, **__):
         raise urllib.error.URLError("no network")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,11 @@ def test_sizes_are_those_of_deit_without_token_and_learned_positions(width, head
 def test_positions_tell_every_place_apart():
     positions = sine_positions(8, 5, 32)
     assert positions.shape == (40, 32)
+    rates = 10000.0 ** -(np.arange(8) / 7)
+    for place, found in enumerate(positions.numpy()):
+        y, x = divmod(place, 5)
+        right = [np.sin(y * rates), np.cos(y * rates), np.sin(x * rates), np.cos(x * rates)]
+        assert found == pytest.approx(np.concatenate(right), abs=1e-5)
     assert torch.cdist(positions, positions).fill_diagonal_(1).min() > 0.1
 
 

@@ -1,4 +1,4 @@
-"""One job of a launcher: a process of its own that goes on with a run folder, which alone says what to do.
+"""One job of a launcher: a process of its own that resumes a run folder, which alone says what to do.
 
 `python -m boltlab.processes.launchers.process ENTRY FOLDER` is such a process; `Job` starts one in 0.3 s, by forking a
 server that has imported everything, instead of the 5 s that importing torch takes.
@@ -90,7 +90,7 @@ def _gpus() -> list[str]:
 
 
 class Job:
-    """A process that goes on with a run folder, forked from a server that has imported all that a training needs.
+    """A process that resumes a run folder, forked from a server that has imported all that a training needs.
 
     Where nothing can be forked (Windows), it is started anew. `variables` are put into its environment.
     """
