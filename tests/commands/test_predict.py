@@ -81,7 +81,7 @@ def test_json_to_a_file_in_the_same_order(boltlab, trained, photos):
     code, out, _ = boltlab("predict", "run=latest", f'input="{photos}/[0-9].png"', "output=out/p.json", "top_k=99")
     assert code == 0 and "5 files" in out
     rows = json.loads(Path("out/p.json").read_text(encoding="utf-8"))
-    assert [row["class"] for row in rows] == [str(i) for i in straight(photos).indices.tolist()]
+    assert [row["class"] for row in rows] == [str(i) for i in straight(photos).indices[:, 0].tolist()]
     assert all(len(row["top_k"]) == 10 for row in rows)
     assert all(abs(sum(c["probability"] for c in row["top_k"]) - 1) < 1e-4 for row in rows)
 
