@@ -1,9 +1,11 @@
 import csv
+import hashlib
 import json
 import math
 import re
 import shlex
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from PIL import Image
 
 from boltlab import runs
 from boltlab.checkpoints import file as checkpoint_file
+from boltlab.checkpoints import io
+from boltlab.data import fingerprint as fingerprints
+from boltlab.ground.errors import DataError
 from boltlab.runs import differences as differ
 
 pytestmark = pytest.mark.floats
@@ -324,6 +329,46 @@ def test_a_training_records_the_splits_that_it_has_loaded(boltlab, made):
     assert not (next(runs.folders("logs")) / "data.json").exists()
     code, _, err = boltlab("train", *QUICK, "data_fingerprint=content")
     assert code == 2 and "did you mean 'contents'?" in err
+
+
+def test_files_are_looked_at_while_the_run_trains_and_are_recorded_before_a_checkpoint(boltlab, monkeypatch):
+    images(Path("images"))
+    stepped, recorded = threading.Event(), []
+    took = fingerprints._size
+    monkeypatch.setattr(fingerprints, "_size", lambda path: stepped.wait(60) and took(path))
+    step, write = torch.optim.AdamW.step, io.write
+
+    def stepping(*arguments, **options):
+        if not recorded:
+            recorded.append(splits())
+            threading.Timer(0.5, stepped.set).start()  # the epoch has ended by then
+        return step(*arguments, **options)
+
+    def splits():
+        return set(runs.read_json(next(runs.folders("logs")) / "data.json").get("splits", ()))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    monkeypatch.setattr(io, "write", lambda *given: (recorded.append(splits()), write(*given))[1])
+    assert boltlab("train", *FOLDER, "optimizer=adamw")[0] == 0
+    assert recorded[0] == set() and recorded[1] == {"train", "val"} and len(recorded) > 2
+    data = runs.read_json(next(runs.folders("logs")) / "data.json")["splits"]
+    for split in ("train", "val", "test"):
+        files = sorted(Path("images", split).rglob("*.png"))
+        lines = "\n".join(f"{file.relative_to('images')}\0{file.stat().st_size}" for file in files)
+        assert data[split]["files"] == 6 and data[split]["bytes"] == sum(file.stat().st_size for file in files)
+        assert data[split]["names_and_sizes"] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_what_fails_while_files_are_looked_at_ends_the_run_before_a_checkpoint(boltlab, monkeypatch):
+    images(Path("images"))
+
+    def gone(data, split, contents):
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr(fingerprints, "of_files", gone)
+    code, _, err = boltlab("train", *FOLDER)
+    assert code == 1 and "the disk is gone" in err
+    assert not list(Path("logs").rglob("*.ckpt"))
 
 
 # ---------------------------------------------------------------- the parts

@@ -151,6 +151,14 @@ def test_what_the_class_refuses_is_a_mistake_of_its_key(boltlab):
     assert not list(Path("logs/train").iterdir())
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_share_of_the_batches_that_is_none_is_named_and_leaves_no_folder(boltlab, split):
+    share = f"trainer.limit_{split}_batches=0.2"
+    code, _, err = boltlab("train", *QUICK, "data.batch_size=400", "data.val_fraction=0.4", share)
+    assert code == 1 and f"Try at least `limit_{split}_batches=" in err and "Traceback" not in err
+    assert not list(Path("logs/train").iterdir())
+
+
 def test_a_missing_data_set_is_a_short_message(boltlab, monkeypatch):
     from torchvision.datasets import MNIST
 

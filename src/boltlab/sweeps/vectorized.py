@@ -213,8 +213,9 @@ class _Training:
 
     def _load(self) -> None:
         first, data = self.nets[0], self.stack.data
+        self.record = resume.DataRecord(first.folder, first.config, data, goes_on=False)
         if first.config.get("data_fingerprint") != "none":
-            data.on_load = lambda split: resume.record_data(first.folder, first.config, data, split, goes_on=False)
+            data.on_load = self.record
         self.data_json = first.folder / "data.json"
         self.stack.load()
 
@@ -294,6 +295,7 @@ class _Training:
         """Writes the checkpoints and the summary of a net's run, and tells its other loggers all at once."""
         net = self.nets[place]
         self.engine.study.alive()  # loggers may take their time
+        self.record.wait()
         if self.data_json.is_file() and net.folder != self.data_json.parent:
             shutil.copyfile(self.data_json, net.folder / "data.json")
         self._save(place)

@@ -22,6 +22,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from boltlab import runs
@@ -48,8 +49,8 @@ def fit(folder_name: str, config: DictConfig) -> None:
         try:
             training = _Training(folder, config)
             training.fit()
-        except (ConfigError, DataError):
-            if training is None or training.trainer.train_dataloader is None:
+        except (ConfigError, DataError, MisconfigurationException):
+            if training is None or not training.trainer.fit_loop.epoch_progress.current.ready:
                 (folder / runs.UNBEGUN).touch()
             raise
         training.finish(training.test())
@@ -66,7 +67,8 @@ class _Training:
         self._give_state()
         adapt = None if self.newest is None else partial(resume.adapt, config=config, data=self.data)
         self.trainer: Any = make_trainer(config, adapt)
-        self.watch = FitWatch()
+        self.record: resume.DataRecord | None = None
+        self.watch = FitWatch(before_saving=self._recorded)
         self.trainer.callbacks.insert(0, self.watch)
         self.leads = self.trainer.is_global_zero  # writes into the folder
         if self.newest is not None:  # before the weights are loaded: float64 ones would be rounded
@@ -108,10 +110,15 @@ class _Training:
     def _check_folders(self) -> None:
         config, data, folder = self.config, self.data, self.folder
         if config.get("data_fingerprint") != "none":
-            data.on_load = partial(resume.record_data, folder, config, data, goes_on=self.newest is not None)
+            self.record = resume.DataRecord(folder, config, data, goes_on=self.newest is not None)
+            data.on_load = self.record
         needed = sum(p.nbytes for p in self.model.parameters())
         for callback in () if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
             checkpoint_file.check_folder(Path(callback.dirpath or folder), needed)
+
+    def _recorded(self) -> None:
+        if self.record is not None:
+            self.record.wait()
 
     def _record(self, final: dict[str, float]) -> None:
         """Writes what is known when training has ended; a run that only had to be tested keeps what it knew."""
@@ -155,6 +162,7 @@ class _Training:
         return {"test": numbers(self.trainer.callback_metrics), "tested": "best" if best else "last"}
 
     def finish(self, tested: dict[str, Any]) -> None:
+        self._recorded()
         if self.leads:
             runs.end(self.folder, status="finished", **tested)
             tell_loggers(self.trainer, test=tested["test"])

@@ -1,6 +1,7 @@
 """The best checkpoint of a fit, and weights that a callback puts in place when training ends."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,14 @@ def measured_rarely(trainer: "pl.Trainer") -> bool:
 
 class FitWatch(Callback):
     """Stands before all other callbacks. `replaced`: whether one of them has put other weights in place at the end of
-    the training, as Lightning's StochasticWeightAveraging does; no checkpoint of the training holds them."""
+    the training, as Lightning's StochasticWeightAveraging does; no checkpoint of the training holds them.
 
-    def __init__(self) -> None:
+    before_saving: is called before each checkpoint.
+    """
+
+    def __init__(self, before_saving: Callable[[], None]) -> None:
         self.replaced = False
+        self._before_saving = before_saving
         self._trained: list[Tensor] = []
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -45,6 +50,9 @@ class FitWatch(Callback):
             said.append(timed(trainer))
         for line in filter(None, said if trainer.is_global_zero else []):
             print(line, flush=True)
+
+    def on_save_checkpoint(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: Any) -> None:
+        self._before_saving()
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         whole = not isinstance(trainer.strategy, ModelParallelStrategy)  # such callbacks take no sharded weights

@@ -1,5 +1,6 @@
 """Going on with a run in its own folder: what may be changed, and what a change does to exactness."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,26 +162,54 @@ def _renew(content: dict[str, Any], processes: int) -> None:
     content["exact"] = {"processes": shares, "metrics": metrics, "ended": None}
 
 
-def record_data(folder: Path, config: DictConfig, data: Any, split: str, goes_on: bool) -> None:
+class DataRecord:
     """Writes into `data.json` what the run has loaded; of a resumed run, the data are those that stand there.
 
-    Raises:
-        DataError: they are others, and `resume_changed` does not allow that.
+    A new run trains while its files are looked at, which takes as long as listing them again; see `wait`. A run that
+    resumes is checked first.
     """
-    from boltlab.data.fingerprint import ROUNDED, differences, fingerprint
 
-    path, kind = folder / "data.json", config.get("data_fingerprint", "names")
-    splits = runs.read_json(path).get("splits")
-    known = {k: v for k, v in (splits if isinstance(splits, dict) else {}).items() if isinstance(v, dict)}
-    now = fingerprint(data, split, kind == "contents")  # type: ignore[arg-type]
-    others = [found for found in differences(known.get(split, {}), now) if found != ROUNDED] if goes_on else []
-    if others and config.resume_changed != "restart_epoch":
-        raise DataError(
-            f"the {split} split is not what {runs.shown(folder)} was trained on ({'; '.join(others)}):"
-            " resume_changed=restart_epoch resumes with it"
-        )
-    data.replaced |= bool(others)
-    runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}}, sync=True)
+    def __init__(self, folder: Path, config: DictConfig, data: Any, goes_on: bool) -> None:
+        self.folder, self.config, self.data, self.goes_on = folder, config, data, goes_on
+        self._pool = ThreadPoolExecutor(1)
+        self._begun: list[Future[None]] = []
+
+    def __call__(self, split: str) -> None:
+        """Records a split that was loaded.
+
+        Raises:
+            DataError: it is another than before, and `resume_changed` does not allow that.
+        """
+        from boltlab.data.fingerprint import of_samples
+
+        contents = self.config.get("data_fingerprint") == "contents"
+        samples = of_samples(self.data, split, contents)  # type: ignore[arg-type]
+        self._begun.append(self._pool.submit(self._record, split, samples, contents))
+        if self.goes_on:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when all that was loaded is recorded: before the first checkpoint, and before the run has ended."""
+        while self._begun:
+            self._begun.pop(0).result()
+
+    def _record(self, split: str, samples: dict[str, Any], contents: bool) -> None:
+        from boltlab.data.fingerprint import ROUNDED, differences, of_files
+
+        path = self.folder / "data.json"
+        splits = runs.read_json(path).get("splits")
+        known = {k: v for k, v in (splits if isinstance(splits, dict) else {}).items() if isinstance(v, dict)}
+        now = samples | of_files(self.data, split, contents)  # type: ignore[arg-type]
+        then = known.get(split, {}) if self.goes_on else {}
+        others = [found for found in differences(then, now) if found != ROUNDED]
+        if others and self.config.resume_changed != "restart_epoch":
+            raise DataError(
+                f"the {split} split is not what {runs.shown(self.folder)} was trained on ({'; '.join(others)}):"
+                " resume_changed=restart_epoch resumes with it"
+            )
+        self.data.replaced |= bool(others)
+        kind = self.config.get("data_fingerprint", "names")
+        runs.write_json(path, {"fingerprint": kind, "splits": {**known, split: now}}, sync=True)
 
 
 def restart_epoch(content: dict[str, Any]) -> None:
