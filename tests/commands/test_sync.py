@@ -172,9 +172,13 @@ def server():
 @pytest.mark.slow
 def test_runs_are_sent_by_wandb_oldest_first_the_parts_of_a_resumed_one_in_order(boltlab, monkeypatch, server):
     """A run, another one, and the rest of the first; then one that the server refuses."""
-    for run, name, losses in (("one", "first", [1.0, 2.0]), ("two", "second", [9.0]), ("one", "first", [3.0])):
+    for run, name, losses in (
+        ("one", "first", {0: 1.0, 1: 2.0}),
+        ("two", "second", {0: 9.0}),
+        ("one", "first", {2: 3.0}),
+    ):
         logger = WandbLogger(Path("logs/train") / run, id=name)
-        for step, loss in enumerate(losses):
+        for step, loss in losses.items():
             logger.log_metrics({"loss": loss}, step)
         logger.finish()
         # Their folders are named by the second.

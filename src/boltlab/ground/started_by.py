@@ -61,7 +61,7 @@ def outside() -> World | None:
 def start() -> tuple[str, int]:
     """What names this start of a command for its launcher, the same when it is started again; and how often that was.
 
-    A job that Slurm puts back into its queue and processes that torchrun starts again go on with the run that they had
+    A job that Slurm puts back into its queue and processes that torchrun starts again resume the run that they had
     begun: this is how they find it. ("", 0) where nothing starts a command again.
     """
     v = os.environ

@@ -13,7 +13,7 @@ from boltlab.loggers.resumed import earlier, unknown
 class TensorBoardLogger(LightningTensorBoardLogger):
     """Lightning's logger; the event files lie in ``<dir>/tensorboard``, complete after every call.
 
-    Where a run was killed and goes on, TensorBoard is told to drop what is done again.
+    Where a run was killed and resumes, TensorBoard is told to drop what is done again.
 
     Raises:
         UserError: TensorBoard is not installed.

@@ -154,7 +154,7 @@ class Leader:
 
     def __init__(self, world: World, store: Any, part: Any) -> None:
         self.world, self.store, self.part, self.orders = world, store, part, 0
-        self.alone = False  # one of the others has failed: there is no going on
+        self.alone = False  # one of the others has failed: nothing can continue
         self.begun = Path(store.get("boltlab/run").decode()) if store.check(["boltlab/run"]) else None
 
     def begin(self, folder: Path) -> None:

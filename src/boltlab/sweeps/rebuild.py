@@ -62,7 +62,7 @@ def set_aside(top: Path) -> None:
 
 def fill(study: Any, top: Path, space: list[spaces.Dimension]) -> None:
     """Gives an empty study a trial for each run that there is, as if its worker had left it: the next one reads what
-    became of it, or goes on with it. A number without a run is drawn anew.
+    became of it, or resumes it. A number without a run is drawn anew.
 
     Raises:
         UserError: the study has trials.

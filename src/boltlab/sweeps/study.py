@@ -337,7 +337,7 @@ class Study:
         return again
 
     def leave(self, claimed: Claimed) -> None:
-        """Lets go of a trial that has saved, for any worker to go on with."""
+        """Lets go of a trial that has saved, for any worker to resume."""
         with suppress(Lost), self._telling():
             claimed.trial.set_user_attr("at", None)
         self.release(claimed)

@@ -1,4 +1,4 @@
-"""Going on with a run in its own folder: what may be changed, and what a change does to exactness."""
+"""Resuming a run in its own folder: what may be changed, and what a change does to exactness."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +30,7 @@ def changes(
 
 
 def check(content: dict[str, Any], config: DictConfig, folder: Path) -> list[tuple[str, Any, Any]]:
-    """The changes that break exactness, between a checkpoint's own config and the one that is to go on with it.
+    """The changes that break exactness, between a checkpoint's own config and that of the run that resumes from it.
 
     Raises:
         UserError: something changed that a checkpoint restores, or that needs `resume_changed=restart_epoch`.
