@@ -598,7 +598,7 @@ def test_killed_while_the_config_is_written_it_stays_whole(run):
     run("a", *QUICK, before=at_step(25), code=-signal.SIGKILL)
     die = """
 from boltlab.runs import record
-def write(path, text):
+def write(path, text, **options):
     path.with_name("." + path.stem + "-123456").write_text(text[: len(text) // 2])
     os.kill(os.getpid(), 9)
 record.write_whole = write

@@ -26,8 +26,8 @@ def while_saving(number):
     return f"""
 import boltlab.checkpoints.file as file
 def fsync(number, _fsync=os.fsync):
-    file.saves = getattr(file, "saves", 0) + 1
-    if file.saves == {2 * number - 1}:
+    file.saves = getattr(file, "saves", 0) + (".ckpt." in os.readlink(f"/proc/self/fd/{{number}}"))
+    if file.saves == {number}:
         os.kill(os.getpid(), {int(signal.SIGKILL)})
     _fsync(number)
 file.os.fsync = fsync
