@@ -10,13 +10,15 @@ from warm import FORKED, only_run
 
 @pytest.fixture
 def run(warm, tmp_path):
-    """Runs `boltlab` in a folder of its own below the test's: (the finished child, its only run folder)."""
+    """Runs `boltlab` in a folder of its own below the test's: (the finished child, its only run folder; None where what
+    was refused has left none)."""
 
     def go(name, *arguments, before="", code=0, two=False):
         (tmp_path / name).mkdir(exist_ok=True)
         child = warm(*arguments, folder=tmp_path / name, before=ZOO + (FORKED if two else "") + before).wait()
         assert code in (None, child.code), (child.code, child.stdout[-1000:], child.stderr[-5000:])
-        return child, only_run(tmp_path / name / "logs")
+        logs = tmp_path / name / "logs"
+        return child, None if code and not any(logs.glob("train/*")) else only_run(logs)
 
     return go
 
