@@ -134,3 +134,10 @@ OPTIONS = {
     "EMA, early stopping": (*net(), "callbacks=[last,ema,early_stopping]", "callbacks.early_stopping.patience=9"),
 }
 ROWS = MODULES | LOADERS | OPTIONS | SHIPPED
+# Rows that differ little from others: only the exhaustive matrix has them.
+KIN = {
+    "weighted, own generator", "endless sampler, 2 workers", "stream, persistent workers", "own __iter__, 2 workers",
+    "no batches, batching sampler", "dict, min_size", "dict, max_size", "sequential validation loaders",
+    "limit_train_batches, share", "limit_train_batches, no validation", "num_sanity_val_steps, all", "reloaded",
+    "train_dataloader draws, reloaded", "checkpoints every 3 steps", "subclass", "replacement",
+}  # fmt: skip
