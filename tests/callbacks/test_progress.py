@@ -45,6 +45,29 @@ def test_the_line_of_an_epoch_without_validation_shows_no_old_values(make_traine
     assert ["val_acc" in line for line in capsys.readouterr().out.splitlines()] == [False, True]
 
 
+@pytest.mark.parametrize("on", ["a terminal", "a pipe"])
+def test_a_module_prints_by_lightnings_own_words(make_trainer, tiny_module, tiny_data, request, capsys, on):
+    class Prints(tiny_module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.print(f"batch {batch_idx} of", self.current_epoch)
+
+    terminal = request.getfixturevalue("terminal") if on == "a terminal" else None
+    make_trainer("trainer.max_epochs=1", callbacks=[ProgressLines(refresh_seconds=0.0)]).fit(
+        Prints(), datamodule=tiny_data()
+    )
+    text = terminal.file.getvalue() if terminal else capsys.readouterr().out
+    assert re.findall(r"batch (\d) of 0 *\n", text) == ["0", "1", "2", "3"]
+
+
+def test_a_disabled_bar_is_silent(make_trainer, tiny_module, tiny_data, capsys):
+    progress = ProgressLines()
+    progress.disable()
+    make_trainer("trainer.max_epochs=1", callbacks=[progress]).fit(tiny_module(), datamodule=tiny_data())
+    assert capsys.readouterr().out == "" and not progress.is_enabled
+    progress.enable()
+    assert progress.is_enabled
+
+
 def test_long_epochs_are_not_silent(make_trainer, tiny_module, tiny_data, capsys):
     trainer = make_trainer("trainer.max_epochs=1", callbacks=[ProgressLines(plain_seconds=0.0)])
     trainer.fit(tiny_module(), datamodule=tiny_data())

@@ -29,6 +29,7 @@ def test_nothing_else_is_written_and_other_files_are_left_alone(tmp_path):
     logger.log_metrics({"a": 1.0}, step=1)
     logger.log_metrics({"b": 1.0}, step=2)
     logger.finalize("success")
+    assert logger.save_dir == logger.log_dir == str(tmp_path)  # modules join their own names to it
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.csv"]
 
 

@@ -28,7 +28,7 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self.metrics = list(dict.fromkeys(metrics or ["train_loss", "val_loss"]))
         self.refresh_seconds, self.plain_seconds = refresh_seconds, plain_seconds
-        self._enabled = True
+        self.is_enabled = True
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._next_draw = 0.0
@@ -37,10 +37,10 @@ class ProgressLines(ProgressBar):
 
     def disable(self) -> None:
         """Lightning calls this on all processes but the first."""
-        self._enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
-        self._enabled = True
+        self.is_enabled = True
 
     # ---------------------------------------------------------------- training
 
@@ -58,7 +58,7 @@ class ProgressLines(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() < self._next_draw or not self._enabled:
+        if time.monotonic() < self._next_draw or not self.is_enabled:
             return
         parts = [f"{batch_idx + 1}/{trainer.num_training_batches}"]
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -75,7 +75,7 @@ class ProgressLines(ProgressBar):
 
     def _print_epoch(self, trainer: Trainer) -> None:
         # Not in on_train_epoch_end: the model logs its epoch's metrics after the callbacks' hook of that name.
-        if self._epoch is None or not self._enabled:
+        if self._epoch is None or not self.is_enabled:
             return
         values = trainer.callback_metrics
         shown = [name for name in self.metrics if name in values and (self._validated or not name.startswith("val_"))]
@@ -145,7 +145,7 @@ class ProgressLines(ProgressBar):
 
     def _open(self, name: str) -> None:
         console = get_console()
-        if self._enabled and self._bar is None and console.is_interactive:
+        if self.is_enabled and self._bar is None and console.is_interactive:
             # auto_refresh would be a thread that takes the interpreter from the training loop ten times a second.
             self._bar = Progress(
                 TextColumn("{task.description}"),

@@ -47,6 +47,11 @@ class CSVLogger(Logger):
     def save_dir(self) -> str:
         return os.fspath(self._dir)
 
+    @property
+    def log_dir(self) -> str:
+        """Where modules save files of their own, as with Lightning's loggers of files."""
+        return self.save_dir
+
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Writes nothing: config.yaml stands in the same folder."""

@@ -55,6 +55,7 @@ class Regressor(Supervised):
     ) -> None:
         measured = partial(self._metrics, metrics)
         super().__init__(net, optimizer, scheduler, l1, decay_norms_and_biases, loss, EpochMeans("mse"), measured)
+        self.left_out: set[str] = set()  # metrics that so few rows do not have
 
     @staticmethod
     def _metrics(own: dict[str, Metric] | None = None) -> dict[str, Metric]:
@@ -69,6 +70,14 @@ class Regressor(Supervised):
     def forward(self, x: Tensor) -> Tensor:
         """Values [B]."""
         return super().forward(x).squeeze(-1)
+
+    def defined(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        finite = {name for name, value in values.items() if value.isfinite()}
+        left_out = {f"{split}_r2" for split in ("val", "test") if f"{split}_mse" in finite} & (values.keys() - finite)
+        for name in left_out - self.left_out:
+            self.print(f"{name} is left out: R² needs two rows at least")
+        self.left_out |= left_out
+        return {name: value for name, value in values.items() if name not in left_out}
 
     def criterion(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor | int]:
         if output.shape != target.shape:  # broadcasting would train a wrong model in silence

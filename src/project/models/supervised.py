@@ -125,8 +125,12 @@ class Supervised(L.LightningModule):
     def log_epoch(self, metrics: MetricCollection | EpochMeans) -> None:
         # compute() has already joined the processes, uneven shards included; what sync_dist takes of equal numbers
         # only keeps Lightning from warning. Of the mean of three, the last bit could be another.
-        self.log_dict(metrics.compute(), sync_dist=True, reduce_fx="max", prog_bar=True)
+        self.log_dict(self.defined(metrics.compute()), sync_dist=True, reduce_fx="max", prog_bar=True)
         metrics.reset()
+
+    def defined(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of an epoch's values that so few samples have."""
+        return values
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Where batches are accumulated, a step is the mean over all of their samples."""

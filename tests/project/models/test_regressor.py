@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -29,6 +30,23 @@ def test_epoch_metrics_equal_scikit_learn(data, trainer, mean):
     mse = mean_squared_error(truth, answer)
     expected = {"val_loss": mse, "val_mse": mse, "val_mae": mean_absolute_error(truth, answer)}
     assert values == pytest.approx(expected | {"val_r2": r2_score(truth, answer)}, rel=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_r2_of_one_row_is_left_out_and_named(data, trainer, rows, capsys):
+    y = torch.randn(rows, generator=torch.Generator().manual_seed(0))
+    x = torch.stack([y + 0.3, y], dim=1)
+    values = trainer().validate(Regressor(First(), SGD), datamodule=data(x, y), verbose=False)[0]
+    assert values.keys() == {"val_loss", "val_mse", "val_mae"} | ({"val_r2"} if rows > 1 else set())
+    said = capsys.readouterr().out.count("val_r2 is left out: R² needs two rows at least\n")
+    assert said == (rows == 1) and values["val_mse"] == pytest.approx(0.09, rel=1e-4)
+    assert rows == 1 or values["val_r2"] == pytest.approx(r2_score(y.numpy(), x[:, 0].numpy()), rel=1e-4)
+
+
+def test_what_is_no_number_otherwise_is_logged(data, trainer):
+    y = torch.tensor([1.0, float("nan"), 2.0])
+    values = trainer().validate(Regressor(First(), SGD), datamodule=data(torch.ones(3, 2), y), verbose=False)[0]
+    assert math.isnan(values["val_r2"]) and math.isnan(values["val_mse"])
 
 
 def test_logged_metrics_names_exactly_what_a_run_logs(data, trainer):
