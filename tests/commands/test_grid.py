@@ -234,6 +234,7 @@ def test_a_sweep_that_was_killed_goes_on_with_the_same_command(tmp_path):
         ("boltlab.training.start.settle_weights", signal.SIGHUP, "nothing"),
         ("boltlab.runs.record.parse_config", signal.SIGTERM, "another error"),
         ("boltlab.runs.record.parse_config", signal.SIGINT, "nothing"),
+        ("boltlab.runs.record.write_config", signal.SIGTERM, "not lost"),
     ],
 )
 def test_a_stop_while_a_config_is_composed_or_read_is_never_lost(boltlab, ends, monkeypatch, where, signum, lost):
@@ -247,6 +248,8 @@ def test_a_stop_while_a_config_is_composed_or_read_is_never_lost(boltlab, ends, 
             try:
                 os.kill(os.getpid(), signum)
             except BaseException:
+                if lost == "not lost":
+                    raise
                 if lost == "another error":
                     raise SystemError("returned a result with an exception set") from None
         return original(*arguments, **keywords)

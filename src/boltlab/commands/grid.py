@@ -8,6 +8,7 @@ logs/train/<date>_<time>_sweep_<name>-<id>/
 import hashlib
 import math
 import re
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -125,6 +126,13 @@ def _fresh(top: Path, number: int) -> Path:
     return top / (f"{number}-{starts[-1][0] + 1}" if starts else str(number))
 
 
+def _resumes(folder: Path, status: runs.Status) -> bool:
+    """Whether a job resumes in its folder; one that was stopped before it was a run begins there again."""
+    if status.resumable and not (begun := (folder / "config.yaml").is_file()):
+        shutil.rmtree(folder)
+    return status.resumable and begun
+
+
 class _Sweep:
     """One sweep folder at work. What became of a job is read from its run folder, so that nothing can contradict it."""
 
@@ -175,7 +183,7 @@ class _Sweep:
             if status.at_work and folder is not None:
                 watch.append(folder)
                 continue
-            if not status.resumable or folder is None:
+            if folder is None or not _resumes(folder, status):
                 folder = _fresh(self.top, number)
                 launched.queue(self.jobs[number], folder, training.name_of(self.jobs[number]))
             start.append(folder)
@@ -198,7 +206,7 @@ class _Sweep:
         print(f"\n{heading}", flush=True)
         try:
             with signals.heard():
-                if newest is not None and status.resumable:
+                if newest is not None and _resumes(newest, status):
                     training.resume_run(newest, [text for text in job.overrides if "${oc.env:" in text])
                 else:  # one that failed starts anew, and what it left stays as it is
                     training.run(job, _fresh(self.top, number))
