@@ -1,7 +1,9 @@
+import copy
 import csv
 import hashlib
 import json
 import math
+import pickle
 import re
 import shlex
 import shutil
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
+from omegaconf import OmegaConf
 from PIL import Image
 
 from boltlab import runs
@@ -19,6 +23,7 @@ from boltlab.checkpoints import io
 from boltlab.data import fingerprint as fingerprints
 from boltlab.ground.errors import DataError
 from boltlab.runs import differences as differ
+from boltlab.training import resume
 
 pytestmark = pytest.mark.floats
 
@@ -357,6 +362,13 @@ def test_files_are_looked_at_while_the_run_trains_and_are_recorded_before_a_chec
         lines = "\n".join(f"{file.relative_to('images')}\0{file.stat().st_size}" for file in files)
         assert data[split]["files"] == 6 and data[split]["bytes"] == sum(file.stat().st_size for file in files)
         assert data[split]["names_and_sizes"] == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_a_copy_of_the_data_records_nothing(tmp_path):
+    """In a worker process, whose collate function may belong to the data module; of a module with its Trainer."""
+    data = LightningDataModule()
+    data.on_load = resume.DataRecord(tmp_path, OmegaConf.create(), data, goes_on=False)
+    assert pickle.loads(pickle.dumps(data)).on_load is None and copy.deepcopy(data).on_load is None
 
 
 def test_what_fails_while_files_are_looked_at_ends_the_run_before_a_checkpoint(boltlab, monkeypatch):

@@ -67,12 +67,19 @@ class _Training:
         self._give_state()
         adapt = None if self.newest is None else partial(resume.adapt, config=config, data=self.data)
         self.trainer: Any = make_trainer(config, adapt)
-        self.record: resume.DataRecord | None = None
-        self.watch = FitWatch(before_saving=self._recorded)
-        self.trainer.callbacks.insert(0, self.watch)
         self.leads = self.trainer.is_global_zero  # writes into the folder
+        self.record = self._record_of_data() if self.leads else None
+        self.watch = FitWatch(self.record)
+        self.trainer.callbacks.insert(0, self.watch)
         if self.newest is not None:  # before the weights are loaded: float64 ones would be rounded
             self.model = self.trainer.precision_plugin.convert_module(self.model)
+
+    def _record_of_data(self) -> "resume.DataRecord | None":
+        if self.config.get("data_fingerprint") == "none":
+            return None
+        record = resume.DataRecord(self.folder, self.config, self.data, goes_on=self.newest is not None)
+        self.data.on_load = record
+        return record
 
     def _give_state(self) -> None:
         """Weights of `init_from`, and what the data module of a run that resumes has fitted."""
@@ -108,17 +115,9 @@ class _Training:
             self._record(final)
 
     def _check_folders(self) -> None:
-        config, data, folder = self.config, self.data, self.folder
-        if config.get("data_fingerprint") != "none":
-            self.record = resume.DataRecord(folder, config, data, goes_on=self.newest is not None)
-            data.on_load = self.record
         needed = sum(p.nbytes for p in self.model.parameters())
         for callback in () if self.trainer.fast_dev_run else self.trainer.checkpoint_callbacks:
-            checkpoint_file.check_folder(Path(callback.dirpath or folder), needed)
-
-    def _recorded(self) -> None:
-        if self.record is not None:
-            self.record.wait()
+            checkpoint_file.check_folder(Path(callback.dirpath or self.folder), needed)
 
     def _record(self, final: dict[str, float]) -> None:
         """Writes what is known when training has ended; a run that only had to be tested keeps what it knew."""
@@ -162,7 +161,8 @@ class _Training:
         return {"test": numbers(self.trainer.callback_metrics), "tested": "best" if best else "last"}
 
     def finish(self, tested: dict[str, Any]) -> None:
-        self._recorded()
+        if self.record is not None:
+            self.record.wait()
         if self.leads:
             runs.end(self.folder, status="finished", **tested)
             tell_loggers(self.trainer, test=tested["test"])

@@ -1,7 +1,6 @@
 """The best checkpoint of a fit, and weights that a callback puts in place when training ends."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,12 @@ class FitWatch(Callback):
     """Stands before all other callbacks. `replaced`: whether one of them has put other weights in place at the end of
     the training, as Lightning's StochasticWeightAveraging does; no checkpoint of the training holds them.
 
-    before_saving: is called before each checkpoint.
+    record: of the run's data; each checkpoint waits for it.
     """
 
-    def __init__(self, before_saving: Callable[[], None]) -> None:
+    def __init__(self, record: Any = None) -> None:
         self.replaced = False
-        self._before_saving = before_saving
+        self._record = record
         self._trained: list[Tensor] = []
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
@@ -52,7 +51,8 @@ class FitWatch(Callback):
             print(line, flush=True)
 
     def on_save_checkpoint(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", checkpoint: Any) -> None:
-        self._before_saving()
+        if self._record is not None:
+            self._record.wait()
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         whole = not isinstance(trainer.strategy, ModelParallelStrategy)  # such callbacks take no sharded weights

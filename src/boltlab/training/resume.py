@@ -188,6 +188,9 @@ class DataRecord:
         if self.goes_on:
             self.wait()
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # copies, of a module with its Trainer or in a data worker, record nothing
+
     def wait(self) -> None:
         """Returns when all that was loaded is recorded: before the first checkpoint, and before the run has ended."""
         while self._begun:
