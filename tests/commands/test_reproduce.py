@@ -172,8 +172,11 @@ def test_a_resumed_run_notices_other_files(boltlab):
     images(Path("images"))
     assert boltlab("train", *FOLDER)[0] == 0
     Image.new("RGB", (8, 8), (7, 7, 7)).save("images/train/cat/1.png", compress_level=0)
+    rows = next(runs.folders("logs")) / "metrics.csv"
+    before = rows.read_bytes()
     code, _, err = boltlab("train", "resume=latest", "trainer.max_epochs=2")
     assert code == 1 and "the train split is not what" in err and "bytes, now" in err and "restart_epoch" in err
+    assert rows.read_bytes() == before  # nothing was trained
     code, _, err = boltlab("train", "resume=latest", "trainer.max_epochs=2", "resume_changed=restart_epoch")
     assert code == 0, err
     code, _, err = boltlab("train", "resume=latest", "trainer.max_epochs=3")  # what it went on with is what it has now
@@ -369,6 +372,23 @@ def test_a_copy_of_the_data_records_nothing(tmp_path):
     data = LightningDataModule()
     data.on_load = resume.DataRecord(tmp_path, OmegaConf.create(), data, goes_on=False)
     assert pickle.loads(pickle.dumps(data)).on_load is None and copy.deepcopy(data).on_load is None
+
+
+@pytest.mark.parametrize("kind", ["names", "contents"])
+def test_contents_are_read_before_the_first_step(boltlab, monkeypatch, kind):
+    images(Path("images"))
+    seen, looked, step = [], threading.Event(), torch.optim.AdamW.step
+    took = fingerprints._size
+    monkeypatch.setattr(fingerprints, "_size", lambda path: (kind == "contents" or looked.wait(60)) and took(path))
+
+    def stepping(*arguments, **options):
+        seen.append(set(runs.read_json(next(runs.folders("logs")) / "data.json").get("splits", ())))
+        looked.set()
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepping)
+    assert boltlab("train", *FOLDER, "optimizer=adamw", f"data_fingerprint={kind}")[0] == 0
+    assert seen[0] == ({"train", "val"} if kind == "contents" else set())
 
 
 def test_what_fails_while_files_are_looked_at_ends_the_run_before_a_checkpoint(boltlab, monkeypatch):

@@ -165,8 +165,8 @@ def _renew(content: dict[str, Any], processes: int) -> None:
 class DataRecord:
     """Writes into `data.json` what the run has loaded; of a resumed run, the data are those that stand there.
 
-    A new run trains while its files are looked at, which takes as long as listing them again; see `wait`. A run that
-    resumes is checked first.
+    A new run trains while names and sizes of its files are looked at; see `wait`. A run that resumes is checked before
+    it trains, and contents are read before: a stop signal could not wait for them.
     """
 
     def __init__(self, folder: Path, config: DictConfig, data: Any, goes_on: bool) -> None:
@@ -185,7 +185,7 @@ class DataRecord:
         contents = self.config.get("data_fingerprint") == "contents"
         samples = of_samples(self.data, split, contents)  # type: ignore[arg-type]
         self._begun.append(self._pool.submit(self._record, split, samples, contents))
-        if self.goes_on:
+        if self.goes_on or contents:
             self.wait()
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
